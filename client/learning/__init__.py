@@ -1,0 +1,1 @@
+"""The online learner: replay memory, updates, inference and metrics."""

@@ -1,0 +1,1 @@
+"""Losses that learn from little: every one weights or omits voxels that nobody annotated."""

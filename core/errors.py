@@ -1,0 +1,90 @@
+"""The one tree of errors, with an exit code and a remedy each.
+
+::
+
+    WardroundError                     1   anything of ours that has no narrower name
+    ├── UsageError                     2   an option or a combination of options that cannot work
+    ├── DataError                      3   an image, a label or a folder that cannot be used as it is
+    │   └── GeometryError              3   two arrays that should share one grid do not
+    ├── StorageError                   4   the disk is full, not writable, or a stored file is damaged
+    ├── PlanError                      5   a plan is invalid, or a run is resumed with another plan
+    ├── RoundError                     6   a round could not be closed (no quorum, all sites failed)
+    ├── ReplyRefused                   7   a site's reply does not keep the contract of the round
+    └── Interrupted                  130   stopped by the user; what is on disk can be resumed
+
+Every error says what happened (``problem``), why (``cause``) and what to do (``fix``). None of the three may hold
+patient text: no header value, no file content. A path that the user typed is allowed, because it goes back to them.
+"""
+
+from typing import ClassVar
+
+
+class WardroundError(Exception):
+    """Base of every error that Wardround raises on purpose.
+
+    Parameters
+    ----------
+    problem
+        What went wrong, in one sentence.
+    cause
+        Why, as far as it is known.
+    fix
+        What the reader can do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problem: str, cause: str = "", fix: str = "") -> None:
+        super().__init__(problem, cause, fix)
+        self.problem = problem
+        self.cause = cause
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return " → ".join(part for part in (self.problem, self.cause, self.fix) if part)
+
+
+class UsageError(WardroundError):
+    """An option, or a combination of options, that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(WardroundError):
+    """An image, a label or a folder that cannot be used as it is."""
+
+    exit_code = 3
+
+
+class GeometryError(DataError):
+    """Two arrays that should lie on one grid do not."""
+
+
+class StorageError(WardroundError):
+    """The disk is full, not writable, or a stored file is damaged."""
+
+    exit_code = 4
+
+
+class PlanError(WardroundError):
+    """A plan is invalid, or a run is resumed with another plan."""
+
+    exit_code = 5
+
+
+class RoundError(WardroundError):
+    """A round could not be closed: no quorum before the deadline, or every site failed."""
+
+    exit_code = 6
+
+
+class ReplyRefused(WardroundError):
+    """A site's reply does not keep the contract of the round."""
+
+    exit_code = 7
+
+
+class Interrupted(WardroundError):
+    """Stopped by the user; what lies on disk can be resumed."""
+
+    exit_code = 130

@@ -1,0 +1,111 @@
+"""Files that are either wholly there or not there at all.
+
+A file is written beside its final name, flushed to the disk and renamed; a folder is built under a temporary name and
+renamed. A crash at any instruction leaves the old state, and at most a name that starts with ``.tmp-``, which
+:func:`sweep` removes at the next start.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wardround.errors import StorageError
+
+PREFIX = ".tmp-"
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """Turn an operating-system error on `path` into one with a cause and a fix."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"cannot write {path}", "the disk is full or over quota", "free some space and run the same command again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(f"cannot write {path}", "it is not writable for this user", "choose another folder")
+    return StorageError(f"cannot write {path}", error.strerror or type(error).__name__, "check the disk and the path")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file `path` by `data`, atomically and durably.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or the folder is not writable; the old content is then still there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the text file `path` by `text` (UTF-8), atomically and durably."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Build the folder `path` as a whole: it appears under its name only when the block ends without an error.
+
+    Yields
+    ------
+    Path
+        A temporary folder beside `path` to write into.
+
+    Raises
+    ------
+    StorageError
+        If `path` already holds something: a folder is never replaced, since no rename can do that in one step.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
+    except OSError as error:
+        raise storage_error(error, path) from error
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        _sync_folder(temporary)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a crash left half-written below `folder`. Call only where no other process is writing."""
+    for leftover in list(folder.rglob(f"{PREFIX}*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

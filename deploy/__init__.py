@@ -1,0 +1,1 @@
+"""How Wardround is started: the `wardround` command line and the simulation."""

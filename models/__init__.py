@@ -1,0 +1,1 @@
+"""Networks by name, and nothing else: no data, no losses, no training."""

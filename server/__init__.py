@@ -1,0 +1,1 @@
+"""The coordinator: the round loop, its journal, and the Flower ServerApp. It never sees an image."""
