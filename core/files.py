@@ -94,6 +94,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove the folder `path` in one step: first its name goes, then, under a name that :func:`sweep` knows, the rest."""
+    try:
+        doomed = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
+        path.rename(doomed / path.name)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove what a crash left half-written below `folder`. Call only where no other process is writing."""
     for leftover in list(folder.rglob(f"{PREFIX}*")):

@@ -1,0 +1,213 @@
+"""The online learner: one network, one optimiser, updates from the case at hand and from memory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wardround.client.learning.augmentation import Augmentation
+from wardround.client.learning.inference import padded_shape, predict
+from wardround.client.learning.replay import Sample
+from wardround.client.supervision.losses import segmentation_loss
+from wardround.errors import UsageError
+from wardround.models.catalogue import architecture, build
+from wardround.models.weights import load_weights, weights_of
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+# A training window in voxels along each axis: larger volumes are learnt from in random windows of this size.
+PATCH_LIMIT = (128, 128, 128)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device.
+
+    Raises
+    ------
+    UsageError
+        If CUDA is asked for and not there, or the name is unknown.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"there is no device called {name!r}", "", "choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device was found", "none is fitted, or torch was built without it", "use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How the learner updates.
+
+    Parameters
+    ----------
+    model, labels, seed
+        As in :func:`wardround.models.catalogue.build`.
+    batch_size
+        Volumes (or windows) in one update.
+    weight_decay
+        Decoupled decay of AdamW (Loshchilov and Hutter 2019).
+    proximal_mu
+        Strength of the FedProx term ``mu / 2 * ||w - w_global||^2`` (Li et al. 2020, equation 2); 0 leaves it out.
+    patch
+        Sides of a training window in voxels; volumes that fit are used whole.
+    amp
+        Mixed precision on CUDA.
+    augmentation
+        What is done to every batch; None for nothing.
+    """
+
+    model: str
+    labels: int
+    seed: int
+    batch_size: int = 2
+    weight_decay: float = 1e-4
+    proximal_mu: float = 0.0
+    patch: tuple[int, int, int] = PATCH_LIMIT
+    amp: bool = True
+    augmentation: Augmentation | None = Augmentation()
+
+
+class OnlineLearner:
+    """A network that predicts and learns by turns.
+
+    Given the same settings, weights, optimiser state, samples and generator it ends bit-equal on the same machine.
+    """
+
+    def __init__(self, settings: LearningSettings, device: torch.device) -> None:
+        self.settings = settings
+        self.device = device
+        self._stride = architecture(settings.model).stride
+        network = build(settings.model, settings.labels, settings.seed)
+        self._network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._optimiser = torch.optim.AdamW(self._network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._mixed)
+        self._anchor: list[Tensor] = []
+
+    @property
+    def _mixed(self) -> bool:
+        return self.settings.amp and self.device.type == "cuda"
+
+    def load(self, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Take over global weights; they are also the anchor of the proximal term."""
+        load_weights(self._network, weights)
+        self._anchor = [parameter.detach().clone() for parameter in self._network.parameters()]
+
+    def weights(self) -> Arrays:
+        """A copy of the current weights by name."""
+        return weights_of(self._network)
+
+    def optimiser_state(self) -> Arrays:
+        """The moments of AdamW as named arrays, empty before the first update."""
+        names = [name for name, _ in self._network.named_parameters()]
+        state = self._optimiser.state_dict()["state"]
+        return {
+            f"{names[index]}/{key}": value.detach().cpu().numpy().copy()
+            for index, moments in state.items()
+            for key, value in moments.items()
+        }
+
+    def load_optimiser_state(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Restore what :meth:`optimiser_state` returned."""
+        indices = {name: index for index, (name, _) in enumerate(self._network.named_parameters())}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, array in arrays.items():
+            parameter, key = name.rsplit("/", 1)
+            state.setdefault(indices[parameter], {})[key] = torch.from_numpy(np.array(array))
+        whole = self._optimiser.state_dict()
+        whole["state"] = state
+        self._optimiser.load_state_dict(whole)
+
+    def predict(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Class probabilities ``[C, I, J, K]`` of a normalised image ``[I, J, K]``."""
+        return predict(self._network, image, stride=self._stride, device=self.device, amp=self.settings.amp)
+
+    def update(
+        self,
+        batch: Callable[[], Sequence[Sample]],
+        updates: int,
+        learning_rate: float,
+        rng: np.random.Generator,
+    ) -> float:
+        """Take `updates` gradient steps.
+
+        Parameters
+        ----------
+        batch
+            Called once a step; returns the samples to learn from (at least one).
+        updates
+            Number of steps.
+        learning_rate
+            Of AdamW, the same for all these steps.
+        rng
+            Source of windows and augmentation.
+
+        Returns
+        -------
+        float
+            Mean loss over the steps; NaN for none.
+        """
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate
+        self._network.train()
+        total = 0.0
+        for _ in range(updates):
+            image, target, weight = self._assemble(batch(), rng)
+            self._optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, enabled=self._mixed):
+                logits = self._network(image)
+            loss = segmentation_loss(logits.float(), target, weight) + self._proximal()
+            self._scaler.scale(loss).backward()
+            self._scaler.unscale_(self._optimiser)
+            torch.nn.utils.clip_grad_norm_(self._network.parameters(), 10.0)
+            self._scaler.step(self._optimiser)
+            self._scaler.update()
+            total += loss.item()
+        return total / updates if updates else float("nan")
+
+    def _proximal(self) -> Tensor | float:
+        if not self.settings.proximal_mu:
+            return 0.0
+        pairs = zip(self._network.parameters(), self._anchor, strict=True)
+        distance = torch.stack([(parameter - anchor).square().sum() for parameter, anchor in pairs]).sum()
+        return 0.5 * self.settings.proximal_mu * distance
+
+    def _assemble(self, samples: Sequence[Sample], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Cut windows, pad them to one shape and augment.
+
+        Padding is the image's mean, supervised as background at weight one: left out, the network calls it foreground.
+        """
+        windows = [_window(sample, self.settings.patch, rng) for sample in samples]
+        largest = tuple(max(window[0].shape[axis] for window in windows) for axis in range(3))
+        shape = padded_shape(largest, self._stride)
+        images, targets, weights = [], [], []
+        for image, target, weight in windows:
+            padding = [(0, side - own) for side, own in zip(shape, image.shape, strict=True)]
+            images.append(np.pad(image, padding)[None])
+            background = np.pad(target[:1], [(0, 0), *padding], constant_values=1)
+            targets.append(np.concatenate([background, np.pad(target[1:], [(0, 0), *padding])]))
+            weights.append(np.pad(weight, padding, constant_values=1)[None])
+        batch = [torch.from_numpy(np.stack(part).astype(np.float32)) for part in (images, targets, weights)]
+        if self.settings.augmentation is not None:
+            batch = list(self.settings.augmentation(batch[0], batch[1], batch[2], rng))
+        image_, target_, weight_ = (tensor.to(self.device) for tensor in batch)
+        return image_.contiguous(memory_format=torch.channels_last_3d), target_, weight_[:, 0]
+
+
+def _window(
+    sample: Sample, patch: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
+    """Cut one window: half of the time round a voxel that is likely to hold a structure, else anywhere."""
+    shape = sample.image.shape
+    if all(side <= limit for side, limit in zip(shape, patch, strict=True)):
+        return sample.image, sample.target, sample.weight
+    sides = np.minimum(shape, patch)
+    start = np.array([rng.integers(whole - side + 1) for whole, side in zip(shape, sides, strict=True)])
+    structure = np.flatnonzero((sample.target[0] < 0.5) & (sample.weight > 0))
+    if structure.size and rng.random() < 0.5:
+        centre = np.array(np.unravel_index(structure[rng.integers(structure.size)], shape))
+        start = np.clip(centre - sides // 2, 0, np.array(shape) - sides)
+    box = tuple(slice(low, low + side) for low, side in zip(start, sides, strict=True))
+    return sample.image[box], sample.target[(slice(None), *box)], sample.weight[box]

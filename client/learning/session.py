@@ -1,0 +1,121 @@
+"""One case's loop: predict, suggest, draw, propagate, update."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from wardround.client.annotation.guidance import allocate, residual_map, suggest
+from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
+from wardround.client.annotation.propagation import PropagationCache, ProxyMask, propagate
+from wardround.client.cases.volume import Volume
+from wardround.client.learning.inference import normalise
+from wardround.client.learning.learner import OnlineLearner
+from wardround.client.learning.replay import Sample
+from wardround.strategies.plan import RoundPlan
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class CaseSession:
+    """The state of one case while it is being annotated.
+
+    The prediction before the case is taken once, at the start, and stays as it is for all annotation rounds: a target that
+    followed the current prediction would only confirm it (Tian et al. 2023, temporal fusion).
+
+    Parameters
+    ----------
+    case_id
+        Which case.
+    image
+        Intensities on the case's own grid.
+    learner
+        Predicts and learns.
+    plan
+        Rules of the round.
+    rng
+        Only source of randomness of this case.
+    extent
+        Where the object lies, if the annotator gave it.
+    dense
+        Every slice of one plane, where the arm of an experiment learns from dense labels: they make the target, while the
+        plan's own slices still decide the voxel weights, so that both arms carry the same weights.
+    """
+
+    case_id: str
+    image: Volume
+    learner: OnlineLearner
+    plan: RoundPlan
+    rng: np.random.Generator
+    extent: ExtentPrompt | None = None
+    dense: tuple[SlicePrompt, ...] = ()
+    annotations: Annotations = field(init=False)
+    proxy: ProxyMask | None = field(init=False, default=None)
+    chosen: tuple[SliceRequest, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        self.annotations = Annotations(extent=self.extent)
+        self.normalised = normalise(self.image.array)
+        self.before = self.learner.predict(self.normalised)
+        self.prediction = self.before
+        self._cache = PropagationCache()
+
+    @property
+    def residual(self) -> npt.NDArray[np.float32] | None:
+        """``[I, J, K]``, 0 … 1: where proxy and prediction disagree; None before anything was drawn."""
+        return None if self.proxy is None else residual_map(self.proxy, self.prediction)
+
+    def suggest(self, step: int) -> tuple[SliceRequest, ...]:
+        """The slices to draw in annotation round `step` (0-based) under the plan's budget and rule."""
+        whole = self.plan.allocation or allocate(self.plan.slices_per_case, self._extents(), self.image.spacing)
+        counts = tuple(
+            total * (step + 1) // self.plan.annotation_rounds - total * step // self.plan.annotation_rounds
+            for total in whole
+        )
+        requests = suggest(
+            self.annotations,
+            self.image.shape,
+            (counts[0], counts[1], counts[2]),
+            rule=self.plan.suggestion,
+            residual=self.residual,
+            rng=self.rng,
+        )
+        self.chosen += requests
+        return requests
+
+    def answer(self, *drawn: SlicePrompt) -> None:
+        """Take drawn slices and propagate all that is known into a new proxy mask."""
+        self.annotations = self.annotations.adding(*drawn)
+        known = self.annotations.adding(*self.dense)
+        self.proxy = propagate(self.image, known, self.plan.labels, cache=self._cache)
+
+    def refresh(self) -> None:
+        """Predict again with the current weights."""
+        self.prediction = self.learner.predict(self.normalised)
+
+    def sample(self) -> Sample:
+        """What the learner learns from this case as it stands.
+
+        Target (architecture of Tian et al. 2023): ``y = (1 - w) p0 + w q`` off the drawn slices, the drawing on them,
+        where the share ``1 - w`` of the frozen prediction grows from zero to ``1 - fusion`` over the rounds: an untrained
+        network has nothing to say. Voxel weight: ``1 + lambda`` on the slices that the plan asked for, 1 elsewhere;
+        under slices-only supervision 0 elsewhere.
+        """
+        assert self.proxy is not None, "answer() comes before sample()"
+        progress = (self.plan.round - 1) / self.plan.rounds
+        share = (1 - self.plan.fusion) * progress
+        target = (1 - share) * self.proxy.probabilities + share * self.before
+        target[:, self.proxy.annotated] = self.proxy.probabilities[:, self.proxy.annotated]
+        asked = np.zeros(self.image.shape, dtype=bool)
+        for request in self.chosen:
+            asked[(slice(None),) * request.axis + (request.index,)] = True
+        elsewhere = 0.0 if self.plan.supervision == "slices" else 1.0
+        weight = np.where(asked, 1 + self.plan.annotated_weight, elsewhere)
+        return Sample(self.case_id, self.normalised, target.astype(np.float16), weight.astype(np.float16))
+
+    def _extents(self) -> tuple[int, int, int]:
+        if self.extent is None:
+            return self.image.shape
+        i, j, k = (high - low + 1 for low, high in zip(self.extent.lower, self.extent.upper, strict=True))
+        return i, j, k

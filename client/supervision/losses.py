@@ -1,0 +1,53 @@
+"""Voxel-weighted losses against soft targets.
+
+One weight map serves every kind of partial supervision: zero where nothing is known, one where a proxy speaks, more where
+the annotator drew. A slices-only loss is the same function with zero weight off the drawn slices.
+"""
+
+import torch
+from torch import Tensor
+
+# Keeps the Dice term finite where a structure is absent, in weighted voxels.
+DICE_SMOOTHING = 1.0
+
+
+def weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy to a soft target, averaged by voxel weight.
+
+    Parameters
+    ----------
+    logits
+        ``[N, C, I, J, K]`` (or ``[N, C, I, J]``), any real range.
+    target
+        Same shape, probabilities that sum to one over C.
+    weight
+        ``[N, I, J, K]``, non-negative; zero leaves a voxel out.
+
+    Returns
+    -------
+    Tensor
+        Scalar ``sum(w * ce) / sum(w)``; zero, with a gradient of zero, where every weight is zero.
+    """
+    entropy = -(target * torch.log_softmax(logits, dim=1)).sum(dim=1)
+    return (weight * entropy).sum() / weight.sum().clamp_min(torch.finfo(entropy.dtype).tiny)
+
+
+def weighted_soft_dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """One minus the voxel-weighted soft Dice, averaged over structures (background left out) and batch.
+
+    Shapes and ranges as in :func:`weighted_cross_entropy`. Per structure:
+    ``1 - (2 sum(w p t) + s) / (sum(w p) + sum(w t) + s)`` with ``s`` = :data:`DICE_SMOOTHING`
+    (Milletari et al. 2016, V-Net, equation 1, with weights and first powers in the denominator).
+    """
+    probability = torch.softmax(logits, dim=1)[:, 1:]
+    truth = target[:, 1:]
+    voxels = weight.unsqueeze(1)
+    axes = tuple(range(2, logits.ndim))
+    overlap = (voxels * probability * truth).sum(axes)
+    total = (voxels * (probability + truth)).sum(axes)
+    return (1 - (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)).mean()
+
+
+def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Sum of :func:`weighted_cross_entropy` and :func:`weighted_soft_dice`."""
+    return weighted_cross_entropy(logits, target, weight) + weighted_soft_dice(logits, target, weight)

@@ -1,0 +1,61 @@
+"""Weights of a network as named arrays, and as safetensors on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import nn
+
+from wardround.errors import PlanError, StorageError
+from wardround.files import write_bytes
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+def weights_of(network: nn.Module) -> Arrays:
+    """Copy every parameter and buffer of `network` into host memory, by its name in the state dictionary."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Overwrite all parameters and buffers of `network`.
+
+    Raises
+    ------
+    PlanError
+        If names or shapes are not exactly those of the network; nothing is then changed.
+    """
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if tuple(own[n].shape) != weights[n].shape)
+    if wrong:
+        raise PlanError(
+            f"the weights do not fit the network (first: {wrong[0]})",
+            "they were made by another network or for another number of labels",
+            "use the model and the labels that the run was started with",
+        )
+    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+
+
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Write named arrays as one safetensors file, atomically."""
+    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def load_arrays(path: Path) -> Arrays:
+    """Read named arrays from a safetensors file.
+
+    Raises
+    ------
+    StorageError
+        If the file is missing or damaged.
+    """
+    try:
+        return dict(load(path.read_bytes()))
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"cannot read the weights in {path}", type(error).__name__, "restore the file, or start from another round"
+        ) from error
