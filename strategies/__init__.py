@@ -1,1 +1,1 @@
-"""The contract and the arithmetic of a round: the plan that travels, the checks on a reply, the rules that combine weights."""
+"""The contract and the arithmetic of a round: the plan that travels, checks on replies, rules that combine weights."""

@@ -1,0 +1,209 @@
+"""The plan of a round: everything a site needs to know to take part, as one frozen value that travels."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from flwr.app import ConfigRecord
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from wardround.errors import PlanError
+
+Supervision = Literal["proxy", "dense", "slices"]
+Suggestion = Literal["residual", "residual-sampled", "even", "random"]
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+:@-]{0,127}$"
+
+# What Flower's strategies add to the record they are given.
+_FLOWERS_OWN = frozenset({"server-round"})
+
+_TUPLES = frozenset({"allocation", "patch"})
+
+
+class RoundPlan(BaseModel):
+    """What one round asks of every site.
+
+    Types are strict: a number in quotes or a bool in place of a count is refused, never converted. Unknown fields are
+    refused too, so that a site cannot take part in something it does not understand.
+
+    Parameters
+    ----------
+    run
+        Name of the run: letters, digits and ``._=+:@-``; it can be part of a file name.
+    round
+        1 … `rounds`; 0 is evaluation before any training.
+    rounds
+        How many rounds the run has.
+    seed
+        Of everything that is drawn at random, together with the site's name and the round.
+    model
+        A name in :mod:`wardround.models.catalogue`.
+    labels
+        Number of classes including background.
+    supervision
+        ``proxy``: learn from propagated slices; ``dense``: from whole labels; ``slices``: from the drawn slices only.
+    annotation_rounds
+        How often a case alternates between drawing and learning.
+    slices_per_case
+        Drawn slices a case, over all annotation rounds.
+    allocation
+        Slices along i, j, k; None lets the site choose by the shape of the case.
+    suggestion
+        Rule by which the next slices are chosen.
+    extent
+        Whether the annotator also clicks the object's bounding box.
+    updates_per_case
+        Optimiser steps a case.
+    rehearsal
+        Share of those steps that are made from memory alone, at the end of the round; 0 … 1.
+    batch_size
+        Samples a step.
+    learning_rate, learning_rate_end
+        First and last value of a cosine over the rounds.
+    annotated_weight
+        λ: a voxel on a drawn slice weighs 1 + λ in the loss, any other 1.
+    fusion
+        Share of the proxy mask in the target, 0 … 1; the rest is the prediction frozen before the case.
+    replay_capacity
+        Cases that a site keeps to rehearse.
+    proximal_mu
+        μ of FedProx (Li et al. 2020, eq. 2): the site adds ``μ/2 · ‖w − w_global‖²`` to its loss.
+    patch
+        Voxels of a training patch along i, j, k; None means whole volumes up to the site's limit.
+    amp
+        Mixed precision where the device is a GPU.
+    deadline_s
+        Seconds after which an answer is no longer waited for.
+
+    Raises
+    ------
+    PlanError
+        If a field is unknown, missing, of another type or out of range. The message names the field.
+
+    Examples
+    --------
+    >>> plan = RoundPlan(run="demo", round=1, rounds=3, seed=0, model="unet3d-small", labels=3)
+    >>> RoundPlan.from_record(plan.to_record()) == plan
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    run: Annotated[str, Field(pattern=_NAME)]
+    round: Annotated[int, Field(ge=0)]
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    model: Annotated[str, Field(pattern=_NAME)]
+    labels: Annotated[int, Field(ge=2, le=64)]
+    supervision: Supervision = "proxy"
+    annotation_rounds: Annotated[int, Field(ge=1, le=16)] = 2
+    slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 8
+    allocation: tuple[int, int, int] | None = None
+    suggestion: Suggestion = "residual"
+    extent: bool = True
+    updates_per_case: Annotated[int, Field(ge=0, le=1_000_000)] = 24
+    rehearsal: Annotated[float, Field(ge=0, le=1)] = 0.5
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+    learning_rate_end: Annotated[float, Field(ge=0, le=1)] = 2e-4
+    annotated_weight: Annotated[float, Field(ge=0, le=1e4)] = 4.0
+    fusion: Annotated[float, Field(ge=0, le=1)] = 0.9
+    replay_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 64
+    proximal_mu: Annotated[float, Field(ge=0, le=1e4)] = 0.0
+    patch: tuple[int, int, int] | None = None
+    amp: bool = True
+    deadline_s: Annotated[float, Field(gt=0, le=366 * 24 * 3600)] = 3600.0
+
+    @field_validator("allocation", "patch", mode="before")
+    @classmethod
+    def _from_list(cls, value: object) -> object:
+        """A record knows neither tuples nor None: a list stands for the one, an empty list for the other."""
+        if isinstance(value, list):
+            return tuple(value) or None
+        return value
+
+    @field_validator("allocation")
+    @classmethod
+    def _some_slices(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if value is not None and not (min(value) >= 0 and 1 <= sum(value) <= 4096):
+            raise ValueError("must hold three counts from 0 up, and one slice at least")
+        return value
+
+    @field_validator("patch")
+    @classmethod
+    def _some_voxels(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if value is not None and not all(8 <= side <= 1024 for side in value):
+            raise ValueError("every side must be between 8 and 1024 voxels")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RoundPlan":
+        if self.round > self.rounds:
+            raise ValueError(f"round {self.round} lies behind the last of {self.rounds}")
+        if self.learning_rate_end > self.learning_rate:
+            raise ValueError("learning-rate-end must not exceed learning-rate")
+        return self
+
+    # Stands behind the other validators so that it wraps them all.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_field(cls, values: Any, handler: ModelWrapValidatorHandler["RoundPlan"]) -> "RoundPlan":
+        try:
+            return handler(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = str(first["loc"][0]) if first["loc"] else ""
+            message = first["msg"].removeprefix("Value error, ")
+            raise PlanError(
+                f"the plan's {field.replace('_', '-')} cannot be used" if field else "the plan cannot be used",
+                message[:1].lower() + message[1:],
+                "correct the plan; a field that is unknown here may come from another version of Wardround",
+            ) from error
+
+    def to_record(self) -> ConfigRecord:
+        """The plan as it travels: names with dashes, a list for a tuple, an empty list for None."""
+        return ConfigRecord({name.replace("_", "-"): _wire(value) for name, value in self})
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, object]) -> "RoundPlan":
+        """Read a plan that travelled; what Flower's strategies add to the record is dropped.
+
+        Raises
+        ------
+        PlanError
+            If it is not a plan of this version.
+        """
+        return plan_from_flat({name: value for name, value in record.items() if name not in _FLOWERS_OWN})
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's fields, in hexadecimal: equal plans and only those share it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def plan_from_flat(values: Mapping[str, object]) -> RoundPlan:
+    """Build a plan from names with dashes.
+
+    Raises
+    ------
+    PlanError
+        As :class:`RoundPlan`, and for a name with an underscore.
+    """
+    wrong = sorted(name for name in values if not re.fullmatch(r"[a-z]+(-[a-z]+)*", name))
+    if wrong:
+        raise PlanError(f"the plan holds an unknown field {wrong[0]!r}", "names are written with dashes", "correct it")
+    return RoundPlan.model_validate({name.replace("-", "_"): value for name, value in values.items()})
+
+
+def _wire(value: Any) -> Any:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, tuple) else value
