@@ -28,7 +28,7 @@ SMALLEST_AXIS = 16
 
 # Mean signal as a fraction of white matter's, before the scanner.
 _FLUID, _GREY, _WHITE = 0.18, 0.52, 0.85
-_HEAD, _BODY, _NEIGHBOUR = 0.50, 0.56, 0.53
+_HEAD, _BODY, _NEIGHBOUR = 0.46, 0.58, 0.52
 
 _Field = npt.NDArray[np.float64]
 _Shape = tuple[int, int, int]
