@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from wardround.client.annotation.annotator import Annotator
 from wardround.client.annotation.effort import contour_effort, strict_effort
-from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
+from wardround.client.annotation.prompts import Annotations, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
@@ -38,16 +39,6 @@ REFERENCE = "reference"
 """Author of the labels that a site holds back to evaluate on; nothing is ever learnt from them."""
 
 log = logging.getLogger(__name__)
-
-
-class Annotator(Protocol):
-    """Whoever draws. Answers only what it is asked."""
-
-    def extent(self, case_id: str) -> ExtentPrompt | None:
-        """Two clicks an axis round the object, or None where there is none."""
-
-    def draw(self, case_id: str, request: SliceRequest) -> SlicePrompt:
-        """The labels of one slice."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,7 +68,9 @@ class CaseSession:
 
     def suggest(self, step: int) -> tuple[SliceRequest, ...]:
         """The slices to draw in annotation round `step` (0-based) under the plan's budget and rule."""
-        whole = self.plan.allocation or allocate(self.plan.slices_per_case, self._extents(), self.image.spacing)
+        whole = self.plan.allocation or allocate(
+            self.plan.slices_per_case, self._extents(), self.image.spacing, self.image.shape
+        )
         counts = tuple(
             total * (step + 1) // self.plan.annotation_rounds - total * step // self.plan.annotation_rounds
             for total in whole

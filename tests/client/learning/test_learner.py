@@ -1,0 +1,120 @@
+"""The learner: deterministic, resumable, honest about padding."""
+
+import numpy as np
+import pytest
+import torch
+
+from wardround.client.learning.inference import normalise, predict
+from wardround.client.learning.learner import LearningSettings, OnlineLearner, _window, resolve_device
+from wardround.client.learning.replay import Sample
+from wardround.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+def ball(seed: int, shape: tuple[int, int, int] = (18, 22, 14)) -> tuple[Sample, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centre = np.array(shape) / 2 + rng.uniform(-1, 1, 3)
+    distance = np.sqrt(sum((g - c) ** 2 for g, c in zip(np.indices(shape), centre, strict=True)))
+    labels = (distance < 5).astype(np.uint8)
+    image = normalise(labels * 2.0 + rng.normal(0, 0.5, shape))
+    target = np.stack([1 - labels, labels]).astype(np.float16)
+    return Sample(f"case {seed}", image, target, np.ones(shape, np.float16)), labels
+
+
+def learner(seed: int = 0, **settings: object) -> OnlineLearner:
+    return OnlineLearner(LearningSettings("unet3d-small", 2, seed, **settings), CPU)  # type: ignore[arg-type]
+
+
+def train(model: OnlineLearner, updates: int, seed: int = 0) -> float:
+    samples = [ball(n)[0] for n in range(3)]
+    rng = np.random.default_rng(seed)
+    return model.update(lambda: [samples[int(rng.integers(3))] for _ in range(2)], updates, 4e-3, rng)
+
+
+def test_it_learns_a_ball_it_has_not_seen() -> None:
+    model = learner()
+    train(model, 40)
+    sample, labels = ball(9)
+    found = model.predict(sample.image).argmax(0)
+    assert 2 * (found & labels).sum() / (found.sum() + labels.sum()) > 0.8
+
+
+def test_the_same_seeds_give_the_same_bits() -> None:
+    one, other = learner(), learner()
+    assert train(one, 3) == train(other, 3)
+    assert all(np.array_equal(a, other.weights()[name]) for name, a in one.weights().items())
+
+
+def test_a_restored_learner_goes_on_bit_by_bit() -> None:
+    whole = learner()
+    train(whole, 2)
+    restored = learner(seed=5)
+    restored.load(whole.weights())
+    restored.load_optimiser_state(whole.optimiser_state())
+    train(whole, 2, seed=1)
+    train(restored, 2, seed=1)
+    assert all(np.array_equal(a, restored.weights()[name]) for name, a in whole.weights().items())
+    fresh = learner(seed=5)
+    fresh.load(whole.weights())
+    assert fresh.optimiser_state() == {}
+
+
+def test_the_proximal_term_keeps_the_weights_near_the_global_ones() -> None:
+    def drift(mu: float) -> float:
+        model = learner(proximal_mu=mu)
+        start = model.weights()
+        model.load(start)
+        train(model, 6)
+        return float(sum(((a - start[name]) ** 2).sum() for name, a in model.weights().items()))
+
+    assert drift(10.0) < 0.5 * drift(0.0)
+
+
+def test_padding_is_supervised_as_background() -> None:
+    sample, _ = ball(0)
+    image, target, weight = learner(augmentation=None)._assemble([sample], np.random.default_rng(0))
+    assert tuple(image.shape[2:]) == (24, 24, 16)
+    assert (target[0, 0, 18:] == 1).all()
+    assert (target[0, 1, 18:] == 0).all()
+    assert (weight[0, 18:] == 1).all()
+
+
+def test_augmentation_keeps_targets_probabilities() -> None:
+    sample, _ = ball(0)
+    _, target, weight = learner()._assemble([sample, sample], np.random.default_rng(0))
+    assert torch.allclose(target.sum(1), torch.ones_like(target[:, 0]), atol=1e-3)
+    assert set(weight.unique().tolist()) <= {0.0, 1.0}
+    assert not torch.equal(target[0], target[1])
+
+
+def test_a_window_of_a_large_volume_finds_the_structure_half_of_the_time() -> None:
+    sample, _ = ball(0, (40, 40, 40))
+    rng = np.random.default_rng(0)
+    windows = [_window(sample, (16, 16, 16), rng) for _ in range(60)]
+    assert {w[0].shape for w in windows} == {(16, 16, 16)}
+    assert sum(float(w[1][1].sum()) > 100 for w in windows) >= 30
+    assert sum(float(w[1][1].sum()) == 0 for w in windows) >= 3
+
+
+def test_prediction_is_the_same_in_windows_and_in_one_piece_away_from_borders() -> None:
+    model = learner()
+    train(model, 20)
+    sample, labels = ball(3, (40, 24, 24))
+    whole = model.predict(sample.image)
+    parts = predict(model._network, sample.image, stride=8, device=CPU, window=(24, 24, 24))
+    assert whole.shape == parts.shape == (2, 40, 24, 24)
+    assert np.allclose(whole.sum(0), 1, atol=1e-5)
+    assert (whole.argmax(0) == parts.argmax(0)).mean() > 0.97
+    assert labels.any()
+
+
+def test_normalising_undoes_any_scanner_scale() -> None:
+    array = np.random.default_rng(0).normal(5, 2, (4, 5, 6))
+    assert np.allclose(normalise(array), normalise(array * 1e6 + 3), atol=1e-5)
+    assert (normalise(np.full((2, 2, 2), 7.0)) == 0).all()
+
+
+def test_an_unknown_device_is_a_users_error() -> None:
+    with pytest.raises(UsageError, match="abacus"):
+        resolve_device("abacus")

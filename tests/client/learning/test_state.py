@@ -1,0 +1,61 @@
+"""Snapshots: whole or not at all, and the right one for every round."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wardround.client.learning.replay import Reservoir
+from wardround.client.learning.state import SiteState, Snapshots
+from wardround.errors import StorageError
+
+
+def state(round_: int) -> SiteState:
+    moments = {"layer.weight/exp_avg": np.full(3, round_, np.float32)}
+    return SiteState(round_, Reservoir(4, round_, ("a",)), moments, ({"case": "a"},), {"contour": 1.0})
+
+
+def test_a_round_starts_from_the_latest_snapshot_before_it(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    assert snapshots.before(1, capacity=7).reservoir == Reservoir(7)
+    for number in (1, 2, 3):
+        snapshots.save(state(number))
+    found = Snapshots(tmp_path).before(3, capacity=4)
+    assert found.round == 2
+    assert found.reservoir == Reservoir(4, 2, ("a",))
+    assert found.history == ({"case": "a"},)
+    assert np.array_equal(found.optimiser["layer.weight/exp_avg"], np.full(3, 2, np.float32))
+
+
+def test_a_round_that_is_asked_for_again_replaces_its_snapshot_and_later_ones(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    for number in (1, 2, 3):
+        snapshots.save(state(number))
+    snapshots.save(state(2))
+    latest = snapshots.latest()
+    assert latest is not None
+    assert latest.round == 2
+
+
+def test_only_what_a_resume_can_ask_for_is_kept(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    for number in range(1, 6):
+        snapshots.save(state(number))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-00004", "round-00005"]
+
+
+def test_what_a_crash_left_half_written_is_swept(tmp_path: Path) -> None:
+    Snapshots(tmp_path).save(state(1))
+    (tmp_path / ".tmp-crash").mkdir()
+    (tmp_path / ".tmp-crash" / "state.json").write_text("{")
+    latest = Snapshots(tmp_path).latest()
+    assert latest is not None
+    assert latest.round == 1
+    assert not (tmp_path / ".tmp-crash").exists()
+
+
+def test_a_damaged_snapshot_is_named_with_its_remedy(tmp_path: Path) -> None:
+    Snapshots(tmp_path).save(state(1))
+    (tmp_path / "round-00001" / "state.json").write_text("{")
+    with pytest.raises(StorageError, match="round-00001.*remove that folder"):
+        Snapshots(tmp_path).latest()

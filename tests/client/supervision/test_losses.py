@@ -1,0 +1,77 @@
+"""Weighted losses against loops over voxels."""
+
+import math
+
+import numpy as np
+import torch
+
+from wardround.client.supervision.losses import (
+    DICE_SMOOTHING,
+    segmentation_loss,
+    weighted_cross_entropy,
+    weighted_soft_dice,
+)
+
+
+def example(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, 2, 3, 2, generator=generator, dtype=torch.float64)
+    target = torch.rand(2, 3, 2, 3, 2, generator=generator, dtype=torch.float64)
+    weight = torch.rand(2, 2, 3, 2, generator=generator, dtype=torch.float64)
+    weight[0, 0] = 0
+    return logits, target / target.sum(1, keepdim=True), weight
+
+
+def test_cross_entropy_equals_a_loop_over_voxels() -> None:
+    logits, target, weight = example()
+    paid = total = 0.0
+    for n, i, j, k in np.ndindex(2, 2, 3, 2):
+        scores = logits[n, :, i, j, k].tolist()
+        norm = math.log(sum(math.exp(s) for s in scores))
+        own = -sum(t * (s - norm) for t, s in zip(target[n, :, i, j, k].tolist(), scores, strict=True))
+        paid += float(weight[n, i, j, k]) * own
+        total += float(weight[n, i, j, k])
+    assert math.isclose(weighted_cross_entropy(logits, target, weight).item(), paid / total, rel_tol=1e-10)
+
+
+def test_soft_dice_equals_a_loop_over_voxels() -> None:
+    logits, target, weight = example()
+    probability = torch.softmax(logits, 1)
+    terms = []
+    for n in range(2):
+        for label in (1, 2):
+            overlap = mass = 0.0
+            for i, j, k in np.ndindex(2, 3, 2):
+                w, p, t = (float(v) for v in (weight[n, i, j, k], probability[n, label, i, j, k], target[n, label, i, j, k]))
+                overlap += w * p * t
+                mass += w * (p + t)
+            terms.append(1 - (2 * overlap + DICE_SMOOTHING) / (mass + DICE_SMOOTHING))
+    assert math.isclose(weighted_soft_dice(logits, target, weight).item(), sum(terms) / len(terms), rel_tol=1e-10)
+
+
+def test_voxels_of_weight_zero_get_no_gradient_and_their_target_does_not_matter() -> None:
+    logits, target, weight = example()
+    logits.requires_grad_()
+    segmentation_loss(logits, target, weight).backward()
+    assert logits.grad is not None
+    assert (logits.grad[0, :, 0] == 0).all()
+    assert (logits.grad[0, :, 1] != 0).any()
+    garbled = target.clone()
+    garbled[0, :, 0] = 7.0
+    assert torch.equal(segmentation_loss(logits, garbled, weight), segmentation_loss(logits, target, weight))
+
+
+def test_no_weight_at_all_gives_zero_cross_entropy_not_nan() -> None:
+    logits, target, weight = example()
+    assert weighted_cross_entropy(logits, target, torch.zeros_like(weight)).item() == 0.0
+
+
+def test_a_soft_target_is_learnt_as_it_is() -> None:
+    logits = torch.zeros(1, 2, 1, 1, 1, requires_grad=True)
+    target = torch.tensor([0.3, 0.7]).reshape(1, 2, 1, 1, 1)
+    optimiser = torch.optim.SGD([logits], lr=1.0)
+    for _ in range(200):
+        optimiser.zero_grad()
+        weighted_cross_entropy(logits, target, torch.ones(1, 1, 1, 1)).backward()
+        optimiser.step()
+    assert math.isclose(torch.softmax(logits, 1)[0, 1].item(), 0.7, abs_tol=1e-3)
