@@ -1,0 +1,201 @@
+"""The catalogue: Flower's own strategies by name, set up for a few hospitals and the records of our contract.
+
+The arithmetic is Flower's. What is ours is the defaults, the refusal of options that cannot work, and the part of a
+strategy that must survive a restart.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.serverapp.strategy import (
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    Strategy,
+)
+
+from wardround.errors import PlanError, UsageError
+from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
+
+_COMMON: Mapping[str, Any] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+    "weighted_by_key": NUM_EXAMPLES,
+    "arrayrecord_key": ARRAYS,
+    "configrecord_key": PLAN,
+}
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A number between `low` and `high`, both included."""
+
+    default: float | int
+    low: float
+    high: float
+
+    def check(self, strategy: str, name: str, value: object) -> float | int:
+        whole = isinstance(self.default, int)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UsageError(f"{strategy}: {name} must be a number", f"it is {value!r}", "give a number")
+        if not (self.low <= value <= self.high and math.isfinite(value)) or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            raise UsageError(
+                f"{strategy}: {name} cannot be {value!r}",
+                f"it must be {kind} between {self.low:g} and {self.high:g}",
+                f"the default is {self.default:g}",
+            )
+        return int(value) if whole else float(value)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    build: Callable[..., Strategy]
+    options: Mapping[str, _Option] = field(default_factory=dict)
+
+
+_OPTIMISER = {
+    "eta": _Option(1e-2, 1e-8, 10.0),
+    "beta_1": _Option(0.9, 0.0, 0.9999),
+    "beta_2": _Option(0.99, 0.0, 0.9999),
+    "tau": _Option(1e-3, 1e-12, 10.0),
+}
+
+_CATALOGUE: Mapping[str, _Entry] = {
+    "fedavg": _Entry(FedAvg),
+    "fedprox": _Entry(FedProx, {"proximal_mu": _Option(0.01, 0.0, 1e4)}),
+    "fedavgm": _Entry(
+        FedAvgM,
+        {"server_learning_rate": _Option(0.5, 1e-8, 10.0), "server_momentum": _Option(0.5, 0.0, 0.9999)},
+    ),
+    "fedadam": _Entry(FedAdam, _OPTIMISER),
+    "fedyogi": _Entry(FedYogi, _OPTIMISER),
+    "fedmedian": _Entry(FedMedian),
+    "fedtrimmedavg": _Entry(FedTrimmedAvg, {"beta": _Option(0.34, 0.0, 0.4999)}),
+    "krum": _Entry(Krum, {"num_malicious_nodes": _Option(1, 0, 1000)}),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every name that :func:`make_strategy` knows."""
+    return tuple(_CATALOGUE)
+
+
+def make_strategy(name: str, **options: float | int) -> Strategy:
+    """Set up one of Flower's strategies.
+
+    ================ ============================================================================================
+    name             options with their defaults
+    ================ ============================================================================================
+    fedavg           (none) McMahan et al. 2017, algorithm 1: the mean weighted by ``num-examples``
+    fedprox          ``proximal_mu=0.01``: Li et al. 2020; travels to the sites, which add the term to their loss
+    fedavgm          ``server_learning_rate=0.5, server_momentum=0.5``: Hsu et al. 2019; the long-run step is
+                     rate / (1 − momentum) = that of fedavg
+    fedadam, fedyogi ``eta=0.01, beta_1=0.9, beta_2=0.99, tau=0.001``: Reddi et al. 2021, algorithm 2
+    fedmedian        (none) Yin et al. 2018: per weight the median; sites count the same
+    fedtrimmedavg    ``beta=0.34``: Yin et al. 2018: per weight the mean without the ⌊beta · sites⌋ lowest and highest;
+                     sites count the same
+    krum             ``num_malicious_nodes=1``: Blanchard et al. 2017: the one update that is nearest to the others
+    ================ ============================================================================================
+
+    Two defaults differ from Flower's, for a reason. With ``eta=0.1`` one round of fedadam may move every weight by some
+    0.1, as much as many weights of a segmentation network are large; sites that train with small steps change a weight
+    by some 0.001 … 0.01 a round, which ``eta=0.01`` answers with a step of the same order. With ``beta=0.2`` nothing is
+    trimmed at fewer than five sites; 0.34 drops one at either end from three sites on.
+
+    Returns
+    -------
+    flwr.serverapp.strategy.Strategy
+        All sites take part, the plan travels in the record ``plan``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such strategy or option, or its value cannot work.
+    """
+    try:
+        entry = _CATALOGUE[name]
+    except KeyError:
+        raise UsageError(
+            f"there is no strategy called {name!r}",
+            "the catalogue does not hold it",
+            f"choose one of {', '.join(names())}",
+        ) from None
+    unknown = sorted(set(options) - set(entry.options))
+    if unknown:
+        raise UsageError(
+            f"{name} has no option {unknown[0]!r}", f"it knows {', '.join(entry.options) or 'none'}", "remove it"
+        )
+    values = {key: option.check(name, key, options.get(key, option.default)) for key, option in entry.options.items()}
+    return entry.build(**_COMMON, **values)
+
+
+def describe(strategy: Strategy) -> dict[str, bool | int | float | str]:
+    """Class and plain settings of a strategy: what must be equal where a run is resumed."""
+    settings = {
+        name: value
+        for name, value in sorted(vars(strategy).items())
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str))
+    }
+    return {"class": type(strategy).__name__, **settings}
+
+
+def strategy_state(strategy: Strategy) -> Weights:
+    """What a strategy carries from one round into the next, as named arrays; empty for most.
+
+    ``m_t/<array>`` and ``v_t/<array>`` for fedadam and fedyogi; for fedavgm ``momentum/00000`` … in the arrays' order.
+    """
+    state: Weights = {}
+    for moment in ("m_t", "v_t"):
+        for name, array in (getattr(strategy, moment, None) or {}).items():
+            state[f"{moment}/{name}"] = np.array(array)
+    for number, array in enumerate(getattr(strategy, "momentum_vector", None) or ()):
+        state[f"momentum/{number:05d}"] = np.array(array)
+    return state
+
+
+def load_strategy_state(strategy: Strategy, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Put back what :func:`strategy_state` took out.
+
+    Raises
+    ------
+    PlanError
+        If the state was taken out of another kind of strategy.
+    """
+    groups: dict[str, Weights] = {}
+    for name, array in state.items():
+        group, _, key = name.partition("/")
+        groups.setdefault(group, {})[key] = np.array(array)
+    values: dict[str, object] = {moment: groups.pop(moment) for moment in ("m_t", "v_t") if moment in groups}
+    if "momentum" in groups:
+        values["momentum_vector"] = [array for _, array in sorted(groups.pop("momentum").items())]
+    if groups or not all(hasattr(strategy, name) for name in values):
+        raise PlanError(
+            f"the stored state does not belong to {type(strategy).__name__}",
+            "the run was started with another strategy",
+            "resume with the strategy of the run, or start a new one",
+        )
+    for name, value in values.items():
+        setattr(strategy, name, value)
+
+
+def forget_arrays(strategy: Strategy) -> None:
+    """Let the strategy start its next round from the weights that it is then given.
+
+    Flower's FedAvgM otherwise goes on from its own last result, which differs from the global weights where these were
+    cast back to the network's dtypes.
+    """
+    if hasattr(strategy, "current_arrays"):
+        strategy.current_arrays = None

@@ -1,0 +1,198 @@
+"""The checks that every reply passes before its numbers touch the global model.
+
+Flower's strategies average what they are given: a NaN, a shape that broadcasts or a site that claims 10¹² examples goes
+straight into the model, and a missing key ends the run. Here the offending site is named with a code and its reply dropped.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+
+from wardround.errors import ReplyRefused
+from wardround.strategies.contract import (
+    ARRAYS,
+    EVALUATE_METRICS,
+    METRICS,
+    NUM_EXAMPLES,
+    TRAIN_METRICS,
+    decode,
+)
+
+Kind = Literal["train", "evaluate"]
+Code = Literal[
+    "error-reply",
+    "undecodable",
+    "missing-record",
+    "extra-record",
+    "names",
+    "shape",
+    "dtype",
+    "encoding",
+    "not-finite",
+    "num-examples",
+    "norm",
+    "metric",
+]
+
+_CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_LABEL = re.compile(r"-[0-9]{1,2}$")
+
+
+class RefusedReply(ReplyRefused):
+    """A reply was refused; :attr:`code` says by which check.
+
+    Parameters
+    ----------
+    code
+        One of :data:`Code`. Unlike the text it is fit for a journal: it holds nothing that a site wrote.
+    problem, cause, fix
+        As in every error.
+    """
+
+    def __init__(self, code: Code, problem: str, cause: str = "", fix: str = "") -> None:
+        super().__init__(problem, cause, fix)
+        self.code: Code = code
+
+
+@dataclass(frozen=True)
+class ReplyLimits:
+    """How far a reply may go.
+
+    Parameters
+    ----------
+    max_examples
+        Largest ``num-examples``: the weight of a site in the average.
+    max_norm
+        Largest Euclidean norm of (weights − global weights), over all floating-point arrays together.
+    train_metrics, evaluate_metrics
+        Names that a site may send; each also with a label's number behind it (``dice-2``).
+    max_values
+        Longest list that a metric may be.
+    """
+
+    max_examples: float = 1e6
+    max_norm: float = 1e4
+    train_metrics: frozenset[str] = TRAIN_METRICS
+    evaluate_metrics: frozenset[str] = EVALUATE_METRICS
+    max_values: int = 64
+
+    def metrics(self, kind: Kind) -> frozenset[str]:
+        """The names allowed in a reply of this kind."""
+        return self.train_metrics if kind == "train" else self.evaluate_metrics
+
+
+def check_reply(
+    reply: Message, reference: Mapping[str, npt.NDArray[Any]], limits: ReplyLimits, kind: Kind = "train"
+) -> None:
+    """Refuse a reply that does not keep the contract; nothing in it is changed.
+
+    What is cheap is checked first: sizes are known to be right before an array is decoded, and no byte is ever unpickled.
+
+    Parameters
+    ----------
+    reply
+        From a site.
+    reference
+        The weights that the site was given: names, shapes, dtypes and the point from which its change is measured.
+    limits
+        See :class:`ReplyLimits`.
+    kind
+        ``train``: one record of arrays, one of metrics; ``evaluate``: one of metrics, where ``num-examples`` may be 0.
+
+    Raises
+    ------
+    RefusedReply
+        With the first check that failed.
+    """
+    if reply.has_error():
+        raise _error_reply(reply)
+    expected: dict[str, type] = {METRICS: MetricRecord}
+    if kind == "train":
+        expected[ARRAYS] = ArrayRecord
+    content = reply.content
+    for name, record_type in expected.items():
+        if not isinstance(content.get(name), record_type):
+            raise RefusedReply("missing-record", f"the reply has no record {name!r}", "", "update the site's software")
+    if len(content) != len(expected):
+        raise RefusedReply("extra-record", "the reply holds records that nobody asked for", f"it has {len(content)}")
+    _check_metrics(content.metric_records[METRICS], limits, kind)
+    if kind == "train":
+        _check_arrays(content.array_records[ARRAYS], reference, limits)
+
+
+def _error_reply(reply: Message) -> RefusedReply:
+    """An error's text is shown only where it can be nothing but the name of a class: it may quote a patient."""
+    reason = reply.error.reason or ""
+    shown = reason if _CLASS_NAME.fullmatch(reason) else "its text is not shown here"
+    return RefusedReply(
+        "error-reply",
+        "the site answered with an error",
+        f"code {reply.error.code}, {shown}",
+        "look into the site's own log",
+    )
+
+
+def _check_metrics(metrics: MetricRecord, limits: ReplyLimits, kind: Kind) -> None:
+    allowed = limits.metrics(kind)
+    for name, value in metrics.items():
+        if name not in allowed and _LABEL.sub("", name) not in allowed:
+            raise RefusedReply("metric", "the reply holds a metric that is not in the contract", "", "update the site")
+        values = value if isinstance(value, list) else [value]
+        if len(values) > limits.max_values:
+            raise RefusedReply(
+                "metric", f"metric {name} is too long", f"{len(values)} values, {limits.max_values} allowed"
+            )
+        if name != NUM_EXAMPLES and not all(math.isfinite(number) for number in values):
+            raise RefusedReply("metric", f"metric {name} is not finite", "", "look into the site's own log")
+    examples = metrics.get(NUM_EXAMPLES)
+    if not isinstance(examples, (int, float)):
+        raise RefusedReply("num-examples", "num-examples is missing or is not one number")
+    enough = examples > 0 if kind == "train" else examples >= 0
+    if not (math.isfinite(examples) and enough and examples <= limits.max_examples):
+        raise RefusedReply(
+            "num-examples", f"num-examples is {examples:g}", f"allowed is more than 0, at most {limits.max_examples:g}"
+        )
+
+
+def _check_arrays(arrays: ArrayRecord, reference: Mapping[str, npt.NDArray[Any]], limits: ReplyLimits) -> None:
+    if arrays.keys() != reference.keys():
+        wrong = len(arrays.keys() ^ reference.keys())
+        raise RefusedReply("names", f"{wrong} arrays are missing or unknown", "the site trained another network")
+    for name, expected in reference.items():
+        _check_declaration(name, arrays[name], expected)
+    square = 0.0
+    for name, expected in reference.items():
+        try:
+            array = decode(arrays[name])
+        except ValueError as error:
+            raise RefusedReply("encoding", f"array {name} cannot be read", str(error)) from error
+        if array.dtype.kind != "f":
+            continue
+        if not np.isfinite(array).all():
+            raise RefusedReply(
+                "not-finite", f"array {name} holds NaN or infinity", "training diverged", "lower the learning rate"
+            )
+        change = np.subtract(array, expected, dtype=np.float64).ravel()
+        square += float(change @ change)
+    if not math.sqrt(square) <= limits.max_norm:
+        raise RefusedReply(
+            "norm", f"the weights moved by {math.sqrt(square):.3g}", f"at most {limits.max_norm:g} is plausible"
+        )
+
+
+def _check_declaration(name: str, array: Array, expected: npt.NDArray[Any]) -> None:
+    if tuple(array.shape) != expected.shape:
+        raise RefusedReply("shape", f"array {name} has another shape", f"{tuple(array.shape)} for {expected.shape}")
+    if array.dtype != str(expected.dtype):
+        raise RefusedReply("dtype", f"array {name} has another dtype", f"not {expected.dtype}")
+    header = 12 + 65535
+    if len(array.data) > expected.nbytes + header:
+        raise RefusedReply(
+            "encoding", f"array {name} holds more bytes than its shape needs", f"{len(array.data)} bytes"
+        )
