@@ -1,7 +1,7 @@
 """The checks that every reply passes before its numbers touch the global model.
 
 Flower's strategies average what they are given: a NaN, a shape that broadcasts or a site that claims 10¹² examples goes
-straight into the model, and a missing key ends the run. Here the offending site is named with a code and its reply dropped.
+straight into the model, and a missing key ends the run. Here the site is named with a code and its reply dropped.
 """
 
 import math
@@ -92,7 +92,7 @@ def check_reply(
 ) -> None:
     """Refuse a reply that does not keep the contract; nothing in it is changed.
 
-    What is cheap is checked first: sizes are known to be right before an array is decoded, and no byte is ever unpickled.
+    What is cheap is checked first: sizes are known before an array is decoded, and no byte is ever unpickled.
 
     Parameters
     ----------

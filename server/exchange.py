@@ -1,0 +1,258 @@
+"""One exchange with the sites: who is there, what they are sent, and what came back from whom.
+
+Flower's own loop waits for ever for absent sites, forgets late ones without a word and takes the error of one site for
+one of the server. Here an exchange ends at a deadline, and every site that was asked is accounted for.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+
+from wardround.errors import Interrupted, RoundError
+
+logger = logging.getLogger(__name__)
+
+# What Flower raises where the bytes of a reply are no message: nothing else is taken for the fault of a site.
+_UNDECODABLE = (DecodeError, ValueError, TypeError, KeyError, IndexError)
+
+_ROSTER_LOOKS = 5
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How time passes while nothing arrives.
+
+    Parameters
+    ----------
+    now
+        Seconds on a clock that never goes back.
+    wait
+        Let so many seconds pass.
+    first, longest
+        Seconds before the second look, and at most between two; the pause doubles in between.
+    """
+
+    now: Callable[[], float] = time.monotonic
+    wait: Callable[[float], object] = field(default_factory=lambda: threading.Event().wait)
+    first: float = 0.02
+    longest: float = 2.0
+
+    def pauses(self, deadline: float, stop: Callable[[], bool]) -> Iterator[None]:
+        """Yield for every look, pausing in between, until the deadline has passed; there is always one look.
+
+        Raises
+        ------
+        Interrupted
+            As soon as `stop` says so.
+        """
+        pause = self.first
+        while True:
+            check(stop)
+            yield
+            left = deadline - self.now()
+            if left <= 0:
+                return
+            check(stop)
+            self.wait(min(pause, left))
+            pause = min(2 * pause, self.longest)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a message to one site.
+
+    Parameters
+    ----------
+    node
+        The node it was sent to.
+    reply
+        What came back, or None.
+    reason
+        Why nothing came back: ``not-delivered``, ``late`` or ``undecodable``.
+    seconds
+        From sending to now.
+    """
+
+    node: int
+    reply: Message | None
+    reason: str
+    seconds: float
+
+
+def check(stop: Callable[[], bool]) -> None:
+    """Raise where the run should stop.
+
+    Raises
+    ------
+    Interrupted
+        If `stop` says so.
+    """
+    if stop():
+        raise Interrupted(
+            "the run was stopped",
+            "it was asked to",
+            "start it again with the same folder to go on where it was",
+        )
+
+
+def wait_for_sites(  # noqa: PLR0917
+    grid: Grid, quorum: int, deadline_s: float, name: Callable[[int], str], pace: Pace, stop: Callable[[], bool]
+) -> dict[int, str]:
+    """Wait until enough sites are online.
+
+    Returns
+    -------
+    dict
+        Node ids to names, in the order of the names: that of the sums, whatever the nodes' ids are this time. Where two
+        nodes have one name, the node's id is put behind it.
+
+    Raises
+    ------
+    RoundError
+        If fewer than `quorum` sites are online at the deadline.
+    """
+    nodes: list[int] = []
+    for _ in pace.pauses(pace.now() + deadline_s, stop):
+        nodes = sorted(set(grid.get_node_ids()))
+        if len(nodes) >= quorum:
+            names = [name(node) for node in nodes]
+            unique = [n if names.count(n) == 1 else f"{n}-{node}" for n, node in zip(names, nodes, strict=True)]
+            return dict(sorted(zip(nodes, unique, strict=True), key=lambda item: (item[1], item[0])))
+    raise RoundError(
+        f"{len(nodes)} of {quorum} sites are online",
+        f"the others did not connect within {deadline_s:g} s",
+        "start the missing sites, or lower the quorum; then start the run again with the same folder",
+    )
+
+
+def exchange(
+    grid: Grid, messages: Sequence[Message], deadline_s: float, pace: Pace, stop: Callable[[], bool]
+) -> Iterator[Answer]:
+    """Send messages and yield what becomes of each, as it becomes known.
+
+    Replies are pulled one by one: a reply that cannot be decoded is then known by the message it answers, and is the
+    matter of one site only.
+
+    Parameters
+    ----------
+    messages
+        At most one for a node.
+    deadline_s
+        Seconds from now after which replies are not waited for. Each is looked for once at least.
+    """
+    start = pace.now()
+    pending = _push(grid, messages)
+    for node in [message.metadata.dst_node_id for message in messages]:
+        if node not in pending.values():
+            yield Answer(node, None, "not-delivered", pace.now() - start)
+    for _ in pace.pauses(start + deadline_s, stop):
+        for identity, node in list(pending.items()):
+            check(stop)
+            reply, reason = _pull(grid, identity)
+            if reply is not None or reason:
+                del pending[identity]
+                yield Answer(node, reply, reason, pace.now() - start)
+        if not pending:
+            return
+    for node in pending.values():
+        yield Answer(node, None, "late", pace.now() - start)
+
+
+def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
+    """Push messages; identities of those that were taken, with their nodes, in order."""
+    if not messages:
+        return {}
+    identities = list(grid.push_messages(list(messages)))
+    nodes = [message.metadata.dst_node_id for message in messages]
+    if len(identities) != len(messages):
+        # Some grids leave out what they could not push, so that positions tell nothing.
+        known = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        return {identity: known[identity] for identity in identities if identity in known}
+    return {identity: node for identity, node in zip(identities, nodes, strict=True) if identity}
+
+
+def _pull(grid: Grid, identity: str) -> tuple[Message | None, str]:
+    try:
+        replies = list(grid.pull_messages([identity]))
+    except _UNDECODABLE as error:
+        logger.warning("a reply could not be decoded: %s", type(error).__name__)
+        return None, "undecodable"
+    for reply in replies:
+        if reply.metadata.reply_to_message_id == identity:
+            return reply, ""
+    return None, ""
+
+
+class RosterGrid(Grid):
+    """A grid that shows a strategy the sites of this round and no others.
+
+    Flower's strategies sample from whoever is online while they look, and look again for ever if these are too few.
+
+    Parameters
+    ----------
+    grid
+        Does everything else.
+    roster
+        Node ids to names.
+    """
+
+    def __init__(self, grid: Grid, roster: Mapping[int, str]) -> None:
+        self._grid = grid
+        self._roster = roster
+        self._looks = 0
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes of the roster.
+
+        Raises
+        ------
+        RoundError
+            If the strategy keeps looking for more.
+        """
+        self._looks += 1
+        if self._looks > _ROSTER_LOOKS:
+            raise RoundError(
+                "the strategy waits for more sites than are online",
+                f"{len(self._roster)} take part in this round",
+                "lower its min_train_nodes and min_available_nodes",
+            )
+        return list(self._roster)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """The nodes of the roster, with their names."""
+        return [NodeInfo(node_id=node, name=name) for node, name in self._roster.items()]
+
+    def set_run(self, run: Run) -> None:
+        """Hand on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Hand on."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand on."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand on."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Hand on."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
