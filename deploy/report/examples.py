@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from wardround import files
 from wardround.errors import UsageError
 
@@ -71,17 +72,23 @@ class Example:
                 scores.append(2.0 * int((one & two).sum()) / total)
         return float(np.mean(scores)) if scores else float("nan")
 
-    def cropped(self) -> "Example":
-        """The part around the labels, about square in mm and with a margin; the whole slice where nothing is there."""
+    def cropped(self, ratio: float = 1.0) -> "Example":
+        """The part around the labels with a margin, `ratio` times as high as wide in mm where the slice allows it.
+
+        Where no layer holds a label, the whole slice.
+        """
         masks = [layer > 0 for layer in (self.truth, self.proxy, self.prediction) if layer is not None]
         rows, columns = np.nonzero(np.any(masks, axis=0)) if masks else (np.empty(0), np.empty(0))
         if rows.size == 0:
             return self
         extent = [(rows.min(), rows.max() + 1), (columns.min(), columns.max() + 1)]
-        side = 1.5 * max((high - low) * size for (low, high), size in zip(extent, self.spacing, strict=True))
+        stretch = (ratio, 1.0)
+        sizes = [(high - low) * size for (low, high), size in zip(extent, self.spacing, strict=True)]
+        side = 1.5 * max(size / factor for size, factor in zip(sizes, stretch, strict=True))
         box = []
-        for (low, high), size, length in zip(extent, self.spacing, self.image.shape, strict=True):
-            wanted = min(length, max(round(side / size), 16))
+        for axis, (low, high) in enumerate(extent):
+            length = self.image.shape[axis]
+            wanted = min(length, max(round(side * stretch[axis] / self.spacing[axis]), 16))
             start = int(np.clip((low + high - wanted) // 2, 0, length - wanted))
             box.append(slice(start, start + wanted))
         where = tuple(box)

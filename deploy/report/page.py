@@ -21,16 +21,13 @@ from wardround.deploy.report.summary import (
     ArmSummary,
     GoalLine,
     Spread,
-    Table,
     arm_groups,
-    arm_table,
     goals,
-    open_ends,
     signed,
-    site_table,
     summarise,
 )
-from wardround.deploy.report.theme import DARK, LIGHT
+from wardround.deploy.report.tables import Table, arm_table, open_ends, site_table
+from wardround.deploy.report.theme import DARK, LIGHT, counted
 
 FILE_NAME = "report.html"
 
@@ -50,26 +47,27 @@ p{margin:.2rem 0 .8rem}
 .caption,.note{font-size:.875rem;max-width:52rem}
 section,.tiles>div{background:var(--card);border:1px solid var(--line);border-radius:12px}
 section{padding:1.3rem 1.5rem;margin:1.1rem 0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:.8rem;margin:1.3rem 0 0;padding:0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:.8rem;margin:1.3rem 0 0;padding:0}
 .tiles>div{padding:.9rem 1.1rem}
 .tiles dt{color:var(--muted);font-size:.85rem}
 .tiles dd{margin:0}
-.tiles .big{font-size:1.75rem;font-weight:650;letter-spacing:-.02em;line-height:1.3;overflow-wrap:anywhere}
+.tiles .big{font-size:1.65rem;font-weight:650;letter-spacing:-.02em;line-height:1.3;overflow-wrap:anywhere}
 .tiles .small{color:var(--muted);font-size:.82rem;overflow-wrap:anywhere}
 .warn{border-left:4px solid var(--bad);background:var(--card);border-radius:8px;padding:.7rem 1.1rem;margin:1.1rem 0}
 .warn ul{margin:.2rem 0;padding-left:1.2rem}
 figure{margin:.4rem 0 0}
+figcaption{margin:0 0 .9rem}
 img{display:block;max-width:100%;height:auto;margin:0 auto;border-radius:6px}
 .scroll{overflow-x:auto;margin:.4rem 0 .6rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem .7rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:baseline}
 thead th{color:var(--muted);font-weight:600;font-size:.8rem;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;padding-left:.2rem}
-tbody th{font-weight:600;overflow-wrap:anywhere;max-width:20rem}
+tbody th{font-weight:600;overflow-wrap:anywhere;min-width:6.5rem;max-width:20rem}
 td{white-space:nowrap}
 tr.main{background:var(--tint)}
 .goals{list-style:none;margin:.3rem 0 0;padding:0}
-.goals li{display:grid;grid-template-columns:6.2rem minmax(0,22rem) 1fr;gap:.8rem;padding:.42rem 0;
+.goals li{display:grid;grid-template-columns:8rem minmax(0,24rem) 1fr;gap:.8rem;padding:.42rem 0;
 border-bottom:1px solid var(--line)}
 .goals li:last-child{border-bottom:0}
 .goals b{overflow-wrap:anywhere}
@@ -172,7 +170,7 @@ def _text(value: object) -> str:
 def _head(results: Results) -> str:
     count = len(results.sites)
     name = f": {results.dataset.name}" if results.dataset.name else ""
-    title = f"{count} hospitals, a few strokes each{name}" if count > 1 else f"A run of Wardround{name}"
+    title = f"{counted(count)} hospitals, a few strokes each{name}" if count > 1 else f"A run of Wardround{name}"
     facts = []
     streamed = sum(site.stream for site in results.sites.values())
     tested = max((summary.cases for summary in summarise(results)), default=0)
@@ -197,7 +195,9 @@ def _tiles(results: Results, summaries: Sequence[ArmSummary]) -> str:
     main = next((item for item in summaries if item.arm == MAIN_ARM), summaries[0] if summaries else None)
     if main is None:
         return ""
-    tiles = [(f"Test Dice, {main.name}", main.dice.text(), _count(main.cases, "test case"))]
+    spread = f" ± {main.dice.sd:.3f} over {_count(main.dice.count, 'seed')}" if main.dice.count > 1 else ""
+    shown = f"{main.dice.mean:.3f}" if main.dice.known else NOTHING
+    tiles = [(f"Test Dice, {main.name}", shown, f"{spread}; {_count(main.cases, 'test case')}".strip("; "))]
     if main.effort.known:
         strict = f"strict count: {main.strict_effort.mean:.0%}" if main.strict_effort.known else ""
         tiles.append(
@@ -205,7 +205,7 @@ def _tiles(results: Results, summaries: Sequence[ArmSummary]) -> str:
         )
     dense = next((line for line in goals(results) if line.title.endswith("− dense")), None)
     if dense is not None:
-        tiles.append(("Against dense labels", f"{signed(dense.value)} points", "Dice, paired by test case"))
+        tiles.append(("Against dense labels", signed(dense.value), "Dice points, paired by test case"))
     if main.worst_site:
         worst = main.site_dice[main.worst_site]
         tiles.append(("Weakest hospital", f"{worst.mean:.3f}", main.worst_site))

@@ -3,7 +3,7 @@
 How a score is counted
     The score of a test case is its Dice averaged over the labels. An arm with one model scores a case with that
     model. An arm with a model per site scores a case with the model of the site whose test case it is, averaged over
-    those sites: every hospital uses its own. The score of an arm under one seed is the mean over its test cases;
+    those sites: every hospital uses its own; a case of none of these sites is averaged over all models. The score of an arm under one seed is the mean over its test cases;
     `mean ± sd` is over seeds (sample standard deviation).
 A paired difference
     Both arms score the same case under the same seed. Differences are averaged over seeds for each case, then over
@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from wardround.deploy.report.results import GLOBAL, ArmResult, CaseScore, ModelResult, Results
 
 ARM_ORDER = ("federated", "dense", "pooled", "local", "slices-only")
 NOTHING = "–"
 MAIN_ARM = "federated"
+LOCAL_ARM = "local"
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
         """Summarise the finite values."""
-        kept = np.array([value for value in values if math.isfinite(value)], dtype=float)
-        if kept.size == 0:
+        kept = [float(value) for value in values if math.isfinite(value)]
+        if not kept:
             return cls()
-        sd = float(kept.std(ddof=1)) if kept.size > 1 else math.nan
-        return cls(float(kept.mean()), sd, int(kept.size), float(kept.min()), float(kept.max()))
+        mean = math.fsum(kept) / len(kept)
+        square = math.fsum((value - mean) ** 2 for value in kept)
+        sd = math.sqrt(square / (len(kept) - 1)) if len(kept) > 1 else math.nan
+        return cls(mean, sd, len(kept), min(kept), max(kept))
 
     @property
     def known(self) -> bool:
@@ -156,20 +160,6 @@ class GoalLine:
     unit: str
     met: bool | None
     text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first column names the row."""
-
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        lines = ["| " + " | ".join(self.headers) + " |", "|" + " --- |" + " ---: |" * (len(self.headers) - 1)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
-        return "\n".join(lines)
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -288,11 +278,11 @@ def _difference(pairs: Iterable[tuple[dict[str, float], dict[str, float]]], name
 
 
 def best_local(results: Results) -> dict[str, BestLocal]:
-    """The best single-site model at every site that has test cases; empty where no arm keeps a model per site."""
+    """The best single-site model at every site that has test cases; empty without a local arm."""
     scores: dict[str, dict[str, list[float]]] = {}
     for result in results.arms:
         for owner, model in result.models.items():
-            if owner == GLOBAL:
+            if result.arm != LOCAL_ARM or owner == GLOBAL:
                 continue
             for site in dict.fromkeys(site for score in model.cases for site in score.sites):
                 mean = Spread.of(case_mean(score) for score in model.cases if site in score.sites).mean
@@ -398,84 +388,17 @@ def goals(
         lines.append(GoalLine("effort", own.effort.mean, most_effort, "share", own.effort.mean <= most_effort, text))
     for name, group in groups.items():
         difference = paired(groups[main], group, name) if name != main else None
-        if difference is None or group[0].arm == "local":
+        if difference is None or group[0].arm == LOCAL_ARM:
             continue
         goal = -dense_margin if group[0].arm == "dense" else math.nan
         met = difference.mean >= goal if math.isfinite(goal) else None
-        wanted = f", goal ≥ {signed(goal)}" if met is not None else ""
+        wanted = f", goal ≥\u00a0{signed(goal)}" if met is not None else ""
         text = f"{difference.text()} Dice points over {difference.cases} test cases{wanted}"
         lines.append(GoalLine(f"{main} − {name}", difference.mean, goal, "points", met, text))
     for site, best in best_local(results).items():
         if site in own.site_dice:
             value = 100.0 * (own.site_dice[site].mean - best.dice.mean)
-            text = f"{signed(value)} Dice points against the model of {best.owner}, goal ≥ 0"
-            title = f"{site}: {main} − best single-site model"
+            text = f"{signed(value)} Dice points against the model of {best.owner}, goal ≥\u00a00"
+            title = f"{site}: {main} − best single site"
             lines.append(GoalLine(title, value, 0.0, "points", value >= 0.0, text))
     return lines
-
-
-def arm_table(results: Results) -> Table:
-    """The main table: a row per arm, test Dice per label and in the mean, effort, difference and worst site."""
-    summaries = summarise(results)
-    labels = list(dict.fromkeys(label for summary in summaries for label in summary.label_dice))
-    headers = (
-        "arm",
-        *(f"Dice {label}" for label in labels),
-        "mean Dice",
-        "effort",
-        "strict effort",
-        "against federated, points",
-        "worst site",
-    )
-    rows = []
-    for summary in summaries:
-        worst = summary.site_dice.get(summary.worst_site, Spread())
-        rows.append(
-            (
-                summary.name,
-                *(summary.label_dice.get(label, Spread()).text() for label in labels),
-                summary.dice.text(),
-                summary.effort.text(2),
-                summary.strict_effort.text(2),
-                summary.against.text() if summary.against else NOTHING,
-                f"{summary.worst_site} {worst.text()}" if worst.known else NOTHING,
-            )
-        )
-    return Table(headers, tuple(rows))
-
-
-def site_table(results: Results) -> Table:
-    """A row per site: mean Dice of every arm there, the best single-site model and the distance to it."""
-    summaries = summarise(results)
-    best = best_local(results)
-    main = next((summary for summary in summaries if summary.arm == MAIN_ARM), None)
-    headers = ("site", *(summary.name for summary in summaries))
-    if best:
-        headers += ("best single-site model", "federated − best, points")
-    rows = []
-    for site in site_names(results):
-        cells = [summary.site_dice.get(site, Spread()).text() for summary in summaries]
-        if best:
-            there = best.get(site)
-            here = main.site_dice.get(site, Spread()) if main else Spread()
-            cells.append(f"{there.dice.text()} (of {there.owner})" if there else NOTHING)
-            cells.append(signed(100.0 * (here.mean - there.dice.mean)) if there else NOTHING)
-        rows.append((site, *cells))
-    return Table(headers, tuple(rows))
-
-
-def open_ends(results: Results) -> list[str]:
-    """What is still missing: arms that stopped before their last round, seeds not run, arms not evaluated."""
-    wanted = results.settings.get("rounds")
-    notes = []
-    for name, group in arm_groups(results).items():
-        for result in group:
-            done = max((item.round for item in result.rounds), default=0)
-            if isinstance(wanted, int) and 0 < done < wanted:
-                notes.append(f"{name}, seed {result.seed}: {done} of {wanted} rounds")
-            elif not case_scores(result):
-                notes.append(f"{name}, seed {result.seed}: not evaluated on test cases")
-        missing = sorted(set(results.seed_list) - {result.seed for result in group})
-        if missing:
-            notes.append(f"{name}: seed {', '.join(map(str, missing))} not run")
-    return notes

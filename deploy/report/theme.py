@@ -23,7 +23,7 @@ CONTOURS = ("#ffd84d", "#4cc3ff", "#ff8f5a", "#8df0b4", "#f3a6d8")
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of one palette; `hues` by arm, the rest in order for arms without a hue and for phases."""
+    """The colours of one palette; `hues` by arm, `phases` in order, `flow` for up and down."""
 
     name: str
     paper: str
@@ -31,7 +31,8 @@ class Theme:
     muted: str
     line: str
     hues: dict[str, str]
-    rest: tuple[str, ...]
+    phases: tuple[str, ...]
+    flow: tuple[str, str]
 
     def hue(self, arm: str) -> str:
         """The colour of an arm."""
@@ -51,7 +52,8 @@ LIGHT = Theme(
         "local": "#b87a00",
         "slices-only": "#b0568c",
     },
-    ("#9bb3c9", "#c94f00", "#00876a", "#0068b0", "#b0568c", "#d6a21e", "#c3cad2"),
+    ("#8fbfe0", "#e8a75c", "#5f9e8f", "#3c5a8c", "#a8556b", "#bfaed9", "#d3d9df"),
+    ("#33475b", "#a9b9c8"),
 )
 DARK = Theme(
     "dark",
@@ -66,7 +68,8 @@ DARK = Theme(
         "local": "#f0bb45",
         "slices-only": "#ea9dcb",
     },
-    ("#6d8399", "#ff8d52", "#38cfa3", "#5cb8f2", "#ea9dcb", "#f0bb45", "#4a5561"),
+    ("#9fd0f0", "#e8a75c", "#5fb3a0", "#5a80c0", "#cf7288", "#c6b4e3", "#4a5561"),
+    ("#c3d0dc", "#66788a"),
 )
 
 
@@ -115,10 +118,10 @@ def new_figure(width: float, height: float, *, constrained: bool = True) -> Any:
     return figure
 
 
-def png(figure: Any) -> bytes:
+def png(figure: Any, dpi: int = DPI) -> bytes:
     """The figure as PNG; the same figure always gives the same bytes."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
     return stream.getvalue()
 
 
@@ -129,6 +132,12 @@ def short(text: str, length: int = 22) -> str:
         return clean
     head = (length - 1) * 2 // 3
     return clean[:head] + "…" + clean[head + 1 - length :]
+
+
+def counted(number: int) -> str:
+    """A count at the start of a sentence: a word up to twelve, digits beyond."""
+    words = ["Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve"]
+    return words[number] if 0 <= number < len(words) else str(number)
 
 
 def spread_out(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -161,3 +170,14 @@ def dice_limits(values: Sequence[float], least_span: float = 0.1) -> tuple[float
     low, high = min(known), max(known)
     margin = max(0.12 * (high - low), (least_span - (high - low)) / 2, 0.01)
     return max(0.0, low - margin), min(1.0, high + margin)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A figure before it is turned into a PNG, with its texts."""
+
+    figure: Any
+    title: str
+    caption: str
+    alt: str
+    dpi: int = DPI

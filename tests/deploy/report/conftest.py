@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from wardround.deploy.report.examples import Example, save_example
+from wardround.deploy.report.page import write_report
+from wardround.deploy.report.results import save_results
 
 SITES = ("Nordstadt", "Südufer", "Westend")
 LEVELS = {"federated": 0.86, "dense": 0.872, "pooled": 0.868, "local": 0.815, "slices-only": 0.79}
@@ -152,13 +155,12 @@ def example() -> Callable[..., Example]:
     return make_example
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path, record: Callable[..., Any], example: Callable[..., Example]) -> Path:
-    """A folder as a whole run leaves it, with examples; one arm of each kind and two seeds."""
-    from wardround.deploy.report.results import save_results
-
-    folder = tmp_path / "run"
-    save_results(record(seeds=(0, 1), rounds=3), folder)
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run with its report: every arm, two seeds, two examples. Read it only."""
+    folder = tmp_path_factory.mktemp("run")
+    save_results(make_record(seeds=(0, 1), rounds=3), folder)
     for index in range(2):
-        save_example(folder / "examples" / f"{index}.npz", example(index))
+        save_example(folder / "examples" / f"{index}.npz", make_example(index))
+    write_report(folder)
     return folder
