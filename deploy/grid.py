@@ -18,6 +18,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
 from wardround.errors import Interrupted, UsageError
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,263 @@
+"""What a simulated experiment is: data, sites, arms, seeds and the rules of a round, as one frozen value."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from wardround.errors import PlanError, UsageError
+from wardround.strategies.catalogue import make_strategy
+from wardround.strategies.plan import RoundPlan
+
+Arm = Literal["federated", "dense", "slices-only", "pooled", "local"]
+ARMS: tuple[Arm, ...] = ("federated", "dense", "slices-only", "pooled", "local")
+
+# What an arm changes in the plan; an arm that is not named here changes only who trains with whom.
+SUPERVISION: Mapping[str, str] = {"dense": "dense", "slices-only": "slices"}
+
+# Fields of the plan that the experiment itself sets.
+_SET_BY_EXPERIMENT = frozenset({"run", "round", "rounds", "seed", "labels", "supervision", "deadline_s"})
+
+# A simulated site is never late: a slow machine must give the numbers of a fast one.
+_NEVER = 30 * 24 * 3600.0
+
+_SPLIT = re.compile(r"natural|even:(?P<even>\d+)|dirichlet:(?P<dirichlet>\d+):(?P<alpha>[0-9.eE+-]+)")
+
+
+class PhantomSettings(BaseModel):
+    """Drawn cases instead of a data set.
+
+    Parameters
+    ----------
+    sites, cases, tests
+        Number of sites, and of training and test cases at each.
+    shift
+        How far the sites' scanners differ; 0 for one scanner everywhere.
+    shape
+        Voxels along i, j, k.
+    seed
+        Of the drawing; the seeds of an experiment all see the same phantoms.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sites: int = Field(3, ge=1, le=64)
+    cases: int = Field(6, ge=1, le=10_000)
+    tests: int = Field(4, ge=1, le=10_000)
+    shift: float = Field(1.0, ge=0, le=4)
+    shape: tuple[int, int, int] = (40, 48, 40)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("shape")
+    @classmethod
+    def _large_enough(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(16 <= side <= 512 for side in shape):
+            raise ValueError("every side must be between 16 and 512 voxels")
+        return shape
+
+
+class SimulationSettings(BaseModel):
+    """One experiment: everything that its numbers depend on, and nothing else.
+
+    Parameters
+    ----------
+    data
+        Folder of a data set with ``dataset.json``, or None for phantoms.
+    phantoms
+        Used where `data` is None.
+    sites
+        How cases are dealt to sites: a JSON file (``file:split.json`` or a path that ends in ``.json``; looked for as
+        given, then beside the data), ``natural``, ``even:K`` or ``dirichlet:K:alpha``.
+    test_fraction
+        Share of the subjects kept for testing, where the split does not name them.
+    cases_per_site, tests_per_site
+        At most so many; the first ones of the split.
+    rounds
+        Rounds of the federation; the streamed cases are dealt over them evenly.
+    strategy, strategy_options
+        As in :func:`wardround.strategies.catalogue.make_strategy`.
+    plan
+        Fields of :class:`wardround.strategies.plan.RoundPlan` that differ from their defaults.
+    arms
+        Which of :data:`ARMS` to run.
+    seeds
+        One run of every arm for each: order of the stream, initial weights, augmentation.
+    engine
+        ``inprocess`` or ``ray``.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        See :func:`settings_from`, which turns it into an error for a person.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path | None = None
+    phantoms: PhantomSettings | None = None
+    sites: str = "natural"
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    cases_per_site: int | None = Field(None, ge=1)
+    tests_per_site: int | None = Field(None, ge=1)
+    rounds: int = Field(3, ge=1, le=100_000)
+    strategy: str = "fedavg"
+    strategy_options: dict[str, float | int] = Field(default_factory=dict)
+    plan: dict[str, bool | int | float | str | tuple[int, int, int] | None] = Field(default_factory=dict)
+    arms: tuple[Arm, ...] = ("federated",)
+    seeds: tuple[int, ...] = (0,)
+    engine: Literal["inprocess", "ray"] = "inprocess"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("sites")
+    @classmethod
+    def _known_split(cls, sites: str) -> str:
+        if is_split_file(sites):
+            return sites
+        match = _SPLIT.fullmatch(sites)
+        if match is None:
+            raise ValueError("must be a .json file, 'natural', 'even:K' or 'dirichlet:K:alpha'")
+        if match["alpha"] is not None:
+            try:
+                alpha = float(match["alpha"])
+            except ValueError:
+                alpha = 0.0
+            if not 0 < alpha < 1e6:
+                raise ValueError("alpha must be a positive number")
+        if int(match["even"] or match["dirichlet"] or 1) < 1:
+            raise ValueError("K must be at least 1")
+        return sites
+
+    @field_validator("arms", "seeds")
+    @classmethod
+    def _each_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        if not values or len(set(values)) != len(values):
+            raise ValueError("must name at least one, each once")
+        return values
+
+    @field_validator("seeds")
+    @classmethod
+    def _not_negative(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if min(seeds) < 0:
+            raise ValueError("a seed is a number from 0 up")
+        return seeds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SimulationSettings":
+        if (self.data is None) == (self.phantoms is None):
+            raise ValueError("give either a data folder or phantoms")
+        taken = _SET_BY_EXPERIMENT & self.plan.keys()
+        if taken:
+            raise ValueError(f"the plan's {', '.join(sorted(taken))} follows from the experiment")
+        return self
+
+    def round_plan(self, arm: str, seed: int, *, run: str, round: int, labels: int) -> RoundPlan:
+        """The plan of one round.
+
+        Raises
+        ------
+        PlanError
+            If the plan's fields do not fit together.
+        """
+        return RoundPlan.model_validate(
+            {
+                "model": "unet3d-small",
+                **self.plan,
+                "run": run,
+                "round": round,
+                "rounds": self.rounds,
+                "seed": seed,
+                "labels": labels,
+                "supervision": SUPERVISION.get(arm, "proxy"),
+                "deadline_s": _NEVER,
+            }
+        )
+
+    def flat(self) -> dict[str, bool | int | float | str | None]:
+        """The settings as one level of names and plain values, for the report."""
+        flat: dict[str, bool | int | float | str | None] = {}
+        for name, value in self.model_dump(mode="json").items():
+            inner = value if isinstance(value, dict) else {"": value}
+            for key, item in inner.items():
+                text = ", ".join(map(str, item)) if isinstance(item, list) else item
+                flat[f"{name}.{key}" if key else name] = text
+        flat.pop("data" if self.data is None else "phantoms")
+        return flat
+
+
+def is_split_file(sites: str) -> bool:
+    """Whether a specification of sites names a JSON file."""
+    return sites.startswith("file:") or sites.endswith(".json")
+
+
+def settings_from(values: Mapping[str, object]) -> SimulationSettings:
+    """Validate settings, the plan and the strategy.
+
+    Raises
+    ------
+    UsageError
+        Naming the option, what is wrong with it and what is allowed.
+    PlanError
+        If the plan's fields do not fit together.
+    """
+    try:
+        settings = SimulationSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "options"
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"{name.replace('_', '-')}: {message}", _given(first), "see `wardround simulate --help`"
+        ) from error
+    settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
+    make_strategy(settings.strategy, **settings.strategy_options)
+    _check_what_torch_knows(settings)
+    return settings
+
+
+def _check_what_torch_knows(settings: SimulationSettings) -> None:
+    """Only where it is asked for: importing torch takes seconds."""
+    if "model" in settings.plan:
+        from wardround.models.catalogue import architecture
+
+        name = str(settings.plan["model"])
+        if architecture(name).dimensions != 3:
+            raise UsageError(f"{name} segments slices, not volumes", "cases are 3D", "choose a 3D network")
+    if settings.device == "cuda":
+        from wardround.client.learning.learner import resolve_device
+
+        resolve_device(settings.device)
+
+
+def _given(error: Mapping[str, object]) -> str:
+    given = error.get("input")
+    return (
+        f"it was given as {given!r}" if isinstance(given, (str, int, float, list, tuple)) else "the options do not fit"
+    )
+
+
+def changed_settings(stored: SimulationSettings, wanted: SimulationSettings) -> list[str]:
+    """Names of the settings in which two experiments differ."""
+    old, new = stored.flat(), wanted.flat()
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def read_settings(content: object, source: Path) -> SimulationSettings:
+    """Read settings that an earlier run wrote.
+
+    Raises
+    ------
+    PlanError
+        If the file is not readable by this version.
+    """
+    try:
+        return SimulationSettings.model_validate(content)
+    except ValidationError as error:
+        raise PlanError(
+            f"cannot read {source}",
+            "it was changed by hand or written by another version",
+            "start a new run with --out",
+        ) from error

@@ -1,0 +1,347 @@
+"""One arm under one seed: its sites in this process, the round loop over them, everything on disk.
+
+A run can die at any instruction. Started again it goes on after the last round in its journal and ends with the same
+weights, bit for bit.
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from wardround.client import door
+from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
+from wardround.client.app import app
+from wardround.client.cases.dataset import load_dataset
+from wardround.client.cases.nifti import read_labels
+from wardround.client.cases.volume import Volume
+from wardround.client.site import Interaction, Site
+from wardround.deploy.grid import InProcessGrid
+from wardround.deploy.observer import TruthObserver
+from wardround.deploy.preparation import ARM, DONE
+from wardround.errors import DataError, Interrupted, RoundError, UsageError
+from wardround.files import write_text
+from wardround.models.catalogue import build
+from wardround.models.weights import weights_of
+from wardround.server.journal import Journal
+from wardround.server.rounds import Event, LoopSettings, run_rounds
+from wardround.strategies.catalogue import make_strategy
+from wardround.strategies.contract import Update, Weights
+from wardround.strategies.plan import RoundPlan
+
+_LOCK_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Parameters
+    ----------
+    phase
+        ``train``, ``aggregate`` or ``evaluate``.
+    round, rounds
+        Which round, of how many.
+    site
+        Where, or the empty text.
+    fraction
+        Share of all streamed cases that were learnt from, 0 … 1.
+    dice
+        Mean Dice of the model's predictions on the case at hand; None where nothing was predicted.
+    """
+
+    phase: str
+    round: int
+    rounds: int
+    site: str
+    fraction: float
+    dice: float | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What ``arm.json`` says."""
+
+    folder: Path
+    arm: str
+    seed: int
+    model: str
+    sites: tuple[str, ...]
+    plan: RoundPlan
+    strategy: str
+    strategy_options: Mapping[str, float]
+    engine: str
+    device: str
+    data: Path
+    examples: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> "Arm":
+        """Read the folder of a prepared run.
+
+        Raises
+        ------
+        DataError
+            If it is none.
+        """
+        try:
+            content = json.loads((folder / ARM).read_text())
+            return cls(
+                folder=folder,
+                arm=content["arm"],
+                seed=content["seed"],
+                model=content["model"],
+                sites=tuple(content["sites"]),
+                plan=RoundPlan.model_validate(content["plan"]),
+                strategy=content["strategy"],
+                strategy_options=content["strategy_options"],
+                engine=content["engine"],
+                device=content["device"],
+                data=folder / content["data"],
+                examples=content["examples"],
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{folder} is not a prepared run", f"{ARM} cannot be used ({type(error).__name__})", "start a new run"
+            ) from error
+
+    def site_folder(self, site: str) -> Path:
+        """Where a site lives."""
+        return self.folder / "sites" / site
+
+
+def run_arm(
+    folder: Path, *, listen: Callable[[Progress], None] | None = None, stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Run, or go on with, one arm until its journal holds every round and the evaluation.
+
+    Parameters
+    ----------
+    folder
+        As prepared.
+    listen
+        Told about progress.
+    stop
+        Asked often; True ends the run at the next interaction, to be taken up later.
+
+    Raises
+    ------
+    Interrupted
+        If `stop` said so.
+    WardroundError
+        What went wrong; where a site failed, its own first error.
+    """
+    arm = Arm.read(folder)
+    if (folder / DONE).exists():
+        return
+    with _only_one(folder):
+        if arm.engine == "ray":
+            from wardround.deploy.ray_engine import run_on_ray
+
+            seconds = run_on_ray(arm, stop=stop, listen=listen)
+        else:
+            seconds = _run_in_process(arm, listen, stop)
+        write_text(folder / DONE, json.dumps({"evaluate_seconds": seconds, "peak_memory_mb": peak_memory_mb()}))
+
+
+def run_loop(
+    arm: Arm,
+    grid: Grid,
+    site_name: Callable[[int], str],
+    *,
+    listen: Callable[[Progress], None] | None,
+    stop: Callable[[], bool],
+) -> None:
+    """The round loop of an arm over any Flower grid. Every site must answer: without one it is another run."""
+    rounds = arm.plan.rounds
+    settings = LoopSettings(rounds=rounds, quorum=len(arm.sites), deadline_s=arm.plan.deadline_s)
+
+    def on_event(event: Event) -> None:
+        if listen is None or event.kind not in ("round-end", "evaluate"):
+            return
+        phase = "evaluate" if event.kind == "evaluate" or event.round == rounds else "aggregate"
+        listen(Progress(phase, event.round, rounds, event.site, event.round / rounds))
+
+    with Journal(arm.folder / "journal") as journal:
+        run_rounds(
+            grid,
+            make_strategy(arm.strategy, **arm.strategy_options),
+            lambda number: arm.plan.model_copy(update={"round": number}),
+            initial_weights(arm.plan),
+            journal,
+            settings,
+            site_name=site_name,
+            on_event=on_event,
+            stop=stop,
+        )
+
+
+def initial_weights(plan: RoundPlan) -> Weights:
+    """The weights before the first round, drawn from the plan's seed."""
+    return weights_of(build(plan.model, plan.labels, plan.seed))
+
+
+def open_site(
+    arm: Arm,
+    name: str,
+    *,
+    listen: Callable[[Interaction, Mapping[str, Any]], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Site:
+    """Open a simulated site: annotator and observer read the truth, the site never does."""
+    labels = truth_source(arm.data)
+    annotator = SimulatedAnnotator(lambda case: Truth(labels(case)))
+
+    def heard(interaction: Interaction, scores: Mapping[str, Any]) -> None:
+        if stop():
+            # Not one of our errors: those the ClientApp would turn into a reply, and the round would go on.
+            raise KeyboardInterrupt
+        if listen is not None:
+            listen(interaction, scores)
+
+    observer = TruthObserver(
+        lambda case: np.asarray(labels(case).array, dtype=np.uint8),
+        annotator,
+        arm.plan.labels,
+        examples=arm.folder.parent.parent / "examples" if arm.examples else None,
+        example_rounds=frozenset({1, arm.plan.rounds}),
+        last_step=arm.plan.annotation_rounds,
+        listen=heard,
+    )
+    return Site.open(arm.site_folder(name), annotator, observer, arm.device)
+
+
+def truth_source(data: Path) -> Callable[[str], Volume]:
+    """Case → its labels, from the data set in `data`; the last few are kept in memory."""
+    cases = load_dataset(data).cases
+
+    @functools.lru_cache(maxsize=8)
+    def labels(case_id: str) -> Volume:
+        path = cases[case_id].label
+        if path is None:
+            raise DataError(f"case {case_id} has no label", "a simulated annotator draws from it", "leave the case out")
+        return read_labels(path)
+
+    return labels
+
+
+def peak_memory_mb() -> float:
+    """The largest resident size that this process has had, in MB (10**6 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _run_in_process(arm: Arm, listen: Callable[[Progress], None] | None, stop: Callable[[], bool]) -> float:
+    """Returns the seconds that evaluation took."""
+    grid = InProcessGrid(app, arm.sites)
+    sites: list[_Watched] = []
+    stream = _Stream(arm)
+
+    def heard(interaction: Interaction, scores: Mapping[str, Any]) -> None:
+        if listen is not None:
+            done, rounds = stream.after(interaction), arm.plan.rounds
+            listen(Progress("train", interaction.round, rounds, interaction.site, done, scores["model_dice"]))
+
+    def failure() -> Exception | None:
+        return next((site.failure for site in sites if site.failure is not None), None)
+
+    try:
+        for name in arm.sites:
+            sites.append(_Watched(open_site(arm, name, listen=heard, stop=stop)))
+            door.attach(name, sites[-1])
+        run_loop(arm, grid, grid.site_name, listen=listen, stop=lambda: stop() or failure() is not None)
+    except (KeyboardInterrupt, Interrupted, RoundError) as error:
+        if (first := failure()) is not None:
+            raise first from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("the run was stopped", "it was asked to", "resume it") from None
+        raise
+    finally:
+        door.detach_all()
+        for site in sites:
+            site.close()
+    return sum(site.evaluate_seconds for site in sites)
+
+
+class _Watched:
+    """A site whose first error is kept: only its name goes over a wire, but here the reader is the researcher."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.failure: Exception | None = None
+        self.evaluate_seconds = 0.0
+
+    def train(self, plan: RoundPlan, weights: Weights) -> Update:
+        with self._watching():
+            return self._site.train(plan, weights)
+
+    def evaluate(self, plan: RoundPlan, weights: Weights) -> dict[str, float | list[float]]:
+        started = time.monotonic()
+        with self._watching():
+            scores = self._site.evaluate(plan, weights)
+        self.evaluate_seconds += time.monotonic() - started
+        return scores
+
+    def status(self) -> dict[str, float]:
+        return self._site.status()
+
+    def close(self) -> None:
+        self._site.close()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
+
+
+class _Stream:
+    """Counts how much of all sites' streams lies behind an interaction."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._steps = arm.plan.annotation_rounds + 1
+        self._cases = [0] * arm.plan.rounds
+        for site in arm.sites:
+            schedule: list[list[str]] = json.loads((arm.site_folder(site) / "site.json").read_text())["schedule"]
+            self._cases = [sum(pair) for pair in zip(self._cases, map(len, schedule), strict=True)]
+        self._round = 0
+        self._seen: set[tuple[str, str, int]] = set()
+
+    def after(self, interaction: Interaction) -> float:
+        """Share of all interactions of the run that are done, 0 … 1."""
+        if interaction.round != self._round:
+            self._round, self._seen = interaction.round, set()
+        self._seen.add((interaction.site, interaction.case_id, interaction.step))
+        done = sum(self._cases[: self._round - 1]) + len(self._seen) / self._steps
+        return done / max(1, sum(self._cases))
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two processes that wrote one journal would mix two runs."""
+    with (folder / "lock").open("w") as stream:
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # A worker whose parent was killed needs a moment to notice.
+                if time.monotonic() > deadline:
+                    raise UsageError(
+                        f"{folder} is in use", "another process is running this arm", "wait for it, or stop it"
+                    ) from None
+                time.sleep(0.1)
+        yield
