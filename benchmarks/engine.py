@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ class Cost:
         Wall time from the end of the imports to the end of the last round.
     seconds_with_imports
         Wall time from the start of the process to its end.
+    cpu_seconds
+        User and system time of the process tree, imports included; as last seen of each process, so a little less than
+        it was.
     rss_mb, pss_mb
         Peaks over the process tree, in 10**6 bytes; `pss_mb` is 0 where the system does not tell.
     processes
@@ -58,6 +62,7 @@ class Cost:
 
     seconds: float
     seconds_with_imports: float
+    cpu_seconds: float
     rss_mb: float
     pss_mb: float
     processes: int
@@ -84,34 +89,32 @@ def client_app():
 
     app = ClientApp()
 
-    def network() -> torch.nn.Module:
-        layers = [layer for pair in itertools.pairwise(WIDTHS) for layer in (torch.nn.Linear(*pair), torch.nn.ReLU())]
-        return torch.nn.Sequential(*layers[:-1])
-
-    def loss_of(module: torch.nn.Module, node: int) -> torch.Tensor:
+    # Plain tensors and a step by hand: modules on the meta device and torch.optim import torch's compiler on first use,
+    # which takes longer than all that is measured here.
+    def loss_of(weights: dict[str, torch.Tensor], node: int) -> torch.Tensor:
         rng = np.random.default_rng([SEED, node % 2**32])
-        inputs = torch.from_numpy(rng.standard_normal((8, WIDTHS[0]), dtype=np.float32))
+        values = torch.from_numpy(rng.standard_normal((8, WIDTHS[0]), dtype=np.float32))
+        for layer in range(len(WIDTHS) - 1):
+            values = values.relu() if layer else values
+            values = torch.nn.functional.linear(values, weights[f"{layer}.weight"], weights[f"{layer}.bias"])
         targets = torch.from_numpy(rng.integers(WIDTHS[-1], size=8))
-        return torch.nn.functional.cross_entropy(module(inputs), targets)
+        return torch.nn.functional.cross_entropy(values, targets)
 
     @app.train()
     def train(message: Message, context) -> Message:
         torch.set_num_threads(1)
-        module = network()
-        module.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
-        loss = loss_of(module, context.node_id)
-        loss.backward()
-        optimiser.step()
+        weights = {n: w.requires_grad_() for n, w in message.content["arrays"].to_torch_state_dict().items()}
+        loss = loss_of(weights, context.node_id)
+        slopes = torch.autograd.grad(loss, list(weights.values()))
+        with torch.no_grad():
+            stepped = {n: w - 0.1 * slope for (n, w), slope in zip(weights.items(), slopes, strict=True)}
         metrics = MetricRecord({"num-examples": 8, "loss": float(loss)})
-        content = RecordDict({"arrays": ArrayRecord(module.state_dict()), "metrics": metrics})
-        return Message(content, reply_to=message)
+        return Message(RecordDict({"arrays": ArrayRecord(OrderedDict(stepped)), "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context) -> Message:
-        module = network()
-        module.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        metrics = MetricRecord({"num-examples": 8, "loss": float(loss_of(module, context.node_id))})
+        weights = message.content["arrays"].to_torch_state_dict()
+        metrics = MetricRecord({"num-examples": 8, "loss": float(loss_of(weights, context.node_id))})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
@@ -124,8 +127,8 @@ def initial_weights() -> dict[str, "np.ndarray"]:  # noqa: F821  (numpy is impor
     rng = np.random.default_rng(SEED)
     weights = {}
     for index, (inputs, outputs) in enumerate(itertools.pairwise(WIDTHS)):
-        weights[f"{2 * index}.weight"] = (rng.standard_normal((outputs, inputs)) / inputs**0.5).astype(np.float32)
-        weights[f"{2 * index}.bias"] = np.zeros(outputs, np.float32)
+        weights[f"{index}.weight"] = (rng.standard_normal((outputs, inputs)) / inputs**0.5).astype(np.float32)
+        weights[f"{index}.bias"] = np.zeros(outputs, np.float32)
     return weights
 
 
@@ -212,12 +215,14 @@ def measure(engine: str, rounds: int) -> Cost:
         with (folder / "log").open("w") as log:
             child = subprocess.Popen(command, stdout=log, stderr=log, env=private_environment(folder))
         seen: dict[int, psutil.Process] = {}
+        cpu: dict[int, float] = {}
         rss = pss = processes = ticks = 0
         try:
             while child.poll() is None:
                 tree = list(living(child.pid, seen))
                 rss = max(rss, sum(memory(process, "rss") for process in tree))
                 processes = max(processes, len(tree))
+                cpu |= {process.pid: used for process in tree if (used := cpu_time(process))}
                 if ticks % 5 == 0:  # Reading PSS walks all mappings, which is slow: not at every tick.
                     pss = max(pss, sum(memory(process, "pss") for process in tree))
                 ticks += 1
@@ -229,7 +234,7 @@ def measure(engine: str, rounds: int) -> Cost:
         if child.returncode != 0:
             sys.exit(f"{engine} failed:\n{(folder / 'log').read_text()[-4000:]}")
         seconds = json.loads((folder / "seconds.json").read_text())
-    return Cost(seconds, elapsed, rss / 1e6, pss / 1e6, processes)
+    return Cost(seconds, elapsed, sum(cpu.values()), rss / 1e6, pss / 1e6, processes)
 
 
 def living(root: int, seen: dict[int, psutil.Process]) -> Iterator[psutil.Process]:
@@ -248,6 +253,15 @@ def memory(process: psutil.Process, kind: str) -> int:
     except psutil.Error:
         return 0
     return int(getattr(info, kind, 0))
+
+
+def cpu_time(process: psutil.Process) -> float:
+    """User and system seconds of one process so far; 0 if it has gone."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
 
 
 def end(seen: dict[int, psutil.Process]) -> None:
@@ -287,18 +301,20 @@ def main() -> None:
         f"median of {options.repeat}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}"
     )
-    print(f"{'':10}{'after imports':>15}{'with imports':>15}{'peak RSS':>12}{'peak PSS':>12}{'processes':>11}")
+    columns = {
+        "seconds": ("after imports", "{:.2f} s"),
+        "seconds_with_imports": ("with imports", "{:.2f} s"),
+        "cpu_seconds": ("CPU", "{:.2f} s"),
+        "rss_mb": ("peak RSS", "{:.0f} MB"),
+        "pss_mb": ("peak PSS", "{:.0f} MB"),
+        "processes": ("processes", "{:.0f}"),
+    }
+    print(f"{'':8}" + "".join(f"{title:>15}" for title, _ in columns.values()))
     for engine, cost in medians.items():
-        print(
-            f"{engine:10}{cost['seconds']:13.2f} s{cost['seconds_with_imports']:13.2f} s{cost['rss_mb']:9.0f} MB"
-            f"{cost['pss_mb']:9.0f} MB{cost['processes']:11.0f}"
-        )
+        print(f"{engine:8}" + "".join(f"{form.format(cost[name]):>15}" for name, (_, form) in columns.items()))
     if len(medians) == len(ENGINES):
-        ratio = {name: medians["flower"][name] / max(medians["ours"][name], 1e-9) for name in medians["ours"]}
-        print(
-            f"{'ratio':10}{ratio['seconds']:13.1f} ×{ratio['seconds_with_imports']:13.1f} ×{ratio['rss_mb']:9.1f} × "
-            f"{ratio['pss_mb']:9.1f} × {ratio['processes']:10.1f}"
-        )
+        ratios = (medians["flower"][name] / max(medians["ours"][name], 1e-9) for name in columns)
+        print(f"{'ratio':8}" + "".join(f"{ratio:>14.1f}×" for ratio in ratios))
     if options.json:
         text = {engine: [asdict(cost) for cost in costs] for engine, costs in runs.items()}
         options.json.write_text(json.dumps(text, indent=1))

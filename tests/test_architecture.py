@@ -42,7 +42,7 @@ RULES: Mapping[str, Rule] = {
     "client": Rule(("wardround.client", "wardround.models", "wardround.strategies"), ANY),
     "server": Rule(
         ("wardround.server", "wardround.strategies", "wardround.models"),
-        frozenset({"flwr", "numpy", "pydantic", "safetensors", "torch"}),
+        frozenset({"flwr", "google", "numpy", "pydantic", "safetensors", "torch"}),
     ),
     "deploy": Rule(("wardround",), ANY),
 }
