@@ -1,7 +1,7 @@
 """The Flower ServerApp: settings of the run in, round loop, journal out.
 
-Run configuration (``[tool.flwr.app.config]``): every field of :class:`wardround.strategies.plan.RoundPlan`, its name with
-dashes, besides
+Run configuration (``[tool.flwr.app.config]``): every field of :class:`wardround.strategies.plan.RoundPlan`, its name
+with dashes, besides
 
 ==================== ================================================================================================
 ``output``           folder of the journal; a run that finds one there goes on with it

@@ -7,6 +7,7 @@ allocates more than the bytes that arrived.
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ Metrics = Mapping[str, float | list[float]]
 
 _NUMPY = "numpy.ndarray"
 _NUMBERS = "biuf"
+_LONGEST_HEADER = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,18 +131,8 @@ def decode(array: Array) -> npt.NDArray[Any]:
     """
     if array.stype != _NUMPY:
         raise ValueError("it is not a NumPy array")
-    stream = io.BytesIO(array.data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise ValueError("its format version is unknown")
-    # The header is a Python literal from outside: besides ValueError its parser lets these through.
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError, EOFError) as error:
-        raise ValueError("its header cannot be read") from error
+    start = _data_start(array.data)
+    shape, fortran, dtype = _header(array.data[:start])
     if dtype.kind not in _NUMBERS:
         raise ValueError(f"its dtype {dtype} holds no numbers")
     if tuple(shape) != tuple(array.shape) or str(dtype) != array.dtype:
@@ -148,7 +140,32 @@ def decode(array: Array) -> npt.NDArray[Any]:
     size = 1
     for side in shape:
         size *= side
-    if min(shape, default=0) < 0 or len(array.data) - stream.tell() != size * dtype.itemsize:
+    if min(shape, default=0) < 0 or len(array.data) - start != size * dtype.itemsize:
         raise ValueError("it does not hold as many bytes as its shape needs")
-    flat = np.frombuffer(array.data, dtype=dtype, count=size, offset=stream.tell())
+    flat = np.frombuffer(array.data, dtype=dtype, count=size, offset=start)
     return flat.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _data_start(data: bytes) -> int:
+    """Where the numbers begin in an array of the .npy format, version 1.0 or 2.0."""
+    lengths = {b"\x01\x00": 2, b"\x02\x00": 4}
+    if data[:6] != np.lib.format.MAGIC_PREFIX or data[6:8] not in lengths:
+        raise ValueError("it is not in the .npy format, version 1.0 or 2.0")
+    first = 8 + lengths[data[6:8]]
+    start = first + int.from_bytes(data[8:first], "little")
+    if start > min(len(data), _LONGEST_HEADER):
+        raise ValueError("its header cannot be read")
+    return start
+
+
+@lru_cache(maxsize=4096)  # The same few headers come back in every round, and parsing one is slow.
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, column-major order and dtype."""
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        return np.lib.format.read_array_header_2_0(stream)
+    # The header is a Python literal from outside: besides ValueError its parser lets these through.
+    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError, EOFError) as error:
+        raise ValueError("its header cannot be read") from error
