@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.wrapstruct import WrapStructError
 
 from wardround import files
 from wardround.client.cases.volume import Volume
@@ -44,6 +45,7 @@ _BROKEN_FILE = (
     ImageFileError,
     HeaderDataError,
     HeaderTypeError,
+    WrapStructError,
 )
 
 

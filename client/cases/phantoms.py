@@ -28,7 +28,7 @@ SMALLEST_AXIS = 16
 
 # Mean signal as a fraction of white matter's, before the scanner.
 _FLUID, _GREY, _WHITE = 0.18, 0.52, 0.85
-_HEAD, _BODY, _NEIGHBOUR = 0.46, 0.58, 0.52
+_HEAD, _BODY, _NEIGHBOUR = 0.44, 0.60, 0.52
 
 _Field = npt.NDArray[np.float64]
 _Shape = tuple[int, int, int]
@@ -217,9 +217,10 @@ def _draw_organs(rng: np.random.Generator, shape: _Shape) -> tuple[npt.NDArray[n
     thickness = rng.uniform(0.34, 0.42) * (1 - rng.uniform(0.25, 0.4) * (along + 1) / 2)
     radius = thickness * np.sqrt(np.clip(1 - along**2, 0, None))
     across = np.hypot((x - bend_x * (along**2 - 0.4)) / rng.uniform(0.95, 1.15), z - bend_z * (along**2 - 0.4))
-    organ = across < radius
+    pieces, _ = ndimage.label(across < radius)
+    organ = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1  # the warp may cut off a tip
     # The border between the parts is tilted and bulges, so that one axial cut does not give it away.
-    border = rng.uniform(-0.25, -0.05) + rng.normal(0, 0.25) * x + rng.normal(0, 0.25) * z
+    border = rng.uniform(-0.15, 0.05) + rng.normal(0, 0.2) * x + rng.normal(0, 0.2) * z
     labels = np.where(organ, np.where(along < border, 1, 2), 0).astype(np.uint8)
 
     side = rng.choice([-1.0, 1.0])
