@@ -1,7 +1,7 @@
 """How the ClientApp finds its site, without importing anything heavy.
 
-In a simulation the sites live in this process and are attached by name. Where Flower starts a fresh process instead, the
-site is opened from its folder.
+In a simulation the sites live in this process and are attached by name. Where Flower starts a fresh process instead,
+the site is opened from its folder.
 """
 
 import json

@@ -95,7 +95,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove the folder `path` in one step: first its name goes, then, under a name that :func:`sweep` knows, the rest."""
+    """Remove the folder `path` in one step: its name goes first, the rest under a name that :func:`sweep` knows."""
     try:
         doomed = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
         path.rename(doomed / path.name)

@@ -65,7 +65,9 @@ def architecture(name: str) -> Architecture:
         return _ARCHITECTURES[name]
     except KeyError:
         raise UsageError(
-            f"there is no network called {name!r}", "the catalogue does not hold it", f"choose one of {', '.join(names())}"
+            f"there is no network called {name!r}",
+            "the catalogue does not hold it",
+            f"choose one of {', '.join(names())}",
         ) from None
 
 
@@ -90,7 +92,7 @@ def build(name: str, labels: int, seed: int) -> nn.Module:
     spec = architecture(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet(
+        network: nn.Module = UNet(
             spatial_dims=spec.dimensions,
             in_channels=1,
             out_channels=labels,
@@ -99,6 +101,7 @@ def build(name: str, labels: int, seed: int) -> nn.Module:
             num_res_units=spec.residual_units,
             norm="instance",
         )
+        return network
 
 
 def feature_modules(network: nn.Module) -> dict[str, nn.Module]:

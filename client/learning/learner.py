@@ -1,7 +1,7 @@
 """The online learner: one network, one optimiser, updates from the case at hand and from memory."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,9 @@ def resolve_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"there is no device called {name!r}", "", "choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA device was found", "none is fitted, or torch was built without it", "use --device cpu")
+        raise UsageError(
+            "no CUDA device was found", "none is fitted, or torch was built without it", "use --device cpu"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -52,7 +54,7 @@ class LearningSettings:
     proximal_mu
         Strength of the FedProx term ``mu / 2 * ||w - w_global||^2`` (Li et al. 2020, equation 2); 0 leaves it out.
     patch
-        Sides of a training window in voxels; volumes that fit are used whole.
+        Sides of a training window in voxels, :data:`PATCH_LIMIT` if None; volumes that fit are used whole.
     amp
         Mixed precision on CUDA.
     augmentation
@@ -65,9 +67,9 @@ class LearningSettings:
     batch_size: int = 2
     weight_decay: float = 1e-4
     proximal_mu: float = 0.0
-    patch: tuple[int, int, int] = PATCH_LIMIT
+    patch: tuple[int, int, int] | None = None
     amp: bool = True
-    augmentation: Augmentation | None = Augmentation()
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
 
 
 class OnlineLearner:
@@ -159,7 +161,7 @@ class OnlineLearner:
             with torch.autocast(self.device.type, enabled=self._mixed):
                 logits = self._network(image)
             loss = segmentation_loss(logits.float(), target, weight) + self._proximal()
-            self._scaler.scale(loss).backward()
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self._scaler.unscale_(self._optimiser)
             torch.nn.utils.clip_grad_norm_(self._network.parameters(), 10.0)
             self._scaler.step(self._optimiser)
@@ -179,7 +181,7 @@ class OnlineLearner:
 
         Padding is the image's mean, supervised as background at weight one: left out, the network calls it foreground.
         """
-        windows = [_window(sample, self.settings.patch, rng) for sample in samples]
+        windows = [_window(sample, self.settings.patch or PATCH_LIMIT, rng) for sample in samples]
         largest = tuple(max(window[0].shape[axis] for window in windows) for axis in range(3))
         shape = padded_shape(largest, self._stride)
         images, targets, weights = [], [], []

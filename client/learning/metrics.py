@@ -45,9 +45,7 @@ def mean_dice(prediction: Labels, reference: Labels, labels: int) -> float:
     return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
 
 
-def score(
-    prediction: Labels, reference: Labels, label: int, spacing: tuple[float, float, float]
-) -> StructureScore:
+def score(prediction: Labels, reference: Labels, label: int, spacing: tuple[float, float, float]) -> StructureScore:
     """All metrics of one structure.
 
     Parameters

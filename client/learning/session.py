@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from wardround.client.annotation.effort import contour_effort
 from wardround.client.annotation.guidance import allocate, residual_map, suggest
 from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
 from wardround.client.annotation.propagation import PropagationCache, ProxyMask, propagate
@@ -12,6 +13,7 @@ from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import OnlineLearner
 from wardround.client.learning.replay import Sample
+from wardround.client.learning.schedule import slices_at
 from wardround.strategies.plan import RoundPlan
 
 Probabilities = npt.NDArray[np.float32]
@@ -21,8 +23,8 @@ Probabilities = npt.NDArray[np.float32]
 class CaseSession:
     """The state of one case while it is being annotated.
 
-    The prediction before the case is taken once, at the start, and stays as it is for all annotation rounds: a target that
-    followed the current prediction would only confirm it (Tian et al. 2023, temporal fusion).
+    The prediction before the case is taken once, at the start, and stays as it is for all annotation rounds: a target
+    that followed the current prediction would only confirm it (Tian et al. 2023, temporal fusion).
 
     Parameters
     ----------
@@ -39,8 +41,8 @@ class CaseSession:
     extent
         Where the object lies, if the annotator gave it.
     dense
-        Every slice of one plane, where the arm of an experiment learns from dense labels: they make the target, while the
-        plan's own slices still decide the voxel weights, so that both arms carry the same weights.
+        Every slice of one plane, where the arm of an experiment learns from dense labels: they make the target, while
+        the plan's own slices still decide the voxel weights, so that both arms carry the same weights.
     """
 
     case_id: str
@@ -62,6 +64,16 @@ class CaseSession:
         self._cache = PropagationCache()
 
     @property
+    def paid(self) -> Annotations:
+        """What the annotator is charged for: the drawn slices, or the dense labels that hold them."""
+        return Annotations(slices=self.dense) if self.dense else self.annotations
+
+    @property
+    def cost(self) -> int:
+        """Contour pixels that were drawn, as :func:`wardround.client.annotation.effort.contour_effort` counts them."""
+        return contour_effort(self.paid)
+
+    @property
     def residual(self) -> npt.NDArray[np.float32] | None:
         """``[I, J, K]``, 0 … 1: where proxy and prediction disagree; None before anything was drawn."""
         return None if self.proxy is None else residual_map(self.proxy, self.prediction)
@@ -71,10 +83,7 @@ class CaseSession:
         whole = self.plan.allocation or allocate(
             self.plan.slices_per_case, self._extents(), self.image.spacing, self.image.shape
         )
-        counts = tuple(
-            total * (step + 1) // self.plan.annotation_rounds - total * step // self.plan.annotation_rounds
-            for total in whole
-        )
+        counts = tuple(slices_at(total, self.plan.annotation_rounds, step) for total in whole)
         requests = suggest(
             self.annotations,
             self.image.shape,
@@ -99,10 +108,10 @@ class CaseSession:
     def sample(self) -> Sample:
         """What the learner learns from this case as it stands.
 
-        Target (architecture of Tian et al. 2023): ``y = (1 - w) p0 + w q`` off the drawn slices, the drawing on them,
-        where the share ``1 - w`` of the frozen prediction grows from zero to ``1 - fusion`` over the rounds: an untrained
-        network has nothing to say. Voxel weight: ``1 + lambda`` on the slices that the plan asked for, 1 elsewhere;
-        under slices-only supervision 0 elsewhere.
+        Target (temporal fusion, Tian et al. 2023): ``y = (1 - w) p0 + w q`` off the drawn slices, the drawing on them.
+        The share ``1 - w`` of the frozen prediction grows from zero to ``1 - fusion`` over the rounds, since an
+        untrained network has nothing to say. Voxel weight: ``1 + lambda`` on the slices that the plan asked for, 1
+        elsewhere; under slices-only supervision 0 elsewhere.
         """
         assert self.proxy is not None, "answer() comes before sample()"
         progress = (self.plan.round - 1) / self.plan.rounds

@@ -1,7 +1,8 @@
 """What a site keeps between rounds, as one snapshot a round.
 
-A snapshot is a folder that appears whole or not at all. The site trains round *r* from the latest snapshot before *r*, so
-that a round that is asked for again, because the coordinator lost its answer or any process died, gives the same answer.
+A snapshot is a folder that appears whole or not at all. The site trains round *r* from the latest snapshot before *r*,
+so that a round that is asked for again, because the coordinator lost its answer or any process died, gives the same
+answer.
 """
 
 import json

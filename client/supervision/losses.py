@@ -1,7 +1,7 @@
 """Voxel-weighted losses against soft targets.
 
-One weight map serves every kind of partial supervision: zero where nothing is known, one where a proxy speaks, more where
-the annotator drew. A slices-only loss is the same function with zero weight off the drawn slices.
+One weight map serves every kind of partial supervision: zero where nothing is known, one where a proxy speaks, more
+where the annotator drew. A slices-only loss is the same function with zero weight off the drawn slices.
 """
 
 import torch

@@ -50,7 +50,8 @@ def test_the_seed_fixes_the_weights_and_leaves_the_global_state_alone() -> None:
 
 def test_features_of_every_scale_are_reachable_by_name() -> None:
     network = build("unet3d-small", labels=2, seed=0)
-    assert set(feature_modules(network)) == {f"{s}.{n}" for s in ("encoder", "decoder") for n in range(3)} | {"bottleneck"}
+    levels = {f"{part}.{level}" for part in ("encoder", "decoder") for level in range(3)}
+    assert set(feature_modules(network)) == levels | {"bottleneck"}
     with Features(network, "encoder.0", "encoder.1", "bottleneck", "decoder.0") as features:
         network(torch.zeros(1, 1, 16, 16, 16))
     shapes = {name: tuple(features[name].shape[1:]) for name in ("encoder.0", "encoder.1", "bottleneck", "decoder.0")}

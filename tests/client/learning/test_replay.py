@@ -47,7 +47,9 @@ def test_a_reopened_memory_draws_the_same_bits(tmp_path: Path) -> None:
     for number in range(4):
         memory.offer(sample(f"case {number}", number / 7), np.random.default_rng(number))
     again = ReplayMemory(tmp_path, memory.reservoir)
-    for one, other in zip(memory.draw(9, np.random.default_rng(1)), again.draw(9, np.random.default_rng(1)), strict=True):
+    for one, other in zip(
+        memory.draw(9, np.random.default_rng(1)), again.draw(9, np.random.default_rng(1)), strict=True
+    ):
         assert one.case_id == other.case_id
         for name in ("image", "target", "weight"):
             a, b = getattr(one, name), getattr(other, name)

@@ -57,5 +57,5 @@ def test_what_a_crash_left_half_written_is_swept(tmp_path: Path) -> None:
 def test_a_damaged_snapshot_is_named_with_its_remedy(tmp_path: Path) -> None:
     Snapshots(tmp_path).save(state(1))
     (tmp_path / "round-00001" / "state.json").write_text("{")
-    with pytest.raises(StorageError, match="round-00001.*remove that folder"):
+    with pytest.raises(StorageError, match=r"round-00001.*remove that folder"):
         Snapshots(tmp_path).latest()

@@ -42,7 +42,8 @@ def test_soft_dice_equals_a_loop_over_voxels() -> None:
         for label in (1, 2):
             overlap = mass = 0.0
             for i, j, k in np.ndindex(2, 3, 2):
-                w, p, t = (float(v) for v in (weight[n, i, j, k], probability[n, label, i, j, k], target[n, label, i, j, k]))
+                w = float(weight[n, i, j, k])
+                p, t = float(probability[n, label, i, j, k]), float(target[n, label, i, j, k])
                 overlap += w * p * t
                 mass += w * (p + t)
             terms.append(1 - (2 * overlap + DICE_SMOOTHING) / (mass + DICE_SMOOTHING))

@@ -1,0 +1,122 @@
+"""The ClientApp is a courier: it finds its site, carries arrays and scalars, and lets no text out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from wardround.client import door
+from wardround.client.app import SITE_ERROR, app
+from wardround.deploy.grid import InProcessGrid
+from wardround.errors import DataError, UsageError
+from wardround.strategies.contract import (
+    ARRAYS,
+    METRICS,
+    PLAN,
+    Update,
+    Weights,
+    weights_from_record,
+    weights_to_record,
+)
+from wardround.strategies.plan import RoundPlan
+
+WEIGHTS = {"layer": np.arange(6, dtype=np.float32).reshape(2, 3)}
+ROUND = RoundPlan(run="test", round=1, rounds=2, seed=0, model="unet3d-small", labels=3)
+
+
+class FakeSite:
+    """Adds one to every weight, or fails with a patient's name in the text."""
+
+    def __init__(self, failing: bool = False) -> None:
+        self.failing = failing
+        self.plans: list[RoundPlan] = []
+
+    def train(self, plan: RoundPlan, weights: Weights) -> Update:
+        self.plans.append(plan)
+        if self.failing:
+            raise DataError("cannot read DOE^JANE", "/data/DOE^JANE/ct.nii.gz is damaged")
+        return Update({name: array + 1 for name, array in weights.items()}, {"num-examples": 2.0})
+
+    def evaluate(self, plan: RoundPlan, weights: Weights) -> dict[str, float | list[float]]:
+        return {"num-examples": 1.0, "dice": float(weights["layer"].sum())}
+
+    def status(self) -> dict[str, float]:
+        return {"cases": 5.0}
+
+
+@pytest.fixture(autouse=True)
+def _no_sites() -> None:
+    door.detach_all()
+
+
+def context(**node_config: str | int) -> Context:
+    return Context(run_id=1, node_id=7, node_config=dict(node_config), state=RecordDict(), run_config={})
+
+
+def ask(kind: str, record: ConfigRecord | None = None) -> Message:
+    grid = InProcessGrid(app, ["north"])
+    content = RecordDict({ARRAYS: weights_to_record(WEIGHTS), PLAN: record or ROUND.to_record()})
+    sent = grid.push_messages([Message(content, grid.get_node_ids()[0], kind)])
+    return next(iter(grid.pull_messages(sent)))
+
+
+def test_train_carries_plan_and_weights_there_and_the_update_back() -> None:
+    site = FakeSite()
+    door.attach("north", site)
+    reply = ask("train").content
+    assert site.plans == [ROUND]
+    assert np.array_equal(weights_from_record(reply.array_records[ARRAYS])["layer"], WEIGHTS["layer"] + 1)
+    assert dict(reply.metric_records[METRICS]) == {"num-examples": 2.0}
+    assert set(reply) == {ARRAYS, METRICS}
+
+
+def test_evaluate_and_status_answer_scalars_only() -> None:
+    door.attach("north", FakeSite())
+    assert dict(ask("evaluate").content.metric_records[METRICS]) == {"num-examples": 1.0, "dice": 15.0}
+    assert set(ask("query.status").content) == {METRICS}
+
+
+def test_an_error_leaves_as_the_name_of_its_class() -> None:
+    door.attach("north", FakeSite(failing=True))
+    reply = ask("train")
+    assert reply.error.code == SITE_ERROR
+    assert reply.error.reason == "DataError"
+
+
+def test_a_broken_plan_is_refused_before_the_site_sees_it() -> None:
+    site = FakeSite()
+    door.attach("north", site)
+    record = ROUND.to_record()
+    record["updates-per-case"] = -1
+    reply = ask("train", record)
+    assert reply.error.reason == "PlanError"
+    assert site.plans == []
+
+
+def test_a_node_without_a_site_says_so() -> None:
+    with pytest.raises(UsageError, match="no site"):
+        door.open_site(context(site="nowhere"))
+
+
+def test_a_partition_finds_its_folder_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def remember(folder: Path) -> FakeSite:
+        opened.append(folder)
+        return FakeSite()
+
+    monkeypatch.setattr(door, "_open", remember)
+    (tmp_path / "sites.json").write_text(json.dumps(["/a", "/b"]))
+    asked = context(**{"partition-id": 1, "num-partitions": 2})
+    asked.run_config["sites-file"] = str(tmp_path / "sites.json")
+    assert door.open_site(asked) is door.open_site(asked)
+    assert opened == [Path("/b")]
+
+
+def test_the_courier_imports_no_torch() -> None:
+    code = "import sys, wardround.client.app; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,223 @@
+"""One hospital through its small interface: what it learns from, what it repeats, what it lets out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
+from wardround.client.annotation.prompts import ExtentPrompt, SlicePrompt, SliceRequest
+from wardround.client.cases.phantoms import draw_phantom
+from wardround.client.cases.store import CaseStore
+from wardround.client.cases.volume import Volume
+from wardround.client.site import REFERENCE, Interaction, Site
+from wardround.errors import DataError
+from wardround.models.catalogue import build
+from wardround.models.weights import weights_of
+from wardround.strategies.contract import TRAIN_METRICS
+from wardround.strategies.plan import RoundPlan
+
+CASES = {f"case-{n}": draw_phantom(np.random.default_rng(n), shape=(24, 32, 24)) for n in range(4)}
+
+
+def plan(round_: int = 1, **fields: object) -> RoundPlan:
+    settings: dict[str, object] = {
+        "run": "test", "round": round_, "rounds": 2, "seed": 3, "model": "unet3d-small", "labels": 3,
+        "updates_per_case": 4, "slices_per_case": 4,
+    }  # fmt: skip
+    return RoundPlan.model_validate(settings | fields)
+
+
+def site(folder: Path, annotator: object = None, observer: object = None) -> Site:
+    """A site with two cases in round 1, one in round 2, and one to test on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with CaseStore(folder / "store") as store:
+        for number, (name, (image, labels)) in enumerate(CASES.items()):
+            store.add_case(name, image, role="test" if number == 3 else "stream")
+            if number == 3:
+                store.save_label(name, labels, author=REFERENCE, round=0, effort=0.0)
+    settings = {
+        "name": "north", "schedule": [["case-0", "case-1"], ["case-2"]], "test": ["case-3"],
+        "author": "tester", "store": "store",
+    }  # fmt: skip
+    (folder / "site.json").write_text(json.dumps(settings))
+    if annotator is None:
+        annotator = SimulatedAnnotator({name: Truth(labels) for name, (_, labels) in CASES.items()})
+    return Site.open(folder, annotator, observer, device="cpu")  # type: ignore[arg-type]
+
+
+START = weights_of(build("unet3d-small", labels=3, seed=0))
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(array, other[name]) for name, array in one.items())
+
+
+class Recorder:
+    """Keeps every interaction."""
+
+    def __init__(self) -> None:
+        self.seen: list[Interaction] = []
+
+    def observe(self, interaction: Interaction) -> dict[str, float]:
+        self.seen.append(interaction)
+        return {"slices": float(len(interaction.annotations.slices))}
+
+
+class Forgetful:
+    """Draws from labels that hold NaN everywhere but on the slices that were asked for in a first run."""
+
+    def __init__(self, asked: set[tuple[str, SliceRequest]], inner: SimulatedAnnotator) -> None:
+        self._asked, self._inner = asked, inner
+
+    def extent(self, case_id: str) -> ExtentPrompt | None:
+        return self._inner.extent(case_id)
+
+    def draw(self, case_id: str, request: SliceRequest) -> SlicePrompt:
+        known = np.full(CASES[case_id][1].shape, np.nan)
+        for name, drawn in self._asked:
+            if name == case_id:
+                where = (slice(None),) * drawn.axis + (drawn.index,)
+                known[where] = CASES[case_id][1].array[where]
+        labels = np.take(known, request.index, request.axis)
+        assert not np.isnan(labels).any(), "a slice was read that nobody asked for"
+        return SlicePrompt(request.axis, request.index, labels.astype(np.uint8))
+
+
+def test_a_round_changes_the_weights_and_answers_with_agreed_scalars_only(tmp_path: Path) -> None:
+    update = site(tmp_path).train(plan(), START)
+    assert not same(update.weights, START)
+    assert set(update.metrics) == TRAIN_METRICS
+    assert update.metrics["num-examples"] == 2
+    assert update.metrics["updates"] == 8
+    assert all(array.dtype == START[name].dtype for name, array in update.weights.items())
+
+
+def test_a_round_that_is_asked_for_again_gives_the_same_bits(tmp_path: Path) -> None:
+    first = site(tmp_path)
+    one = first.train(plan(1), START)
+    two = first.train(plan(2), one.weights)
+    first.close()
+    again = site(tmp_path)
+    assert same(again.train(plan(2), one.weights).weights, two.weights)
+    assert same(again.train(plan(1), START).weights, one.weights)
+    assert same(again.train(plan(2), one.weights).weights, two.weights)
+
+
+def test_what_nobody_drew_does_not_exist_for_the_learner(tmp_path: Path) -> None:
+    recorder = Recorder()
+    whole = site(tmp_path / "whole", observer=recorder)
+    expected = whole.train(plan(), START)
+    asked = {(i.case_id, s.request) for i in recorder.seen for s in i.annotations.slices}
+    inner = SimulatedAnnotator({name: Truth(labels) for name, (_, labels) in CASES.items()})
+    blind = site(tmp_path / "blind", annotator=Forgetful(asked, inner))
+    assert same(blind.train(plan(), START).weights, expected.weights)
+
+
+def test_the_prediction_before_a_case_stays_as_it_was(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    learner = north._learner(plan(), START)
+    session = north.interact("case-0", plan(), learner)
+    before = session.before.copy()
+    truth = Truth(CASES["case-0"][1])
+    for step in range(2):
+        session.answer(*(truth.slice(request) for request in session.suggest(step)))
+        sample = session.sample()
+        learner.update(lambda sample=sample: [sample], 2, 1e-3, np.random.default_rng(0))  # type: ignore[misc]
+        session.refresh()
+    assert np.array_equal(session.before, before)
+    assert not np.array_equal(session.prediction, before)
+    assert len(session.annotations.slices) == 4
+
+
+def test_the_target_is_a_blend_off_the_drawn_slices_and_the_drawing_on_them(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    late = plan(2, fusion=0.5)
+    learner = north._learner(late, START)
+    session = north.interact("case-0", late, learner)
+    truth = Truth(CASES["case-0"][1])
+    session.answer(*(truth.slice(request) for request in session.suggest(0)))
+    first = session.sample()
+    session.before = 1 - session.before
+    second = session.sample()
+    assert session.proxy is not None
+    drawn = session.proxy.annotated
+    assert np.array_equal(first.target[:, drawn], session.proxy.probabilities[:, drawn].astype(np.float16))
+    assert ((first.target[:, ~drawn] > 0) & (first.target[:, ~drawn] < 1)).any()
+    assert not np.array_equal(first.target[:, ~drawn], second.target[:, ~drawn])
+    assert set(np.unique(first.weight)) == {1.0, 5.0}
+
+
+def test_slices_only_leaves_every_other_voxel_out(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    partial = plan(supervision="slices")
+    session = north.interact("case-0", partial, north._learner(partial, START))
+    truth = Truth(CASES["case-0"][1])
+    session.answer(*(truth.slice(request) for request in session.suggest(0)))
+    weight = session.sample().weight
+    assert session.proxy is not None
+    assert ((weight > 0) == session.proxy.annotated).all()
+
+
+def test_the_dense_arm_learns_the_whole_label_under_the_same_voxel_weights(tmp_path: Path) -> None:
+    recorder = Recorder()
+    site(tmp_path, observer=recorder).train(plan(supervision="dense"), START)
+    last = [i for i in recorder.seen if i.case_id == "case-1"][-1]
+    assert last.proxy is not None
+    assert np.array_equal(last.proxy.labels, CASES["case-1"][1].array)
+
+
+def test_memory_holds_the_last_target_of_every_case_and_never_the_truth(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    north.train(plan(), START)
+    state = north._snapshots.latest()
+    assert state is not None
+    assert state.reservoir.kept == ("case-0", "case-1")
+    memory = sorted((tmp_path / "memory").glob("*.safetensors"))
+    assert len(memory) == 2
+    store = CaseStore(tmp_path / "store")
+    accepted = store.label("case-0", "tester")
+    assert accepted is not None
+    assert not np.array_equal(accepted.array, CASES["case-0"][1].array)
+
+
+def test_evaluation_scores_held_back_cases_and_keeps_them_apart(tmp_path: Path) -> None:
+    scores = site(tmp_path).evaluate(plan(2), START)
+    assert set(scores) == {"num-examples", "dice", "dice-1", "dice-2"}
+    assert scores["num-examples"] == 1
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["cases"]
+    assert [row["case"] for row in rows] == ["case-3"]
+
+
+def test_a_round_without_cases_rehearses_and_one_without_anything_is_refused(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    with pytest.raises(DataError, match="nothing to learn from"):
+        north.train(plan(7, rounds=9), START)
+    one = north.train(plan(1, rounds=9), START)
+    again = north.train(plan(5, rounds=9), one.weights)
+    assert again.metrics["cases"] == 0
+    assert again.metrics["num-examples"] == 2
+    assert not same(again.weights, one.weights)
+
+
+def test_history_stays_at_the_site(tmp_path: Path) -> None:
+    north = site(tmp_path, observer=Recorder())
+    north.train(plan(), START)
+    state = north._snapshots.latest()
+    assert state is not None
+    assert [(row["case"], row["step"], row["slices"]) for row in state.history] == [
+        ("case-0", 0, 0), ("case-0", 1, 3), ("case-0", 2, 4), ("case-1", 0, 0), ("case-1", 1, 3), ("case-1", 2, 4),
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_no_site_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a site folder"):
+        Site.open(tmp_path)
+
+
+def test_a_new_case_can_be_added_and_status_counts_it(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    image = CASES["case-0"][0]
+    north.add_case("case-9", Volume(image.array + 1, image.affine))
+    assert north.status() == {"cases": 5.0, "seen": 0.0, "round": 0.0}
