@@ -3,6 +3,7 @@
 Every process that dies is a real one (forked from this script before it touches a store) and dies by SIGKILL.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -89,19 +90,21 @@ def die_at_line(number: int, work: Work, folder: Path, journal: Path) -> None:
     work(folder, lambda done: os.write(handle, f"{done}\n".encode()))
 
 
-def every_line(work: Work, start: Path, place: Path) -> dict[str, int]:
-    """Kill one process at each line in turn, each on its own copy of the store `start`, until one ends by itself."""
+def every_line(work: Work, start: Path, place: Path, step: int) -> dict[str, Any]:
+    """Kill a process at every `step`-th line in turn, each on its own copy of `start`, until one ends by itself.
+
+    Returns the names of the copies, and the wait status of the process that ended.
+    """
     with tempfile.TemporaryDirectory() as warm:  # fills the caches that every fork then inherits
         work(Path(shutil.copytree(start, Path(warm) / "store")), lambda _: None)
-    number = 0
-    while True:
+    for number in itertools.count(0, step):
         folder = place / f"{number:05d}"
         shutil.copytree(start, folder)
         status = forked(partial(die_at_line, number, work, folder, folder.with_suffix(".journal")))
         if not os.WIFSIGNALED(status):
-            return {"killed": number, "status": status}
+            return {"lines": number, "copies": [f"{n:05d}" for n in range(0, number + 1, step)], "status": status}
         assert os.WTERMSIG(status) == signal.SIGKILL
-        number += 1
+    raise AssertionError("unreachable")
 
 
 def keep_saving(folder: Path, author: str, first: int, acknowledge: int) -> None:
@@ -183,7 +186,7 @@ if __name__ == "__main__":
     mode, folder, *numbers = sys.argv[1:]
     result: Any
     if mode in ("make", "change"):
-        result = every_line(make if mode == "make" else change, Path(folder), Path(numbers[0]))
+        result = every_line(make if mode == "make" else change, Path(folder), Path(numbers[0]), int(numbers[1]))
     elif mode == "storm":
         result = storm(Path(folder), int(numbers[0]), int(numbers[1]))
     else:

@@ -427,13 +427,14 @@ class TestCrash:
             store.save_label("old", Volume(np.full(SHAPE, 1, np.uint8), np.diag([-1.0, -1.0, 2.0, 1.0])), "ann", 1, 0.1)
         return folder
 
-    def test_a_kill_at_any_line_leaves_the_old_state_or_the_new(self, memory: Path) -> None:
-        outcome = run_script("change", self.start(memory / "start"), memory)
+    @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
+    def test_a_kill_at_any_line_leaves_the_old_state_or_the_new(self, memory: Path, step: int) -> None:
+        outcome = run_script("change", self.start(memory / "start"), memory, step)
         assert outcome["status"] == 0
-        assert outcome["killed"] > 150
+        assert outcome["lines"] > 150
         states = set()
-        for number in range(outcome["killed"] + 1):
-            folder = memory / f"{number:05d}"
+        for copy in outcome["copies"]:
+            folder = memory / copy
             journal = folder.with_suffix(".journal")
             done = set(journal.read_text().split()) if journal.exists() else set()
             with CaseStore(folder) as store:
@@ -457,20 +458,21 @@ class TestCrash:
                 states.add((added, labelled, old.round))
         assert states == {(False, False, 1), (True, False, 1), (True, True, 1), (True, True, 2)}
 
-    def test_a_kill_while_a_store_is_being_made_leaves_one_that_opens(self, memory: Path) -> None:
+    @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
+    def test_a_kill_while_a_store_is_being_made_leaves_one_that_opens(self, memory: Path, step: int) -> None:
         (memory / "start").mkdir()
-        outcome = run_script("make", memory / "start", memory)
+        outcome = run_script("make", memory / "start", memory, step)
         assert outcome["status"] == 0
-        assert outcome["killed"] > 50
-        for number in range(outcome["killed"] + 1):
-            with CaseStore(memory / f"{number:05d}") as store:
+        assert outcome["lines"] > 50
+        for copy in outcome["copies"]:
+            with CaseStore(memory / copy) as store:
                 assert store.cases() == ()
                 store.add_case("after", image())
                 np.testing.assert_array_equal(store.image("after").array, image().array)
 
     def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(self, tmp_path: Path) -> None:
-        found = run_script("storm", self.start(tmp_path / "store"), 40, 0)
-        assert len(found) == 40
+        found = run_script("storm", self.start(tmp_path / "store"), 25, 0)
+        assert len(found) == 25
         for state in found:
             # The change during which it died may have been done already, but none after it.
             assert state["round"] - state["acknowledged"] in (0, 1)
