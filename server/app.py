@@ -83,6 +83,8 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
             loop[name] = value
         elif name != "sites-file" and not name.startswith("site-"):
             plan[name] = value
+    if "round" in plan:
+        raise PlanError("round cannot be set", "the loop counts the rounds itself", "remove it, and set rounds")
     if not loop["output"]:
         raise PlanError("the run has no folder for its journal", "output is not set", "set output to a folder")
     first = plan_from_flat({**plan, "round": 1})

@@ -140,6 +140,9 @@ class Journal:
         except OSError as error:
             raise storage_error(error, folder) from error
         sweep(folder)
+        # Without this the weights of a round would stay for ever where a crash came between writing and removing.
+        for number in _numbers(folder)[: -self._keep]:
+            self._forget(number)
 
     def __enter__(self) -> "Journal":
         return self
@@ -216,8 +219,7 @@ class Journal:
             for name, data in files.items():
                 (temporary / name).write_bytes(data)
             (temporary / _ROUND).write_text(_dumps(body))
-        for name in (_WEIGHTS, _STATE):
-            (self._round_folder(record.round - self._keep) / name).unlink(missing_ok=True)
+        self._forget(record.round - self._keep)
 
     def write_evaluation(self, round: int, evaluation: Evaluation) -> None:
         """Add the evaluation of a closed round."""
@@ -246,6 +248,10 @@ class Journal:
         """What the strategy carried on after a round; empty where it carried nothing."""
         files = _read_json(self._round_folder(round) / _ROUND)["files"]
         return self._arrays(round, _STATE) if _STATE in files else {}
+
+    def _forget(self, round: int) -> None:
+        for name in (_WEIGHTS, _STATE):
+            (self._round_folder(round) / name).unlink(missing_ok=True)
 
     def _arrays(self, round: int, name: str) -> Weights:
         folder = self._round_folder(round)

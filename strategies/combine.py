@@ -38,7 +38,8 @@ def combine(strategy: Strategy, round: int, replies: Iterable[Message], weights:
         If the strategy cannot combine them, or the result is not finite.
     """
     try:
-        arrays, _ = strategy.aggregate_train(round, [_for_strategy(reply, weights) for reply in replies])
+        with np.errstate(all="ignore"):  # What overflows is found below, and named.
+            arrays, _ = strategy.aggregate_train(round, [_for_strategy(reply, weights) for reply in replies])
     except AppExitException as error:
         raise RoundError(
             f"round {round} was not closed: the strategy could not combine the replies",
@@ -79,8 +80,8 @@ def _cast(name: str, array: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt
         if not np.isfinite(cast).all():
             raise ValueError(f"array {name} is too large for {expected.dtype}")
         return cast
-    rounded: npt.NDArray[Any] = np.rint(array).astype(expected.dtype)
-    return rounded
+    # NumPy turns an array without axes into a scalar here.
+    return np.asarray(np.rint(array)).astype(expected.dtype)
 
 
 def _for_strategy(reply: Message, weights: Weights) -> Message:

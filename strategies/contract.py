@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -167,5 +168,5 @@ def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
             return np.lib.format.read_array_header_1_0(stream)
         return np.lib.format.read_array_header_2_0(stream)
     # The header is a Python literal from outside: besides ValueError its parser lets these through.
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError, EOFError) as error:
+    except (SyntaxError, TokenError, TypeError, KeyError, RecursionError, MemoryError, EOFError) as error:
         raise ValueError("its header cannot be read") from error

@@ -113,11 +113,11 @@ class RoundPlan(BaseModel):
     updates_per_case: Annotated[int, Field(ge=0, le=1_000_000)] = 24
     rehearsal: Annotated[float, Field(ge=0, le=1)] = 0.5
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 4e-3
     learning_rate_end: Annotated[float, Field(ge=0, le=1)] = 2e-4
     annotated_weight: Annotated[float, Field(ge=0, le=1e4)] = 4.0
     fusion: Annotated[float, Field(ge=0, le=1)] = 0.9
-    replay_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 64
+    replay_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     proximal_mu: Annotated[float, Field(ge=0, le=1e4)] = 0.0
     patch: tuple[int, int, int] | None = None
     amp: bool = True

@@ -1,0 +1,102 @@
+"""The ServerApp: its configuration, and a whole run through Flower's own entry point."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp.strategy import FedAdam
+
+from wardround.errors import PlanError, UsageError
+from wardround.server.app import app, initial_weights, read_settings, site_names
+from wardround.server.journal import Journal, read_rounds
+from wardround.strategies.contract import Weights
+
+CONFIG: dict[str, Any] = {"model": "unet3d-small", "labels": 3, "rounds": 4, "output": "journal"}
+
+
+def test_defaults() -> None:
+    settings = read_settings(CONFIG)
+    assert settings.plan_of(3).round == 3
+    assert settings.plan_of(3).labels == 3
+    assert (settings.loop.rounds, settings.loop.quorum, settings.loop.evaluate_every) == (4, 1, 0)
+    assert settings.loop.deadline_s == settings.plan.deadline_s == 3600
+    assert type(settings.strategy).__name__ == "FedAvg"
+    assert settings.output == Path("journal")
+
+
+def test_everything_can_be_set() -> None:
+    settings = read_settings(
+        {
+            **CONFIG,
+            "strategy": "fedadam",
+            "strategy-options.eta": 0.5,
+            "strategy-options.beta-1": 0.8,
+            "quorum": 3,
+            "evaluate-every": 2,
+            "deadline-s": 60,
+            "fusion": 0.5,
+            "run": "night",
+            "seed": 5,
+            "sites-file": "sites.json",
+            "site-folder": "x",
+        }
+    )
+    assert isinstance(settings.strategy, FedAdam)
+    assert (settings.strategy.eta, settings.strategy.beta_1) == (0.5, 0.8)
+    assert (settings.loop.quorum, settings.loop.evaluate_every, settings.loop.deadline_s) == (3, 2, 60.0)
+    assert (settings.plan.run, settings.plan.seed, settings.plan.fusion) == ("night", 5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"colour": "red"}, "colour"),
+        ({"labels": "3"}, "labels"),
+        ({"quorum": "3"}, "quorum"),
+        ({"quorum": True}, "quorum"),
+        ({"quorum": 0}, "quorum"),
+        ({"output": ""}, "output"),
+        ({"round": 2}, "round"),
+        ({"strategy": "best"}, "best"),
+        ({"strategy-options.eta": 1.0}, "eta"),
+    ],
+)
+def test_refused_by_name(change: dict[str, Any], named: str) -> None:
+    with pytest.raises((PlanError, UsageError), match=named):
+        read_settings({**CONFIG, **change})
+
+
+def test_missing_fields_are_named() -> None:
+    with pytest.raises(PlanError, match="labels"):
+        read_settings({name: value for name, value in CONFIG.items() if name != "labels"})
+
+
+def test_names_of_nodes(toy_grid: Any) -> None:
+    grid = toy_grid({})
+    grid.get_nodes = lambda: [NodeInfo(node_id=7, name="north"), NodeInfo(node_id=9)]
+    assert site_names(grid) == {7: "north", 9: "9"}
+
+
+def test_initial_weights_are_those_of_the_seed() -> None:
+    plan = read_settings({**CONFIG, "seed": 3}).plan
+    first, again = initial_weights(plan), initial_weights(plan)
+    other = initial_weights(plan.model_copy(update={"seed": 4}))
+    assert all(np.array_equal(first[name], array) for name, array in again.items())
+    assert not all(np.array_equal(first[name], array) for name, array in other.items())
+
+
+def test_a_run_through_the_entry_point(
+    toy_grid: Any, learner: Any, initial: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wardround.server.app.initial_weights", lambda plan: initial)
+    grid = toy_grid({"south": learner(1.0), "north": learner(2.0)})
+    grid.get_nodes = lambda: [NodeInfo(node_id=grid.id_of(name), name=name) for name in grid.sites]
+    config = {**CONFIG, "output": str(tmp_path / "journal"), "quorum": 2}
+    app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))
+    records = read_rounds(tmp_path / "journal")
+    assert [set(record.sites) for record in records] == [{"south", "north"}] * 4
+    with Journal(tmp_path / "journal") as journal:
+        assert not np.array_equal(journal.weights(4)["w"], initial["w"])

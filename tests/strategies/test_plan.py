@@ -1,0 +1,103 @@
+"""The plan of a round."""
+
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wardround.errors import PlanError
+from wardround.strategies.plan import RoundPlan, plan_from_flat
+
+MINIMAL: dict[str, Any] = {"run": "r", "round": 1, "rounds": 3, "seed": 0, "model": "unet3d-small", "labels": 3}
+
+plans = st.builds(
+    RoundPlan,
+    run=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._=+:@-]{0,20}\Z"),
+    round=st.integers(0, 5),
+    rounds=st.integers(5, 100),
+    seed=st.integers(0, 2**63 - 1),
+    model=st.just("unet3d"),
+    labels=st.integers(2, 64),
+    supervision=st.sampled_from(["proxy", "dense", "slices"]),
+    allocation=st.none() | st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)),
+    patch=st.none() | st.tuples(*[st.integers(8, 64)] * 3),
+    fusion=st.floats(0, 1),
+    learning_rate=st.floats(1e-3, 1),
+    extent=st.booleans(),
+)
+
+
+@given(plans)
+def test_survives_the_wire(plan: RoundPlan) -> None:
+    arrived = ConfigRecord.inflate(plan.to_record().deflate())
+    assert RoundPlan.from_record(arrived) == plan
+    assert RoundPlan.from_record(arrived).digest() == plan.digest()
+
+
+def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None:
+    record = plan.to_record()
+    record["server-round"] = 1
+    record["proximal-mu"] = 0.3
+    assert RoundPlan.from_record(record) == plan.model_copy(update={"proximal_mu": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("round", 4),
+        ("round", -1),
+        ("rounds", 0),
+        ("labels", 1),
+        ("labels", 65),
+        ("labels", True),
+        ("labels", "3"),
+        ("labels", 3.0),
+        ("seed", -1),
+        ("run", "../elsewhere"),
+        ("run", ""),
+        ("supervision", "guess"),
+        ("suggestion", "best"),
+        ("annotation_rounds", 17),
+        ("allocation", (0, 0, 0)),
+        ("allocation", (1, -1, 3)),
+        ("allocation", (1, 2)),
+        ("patch", (4, 8, 8)),
+        ("fusion", 1.1),
+        ("fusion", float("nan")),
+        ("learning_rate", float("inf")),
+        ("learning_rate", 1e-5),
+        ("deadline_s", 0.0),
+        ("extent", 1),
+        ("colour", "red"),
+    ],
+)
+def test_refuses_and_names_the_field(field: str, value: object) -> None:
+    with pytest.raises(PlanError) as refused:
+        RoundPlan(**{**MINIMAL, field: value})
+    # Two rules join fields: their message names both.
+    assert field.replace("_", "-").split("-")[0] in str(refused.value)
+    assert refused.value.fix
+
+
+def test_refuses_what_is_missing_in_a_record(plan: RoundPlan) -> None:
+    record = plan.to_record()
+    del record["labels"]
+    with pytest.raises(PlanError, match="labels"):
+        RoundPlan.from_record(record)
+
+
+def test_names_travel_with_dashes_only() -> None:
+    with pytest.raises(PlanError, match="learning_rate"):
+        plan_from_flat({**MINIMAL, "learning_rate": 0.1})
+
+
+def test_is_frozen_and_hashable(plan: RoundPlan) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        plan.round = 2  # type: ignore[misc]
+    assert hash(plan) == hash(plan.model_copy())
+
+
+def test_digest_tells_plans_apart(plan: RoundPlan) -> None:
+    assert plan.digest() != plan.model_copy(update={"seed": 8}).digest()
