@@ -79,10 +79,12 @@ code,pre{font:.85rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans
 pre{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;white-space:pre-wrap;
 overflow-wrap:anywhere;margin:.4rem 0}
 footer{color:var(--muted);font-size:.85rem;margin-top:1.6rem}
-@media (max-width:720px){.pair,.goals li{grid-template-columns:1fr;gap:.1rem}}
+@media screen and (max-width:720px){section{padding:1.1rem 1rem}picture{display:block;overflow-x:auto}
+figure img{min-width:680px}.pair,.goals li{grid-template-columns:1fr;gap:.1rem}}
 @media print{:root{color-scheme:light}body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}
 section,.tiles>div{border:0;padding:.3rem 0;break-inside:avoid}.tiles{grid-template-columns:repeat(4,1fr)}
-section{margin:.9rem 0}.scroll{overflow:visible}table{font-size:8pt}th,td{padding:.25rem .35rem}}
+section{margin:.9rem 0}img{max-height:21cm;width:auto}h2,figcaption{break-after:avoid}
+.scroll{overflow:visible}table{font-size:8pt}th,td{padding:.25rem .35rem}}
 """
 
 _METHOD = (
@@ -164,7 +166,9 @@ def render(
 
 
 def _text(value: object) -> str:
-    return escape("".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in str(value)), quote=True)
+    return escape(
+        "".join(sign if sign.isprintable() or sign in "\n\u00a0" else "\ufffd" for sign in str(value)), quote=True
+    )
 
 
 def _head(results: Results) -> str:

@@ -3,8 +3,8 @@
 How a score is counted
     The score of a test case is its Dice averaged over the labels. An arm with one model scores a case with that
     model. An arm with a model per site scores a case with the model of the site whose test case it is, averaged over
-    those sites: every hospital uses its own; a case of none of these sites is averaged over all models. The score of an arm under one seed is the mean over its test cases;
-    `mean ± sd` is over seeds (sample standard deviation).
+    those sites: every hospital uses its own. A case of none of these sites is averaged over all models. The score of
+    an arm under one seed is the mean over its test cases; `mean ± sd` is over seeds (sample standard deviation).
 A paired difference
     Both arms score the same case under the same seed. Differences are averaged over seeds for each case, then over
     cases; the interval is the 95 % percentile bootstrap over cases.

@@ -42,6 +42,24 @@ def test_a_damaged_or_misshapen_file_is_left_out_and_logged(
     assert sorted(entry.getMessage().split()[1] for entry in caplog.records) == ["a.npz", "c.npz", "d.npz", "e.npz"]
 
 
+class _Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., int], tuple[Path, str]]:
+        return Path.write_text, (self.path, "sprung")
+
+
+def test_an_example_runs_no_code(tmp_path: Path) -> None:
+    (tmp_path / "examples").mkdir()
+    trap = np.array([[_Trap(tmp_path / "sprung")]], dtype=object)
+    np.savez(tmp_path / "examples" / "a.npz", image=trap)
+    assert load_examples(tmp_path) == []
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_no_folder_means_no_examples(tmp_path: Path) -> None:
     assert load_examples(tmp_path) == []
 
