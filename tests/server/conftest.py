@@ -145,7 +145,8 @@ def initial() -> Weights:
     return {
         "w": rng.normal(size=(17, 3)).astype(np.float32),
         "b": rng.normal(size=5).astype(np.float32),
-        "steps": np.array(2, np.int64),
+        "steps": np.arange(0, 350, 7),
+        "count": np.array(2, np.int64),
     }
 
 

@@ -244,6 +244,23 @@ def test_a_silent_site_is_missed_after_the_deadline_and_asked_again(scene: Scene
     assert scene.clock.seconds == pytest.approx(120.0)
 
 
+def test_who_answers_first_does_not_change_a_bit(scene: Scene) -> None:
+    whole = scene.run()
+    scene.folder = scene.folder.with_name("slow")
+    for name, patience in (("east", 30), ("north", 10)):
+        act, asked = scene.learners[name], {}
+
+        def slowly(message: Message, act: Any = act, asked: Any = asked, patience: int = patience) -> Message | None:
+            since = asked.setdefault(message.metadata.message_id, scene.clock.seconds)
+            return act(message) if scene.clock.seconds - since > patience else None
+
+        scene.replace_site(name, slowly)
+    scene.events.clear()
+    result = scene.run()
+    assert [event.site for event in scene.events if event.kind == "reply"][:3] == ["south", "north", "east"]
+    assert same(result.weights, whole.weights)
+
+
 def test_below_quorum_nothing_happens_to_the_journal(scene: Scene) -> None:
     def fail_later(message: Message) -> Message:
         number = RoundPlan.from_record(message.content.config_records[PLAN]).round
