@@ -98,7 +98,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     from wardround.deploy.preparation import check, claim, stored_settings
     from wardround.deploy.settings import changed_settings, settings_from
 
-    console = Console()
+    console = _console()
     given = {name for name in context.params if context.get_parameter_source(name) is not None}
     given = {name for name in given if context.get_parameter_source(name).name != "DEFAULT"}  # type: ignore[union-attr]
     free = {"context", "jobs", "resume"}
@@ -161,7 +161,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an experiment.
     from wardround.deploy.preparation import stored_settings
 
     stored_settings(folder)
-    show(folder, Console())
+    show(folder, _console())
 
 
 @app.command()
@@ -186,7 +186,7 @@ def phantoms(  # noqa: PLR0917 - one parameter an option
     if folder.exists():
         folder.rmdir()
     write_phantoms(folder, settings.phantoms)
-    Console().print(f"{sites} sites with {cases} training and {tests} test cases each in {folder}", highlight=False)
+    _console().print(f"{sites} sites with {cases} training and {tests} test cases each in {folder}", highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -221,6 +221,12 @@ def run(arguments: list[str]) -> int:
         _explain("stopped", "Ctrl-C", "an experiment goes on with `wardround simulate --resume DIR`")
         return Interrupted.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _console() -> Console:
+    """The terminal, or wide lines where the output goes to a file or a log."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _explain(problem: str, cause: str, fix: str, title: str = "problem") -> None:

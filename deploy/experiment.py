@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from multiprocessing.synchronize import Event as StopEvent
 from pathlib import Path
 
 from rich.console import Console
@@ -124,15 +123,13 @@ def _prepare(out: Path, settings: SimulationSettings, bars: Progress) -> tuple[A
 
 def _run_all(runs: Sequence[ArmRun], jobs: int, bars: Progress, console: Console) -> list[Failure]:
     waiting = list(reversed(runs))
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
     whole = bars.add_task("all runs", total=len(waiting), detail="") if len(waiting) > 1 else None
     running: dict[Connection, _Worker] = {}
     failures: list[Failure] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                worker = _Worker.start(waiting.pop(), stop, bars, console)
+                worker = _Worker.start(waiting.pop(), bars, console)
                 running[worker.pipe] = worker
             for ready in wait(list(running), timeout=1.0):
                 assert isinstance(ready, Connection)
@@ -145,18 +142,19 @@ def _run_all(runs: Sequence[ArmRun], jobs: int, bars: Progress, console: Console
                 if whole is not None:
                     bars.advance(whole)
     finally:
-        _stop_all(list(running.values()), stop, console)
+        _stop_all(list(running.values()), console)
     return failures
 
 
-def _stop_all(workers: Sequence["_Worker"], stop: StopEvent, console: Console) -> None:
+def _stop_all(workers: Sequence["_Worker"], console: Console) -> None:
     """Ask every worker to stop at the next step; whoever does not, or a second Ctrl-C, is ended at once."""
     if not workers:
         return
-    stop.set()
     console.print("stopping at the next step; Ctrl-C again to stop at once")
     deadline = time.monotonic() + _GRACE_S
     with contextlib.suppress(KeyboardInterrupt):
+        for worker in workers:
+            worker.ask_to_stop()
         for worker in workers:
             while worker.process.is_alive() and time.monotonic() < deadline:
                 # Drained, since a worker that waits for a full pipe would never stop.
@@ -181,18 +179,18 @@ class _Worker:
         self._finished = False
 
     @classmethod
-    def start(cls, run: ArmRun, stop: StopEvent, bars: Progress, console: Console) -> "_Worker":
+    def start(cls, run: ArmRun, bars: Progress, console: Console) -> "_Worker":
         """Start a process that runs `run`."""
         context = multiprocessing.get_context("spawn")
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(str(run.folder), sender, stop), name=run.name)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(str(run.folder), theirs), name=run.name)
         with _single_threaded(), _no_interrupts():
             process.start()
-        sender.close()
+        theirs.close()
         bar = bars.add_task(run.name, total=1.0, detail="starting")
         if not console.is_terminal:
             console.print(f"{run.name}: started")
-        return cls(run, process, receiver, bars, bar)
+        return cls(run, process, ours, bars, bar)
 
     def heard(self) -> bool:
         """Take one message; False when there will be no more."""
@@ -209,6 +207,11 @@ class _Worker:
         else:
             self._finished = True
         return True
+
+    def ask_to_stop(self) -> None:
+        """Whatever is sent to a worker means stop."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
 
     def ended(self) -> Failure | None:
         """Wait for the process's end; why it failed, or None."""
@@ -229,7 +232,7 @@ class _Worker:
         )
 
 
-def _work(folder: str, pipe: Connection, stop: StopEvent) -> None:
+def _work(folder: str, pipe: Connection) -> None:
     """A worker's main function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
@@ -245,7 +248,7 @@ def _work(folder: str, pipe: Connection, stop: StopEvent) -> None:
         from wardround.deploy.simulation import run_arm
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        run_arm(path, listen=lambda progress: pipe.send(("progress", progress)), stop=stop.is_set)
+        run_arm(path, listen=lambda progress: pipe.send(("progress", progress)), stop=pipe.poll)
         pipe.send(("done", None))
     except WardroundError as error:
         logger.exception("%s failed", path.name)

@@ -16,10 +16,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from wardround.client import door
 from wardround.client.app import app
+from wardround.deploy.progress import Progress
 from wardround.errors import RoundError, UsageError
 
 if TYPE_CHECKING:
-    from wardround.deploy.simulation import Arm, Progress
+    from wardround.deploy.simulation import Arm
 
 _WHO = "query.who"
 
@@ -39,7 +40,7 @@ def require_ray() -> None:
 
 
 def run_on_ray(
-    arm: "Arm", *, listen: "Callable[[Progress], None] | None" = None, stop: Callable[[], bool] = lambda: False
+    arm: "Arm", *, listen: Callable[[Progress], None] | None = None, stop: Callable[[], bool] = lambda: False
 ) -> float:
     """Run one arm on Flower's simulation engine. Progress is told by round; a stop takes effect between replies.
 
@@ -65,7 +66,7 @@ def run_on_ray(
     raised: list[BaseException] = []
     evaluation: list[float] = []
 
-    def heard(progress: "Progress") -> None:
+    def heard(progress: Progress) -> None:
         if progress.phase == "evaluate":
             evaluation.append(time.monotonic())
         if listen is not None:

@@ -184,7 +184,9 @@ class SimulationSettings(BaseModel):
             for key, item in inner.items():
                 text = ", ".join(map(str, item)) if isinstance(item, list) else item
                 flat[f"{name}.{key}" if key else name] = text
-        flat.pop("data" if self.data is None else "phantoms")
+        unused = ("data", "sites", "test_fraction", "cases_per_site", "tests_per_site")
+        for name in unused if self.data is None else ("phantoms",):
+            flat.pop(name)
         return flat
 
 

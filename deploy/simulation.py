@@ -29,6 +29,7 @@ from wardround.client.site import Interaction, Site
 from wardround.deploy.grid import InProcessGrid
 from wardround.deploy.observer import TruthObserver
 from wardround.deploy.preparation import ARM, DONE
+from wardround.deploy.progress import Progress
 from wardround.errors import DataError, Interrupted, RoundError, UsageError
 from wardround.files import write_text
 from wardround.models.catalogue import build
@@ -40,32 +41,6 @@ from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import RoundPlan
 
 _LOCK_PATIENCE_S = 20.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Parameters
-    ----------
-    phase
-        ``train``, ``aggregate`` or ``evaluate``.
-    round, rounds
-        Which round, of how many.
-    site
-        Where, or the empty text.
-    fraction
-        Share of all streamed cases that were learnt from, 0 … 1.
-    dice
-        Mean Dice of the model's predictions on the case at hand; None where nothing was predicted.
-    """
-
-    phase: str
-    round: int
-    rounds: int
-    site: str
-    fraction: float
-    dice: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Dealing cases over sites and rounds, and the folder of an experiment."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +146,12 @@ def test_caps_keep_the_first_cases(tmp_path: Path) -> None:
     capped = preparation.split(dataset, SimulationSettings.model_validate(values | {"cases_per_site": 2}))
     assert {site: cases[:2] for site, cases in whole.sites.items()} == dict(capped.sites)
     assert store_folder(tmp_path, "site_1") == tmp_path / "sites" / "site_1" / "store"
+
+
+def test_the_process_that_only_waits_never_loads_torch() -> None:
+    code = (
+        "import sys, wardround.deploy.cli, wardround.deploy.experiment, wardround.deploy.progress\n"
+        "import wardround.deploy.preparation, wardround.deploy.collection\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

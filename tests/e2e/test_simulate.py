@@ -1,0 +1,190 @@
+"""`wardround simulate` as a user starts it: a whole run, and one that is killed, stopped and taken up again.
+
+Everything here is a real process with real training on phantoms, as small as it can be.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from wardround.deploy.report.results import load_results
+
+COMMAND = [sys.executable, "-m", "wardround.deploy.cli"]
+TINY = ["--sites", "2", "--cases", "2", "--tests", "1", "--shape", "24,24,24"]
+FAST = ["--plan", "updates_per_case=4", "--effort", "4"]
+# Three rounds of two cases: the last one only rehearses.
+RUN = [*TINY, *FAST, "--rounds", "3"]
+PATIENCE_S = 240.0
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def simulate(*arguments: str) -> str:
+    code, out, err = finish(start("simulate", *arguments))
+    assert code == 0, err
+    return out
+
+
+def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes that train; beside them there is one that only cleans up after multiprocessing."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def journal(out: Path) -> Path:
+    return out / "arms" / "federated-seed0" / "journal" / "rounds"
+
+
+def weights(out: Path, round_: int = 3) -> bytes:
+    return (journal(out) / f"{round_:05d}" / "global.safetensors").read_bytes()
+
+
+def without_times(record: object) -> object:
+    """A record of results without what differs from run to run of the same numbers."""
+    changing = {"seconds", "created", "command", "machine", "peak_memory_mb"}
+    if isinstance(record, dict):
+        return {key: without_times(value) for key, value in record.items() if key not in changing}
+    return [without_times(value) for value in record] if isinstance(record, list) else record
+
+
+def results(out: Path) -> object:
+    return without_times(json.loads((out / "results.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    simulate("--out", str(out), *RUN)
+    return out
+
+
+def test_every_arm_ends_in_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shown = simulate(
+        "--out", str(out), *TINY, *FAST, "--rounds", "2", "--compare", "dense,local,pooled,slices-only", "--jobs", "2"
+    )
+    page = (out / "report.html").read_text()
+    measured = load_results(out)
+    arms = {arm.arm: arm for arm in measured.arms}
+    assert set(arms) == {"federated", "dense", "local", "pooled", "slices-only"}
+    for name, arm in arms.items():
+        assert name in shown
+        assert name in page
+        assert set(arm.models) == ({"site_1", "site_2"} if name == "local" else {"global"})
+        for model in arm.models.values():
+            assert {score.case: score.sites for score in model.cases} == {
+                f"{site}_test_001": (site,) for site in ("site_1", "site_2")
+            }
+            assert all(0 <= value <= 1 for score in model.cases for value in score.dice.values())
+        assert [item.round for item in arm.rounds] == [1, 2]
+        assert not any(item.refused for item in arm.rounds)
+        assert arm.seconds.total > 0
+        assert arm.peak_memory_mb > 100
+    # The same number of updates for everybody, and every streamed case exactly once.
+    assert len({arm.updates for arm in arms.values()}) == 1
+    for arm in arms.values():
+        assert len({(row.site, row.case) for row in arm.interactions}) == 4
+    assert arms["dense"].effort.contour >= 1
+    assert 0 < arms["federated"].effort.contour < arms["dense"].effort.contour
+    assert list((out / "examples").glob("*.npz"))
+
+
+def test_the_same_command_gives_the_same_numbers(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    simulate("--out", str(out), *RUN)
+    assert weights(out) == weights(whole)
+    assert results(out) == results(whole)
+
+
+@pytest.mark.parametrize("victim", ["parent", "worker"])
+def test_a_killed_run_ends_with_the_same_weights(whole: Path, tmp_path: Path, victim: str) -> None:
+    out = tmp_path / "out"
+    process = start("simulate", "--out", str(out), *RUN)
+    # Inside round 2: one site has answered, the other has not.
+    answered = out / "arms" / "federated-seed0" / "sites" / "site_1" / "state" / "round-00002"
+    wait_until(answered.exists, process)
+    children = workers(process)
+    if victim == "parent":
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+    else:
+        (worker,) = children
+        worker.kill()
+        code, _, err = finish(process)
+        assert code == 1
+        assert "killed" in err
+        assert "Traceback" not in err
+    assert (journal(out) / "00001").exists()
+    assert not (journal(out) / "00002").exists()
+    simulate("--resume", str(out))
+    assert weights(out) == weights(whole)
+    assert results(out) == results(whole)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_ctrl_c_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start("simulate", "--out", str(out), *RUN)
+    wait_until((journal(out) / "00001").exists, process)
+    children = workers(process)
+    # As a terminal does it: to the whole group.
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert f"--resume {out}" in err
+    assert "Traceback" not in err
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    simulate("--resume", str(out))
+    assert weights(out) == weights(whole)
+
+
+def test_a_finished_run_can_be_resumed_and_reported_again(whole: Path) -> None:
+    before = results(whole)
+    simulate("--resume", str(whole))
+    (whole / "report.html").unlink()
+    code, out, err = finish(start("report", str(whole)))
+    assert code == 0, err
+    assert "federated" in out
+    assert (whole / "report.html").exists()
+    assert results(whole) == before
+
+
+def test_a_failing_arm_leaves_the_others(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start("simulate", "--out", str(out), *TINY, *FAST, "--rounds", "1", "--compare", "pooled", "--jobs", "1")
+    # Damage what only the pooled arm reads, while the federated one is at work.
+    wait_until((out / "arms" / "federated-seed0" / "sites" / "site_1" / "state").exists, process)
+    for stored in (out / "sites" / "pooled" / "store" / "volumes").rglob("*.*"):
+        stored.write_bytes(b"damaged")
+    code, _, err = finish(process)
+    assert code == 4
+    assert "pooled-seed0" in err
+    assert "fix" in err
+    assert "Traceback" not in err
+    assert [arm.arm for arm in load_results(out).arms] == ["federated"]
