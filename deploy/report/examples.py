@@ -8,7 +8,7 @@ column, in mm) may be there. Everything but `image` may be missing.
 import io
 import logging
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,12 @@ class Example:
 def load_examples(folder: Path) -> list[Example]:
     """Read `folder/examples/*.npz` in the order of the file names; a damaged file is logged and left out."""
     return list(_read_all(folder / "examples"))
+
+
+def chosen(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the examples, evenly over the list with the last one among them, in their order."""
+    taken = min(count, len(examples))
+    return [examples[len(examples) - 1 - back * len(examples) // taken] for back in reversed(range(taken))]
 
 
 def _read_all(folder: Path) -> Iterator[Example]:

@@ -17,7 +17,7 @@ from wardround.deploy.report.charts import (
     sentence,
     site_dots,
 )
-from wardround.deploy.report.examples import LAYERS, Example
+from wardround.deploy.report.examples import LAYERS, Example, chosen
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.slices import contour_legend, draw_examples, layer_title, tile
 from wardround.deploy.report.summary import (
@@ -79,7 +79,7 @@ def draw_all(results: Results, examples: Sequence[Example], theme: Theme) -> dic
 def draw_overview(results: Results, examples: Sequence[Example], theme: Theme) -> Sketch | None:
     """The run in one picture of 1600 × 900 pixels: example slices, Dice against effort, Dice per site."""
     summaries = [summary for summary in summarise(results) if summary.dice.known]
-    shown = [example.cropped(1.17) for example in examples[:2]]
+    shown = [example.cropped(1.17) for example in chosen(examples, 2)]
     if not summaries and not shown:
         return None
     figure = new_figure(10.0, 5.625, constrained=False)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from wardround.deploy.report.examples import LAYERS, Example
+from wardround.deploy.report.examples import LAYERS, Example, chosen
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.summary import (
     label_name,
@@ -26,7 +26,7 @@ MOST_EXAMPLES = 6
 
 def draw_examples(results: Results, examples: Sequence[Example], theme: Theme) -> Sketch | None:
     """Example slices in rows: truth, proxy, prediction and residual map."""
-    shown = [example.cropped() for example in examples[:MOST_EXAMPLES]]
+    shown = [example.cropped() for example in chosen(examples, MOST_EXAMPLES)]
     if not shown:
         return None
     columns = (*LAYERS, "residual")

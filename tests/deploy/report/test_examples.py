@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wardround.deploy.report.examples import Example, load_examples, save_example
+from wardround.deploy.report.examples import Example, chosen, load_examples, save_example
 from wardround.errors import UsageError
 
 
@@ -90,3 +90,13 @@ def test_a_slice_without_labels_is_shown_whole() -> None:
 def test_an_example_is_an_npz_file(tmp_path: Path, example: Callable[..., Example]) -> None:
     with pytest.raises(UsageError):
         save_example(tmp_path / "a.png", example(0))
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "kept"), [(0, 2, []), (1, 2, [0]), (2, 2, [0, 1]), (4, 2, [1, 3]), (12, 3, [3, 7, 11])]
+)
+def test_too_many_examples_are_thinned_evenly(
+    length: int, count: int, kept: list[int], example: Callable[..., Example]
+) -> None:
+    examples = [example(index, 16) for index in range(length)]
+    assert [examples.index(item) for item in chosen(examples, count)] == kept
