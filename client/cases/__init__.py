@@ -1,1 +1,1 @@
-"""Cases: volumes with their geometry, their way in and out of files, the case store, and phantoms to work without data."""
+"""Cases: volumes with their geometry, the files they come from, the case store, and phantoms to work without data."""

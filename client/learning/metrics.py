@@ -1,5 +1,6 @@
 """Segmentation metrics of one case, per structure, on the original grid."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,9 @@ def score(prediction: Labels, reference: Labels, label: int, spacing: tuple[floa
     box = tuple(slice(max(0, low - 1), high + 2) for low, high in zip(both.min(0), both.max(0), strict=True))
     a = torch.from_numpy(ours[box].astype(np.float32))[None, None]
     b = torch.from_numpy(theirs[box].astype(np.float32))[None, None]
-    hd95 = compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=list(spacing))
-    assd = compute_average_surface_distance(a, b, include_background=True, symmetric=True, spacing=list(spacing))
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls its own edge finder with an argument that it has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        hd95 = compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=list(spacing))
+        assd = compute_average_surface_distance(a, b, include_background=True, symmetric=True, spacing=list(spacing))
     return StructureScore(overlap, float(hd95.item()), float(assd.item()))
