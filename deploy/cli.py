@@ -4,6 +4,7 @@ Errors are printed as problem, cause and fix on standard error; the exit code sa
 :mod:`wardround.errors`). A traceback is never the answer to a user's mistake.
 """
 
+import errno
 import logging
 import os
 import shlex
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from wardround import __version__
-from wardround.errors import Interrupted, UsageError, WardroundError
+from wardround.errors import Interrupted, StorageError, UsageError, WardroundError
 from wardround.files import storage_error
 
 # Flower reports its use and looks for updates over the network unless it is told not to before it is imported.
@@ -33,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _version(wanted: bool) -> None:
@@ -211,6 +215,12 @@ def run(arguments: list[str]) -> int:
         _explain(error.problem, error.cause, error.fix)
         return error.exit_code
     except OSError as error:
+        logging.getLogger(__name__).info("an operation on a file failed", exc_info=True)
+        if error.errno not in _OF_THE_DISK:
+            _explain(
+                f"cannot use {error.filename or 'a file'}", error.strerror or type(error).__name__, "check the path"
+            )
+            return StorageError.exit_code
         translated = storage_error(error, Path(str(error.filename or "a file")))
         _explain(translated.problem, translated.cause, translated.fix)
         return translated.exit_code

@@ -271,6 +271,7 @@ def _log_to(path: Path) -> None:
     root.setLevel(logging.INFO)
     flower = logging.getLogger("flwr")
     flower.handlers.clear()
+    flower.setLevel(logging.INFO)
     flower.propagate = True
 
 

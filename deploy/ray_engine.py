@@ -18,11 +18,15 @@ from wardround.client import door
 from wardround.client.app import app
 from wardround.deploy.progress import Progress
 from wardround.errors import RoundError, UsageError
+from wardround.server.exchange import Pace, wait_for_sites
 
 if TYPE_CHECKING:
     from wardround.deploy.simulation import Arm
 
 _WHO = "query.who"
+
+# Seconds that Ray and its workers may take to start, imports included.
+_START_S = 600.0
 
 
 def require_ray() -> None:
@@ -75,7 +79,7 @@ def run_on_ray(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            run_loop(arm, grid, site_names(grid, arm.sites).__getitem__, listen=heard, stop=stop)
+            run_loop(arm, grid, site_names(grid, arm.sites, stop).__getitem__, listen=heard, stop=stop)
         except BaseException as error:  # noqa: BLE001 - raised again below; Flower's thread would only log it
             raised.append(error)
 
@@ -83,7 +87,10 @@ def run_on_ray(
         server,
         Courier(str(arm.folder)),
         num_supernodes=len(arm.sites),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": _gpu_share(arm)}},
+        backend_config={
+            "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+            "client_resources": {"num_cpus": 1, "num_gpus": _gpu_share(arm)},
+        },
     )
     if raised:
         raise raised[0]
@@ -116,21 +123,23 @@ class Courier(ClientApp):
 _OPENED: set[tuple[str, str]] = set()
 
 
-def site_names(grid: Grid, sites: Iterable[str]) -> dict[int, str]:
-    """Ask every node which site it speaks for: Flower draws node ids at random.
+def site_names(grid: Grid, sites: Iterable[str], stop: Callable[[], bool]) -> dict[int, str]:
+    """Wait for all nodes and ask each which site it speaks for: Flower draws node ids at random.
 
     Raises
     ------
     RoundError
         If the nodes do not speak for these sites.
     """
-    questions = [Message(RecordDict(), node, _WHO) for node in grid.get_node_ids()]
+    wanted = sorted(sites)
+    nodes = wait_for_sites(grid, len(wanted), _START_S, str, Pace(), stop)
+    questions = [Message(RecordDict(), node, _WHO) for node in nodes]
     names = {
         reply.metadata.src_node_id: str(reply.content.config_records["who"]["site"])
-        for reply in grid.send_and_receive(questions)
+        for reply in grid.send_and_receive(questions, timeout=_START_S)
         if reply.has_content()
     }
-    if sorted(names.values()) != sorted(sites):
+    if sorted(names.values()) != wanted:
         raise RoundError("not every site has a node", "the simulation engine lost some", "see the run's log")
     return names
 

@@ -175,6 +175,14 @@ def test_a_finished_run_can_be_resumed_and_reported_again(whole: Path) -> None:
     assert results(whole) == before
 
 
+@pytest.mark.ray
+def test_flowers_engine_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    simulate("--out", str(out), *RUN, "--engine", "ray")
+    assert weights(out) == weights(whole)
+    assert load_results(out).arms[0].interactions == load_results(whole).arms[0].interactions
+
+
 def test_a_failing_arm_leaves_the_others(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start("simulate", "--out", str(out), *TINY, *FAST, "--rounds", "1", "--compare", "pooled", "--jobs", "1")
