@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
 from wardround.client.annotation.effort import full_effort, strict_full_effort
 from wardround.client.annotation.prompts import UNLABELLED, ExtentPrompt, Labels2D, SlicePrompt, SliceRequest
 from wardround.client.cases.volume import Volume

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from wardround.client.annotation.prompts import Annotations
 
 # What else a person does, in units of one traced boundary pixel.

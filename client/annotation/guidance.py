@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+
 from wardround.client.annotation.prompts import Annotations, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.errors import UsageError
@@ -14,6 +15,8 @@ RULES = ("residual", "residual-sampled", "even", "random")
 # it has that much fewer slices than pixels along the sides (for headers whose spacing is not physical).
 THICK_SPACING = 2.0
 THICK_SHAPE = 1 / 3
+# Share of a thick-sliced object's slices that is drawn at most.
+THICK_SHARE = 0.375
 
 Counts = tuple[int, int, int]
 
@@ -42,6 +45,26 @@ def residual_map(proxy: ProxyMask, prediction: npt.NDArray[np.float32]) -> npt.N
     return np.asarray(0.5 * np.abs(proxy.probabilities - prediction).sum(axis=0), dtype=np.float32)
 
 
+def suggestion_map(proxy: ProxyMask, prediction: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The residual where the proxy itself is in doubt: ``(1 − max_c q_c) · ½ Σ_c |q_c − p_c|``.
+
+    The plain residual follows every mistake of a young network, also next to drawn slices where the proxy is right
+    anyway. Weighted by the proxy's doubt it names slices whose drawing changes the proxy.
+
+    Parameters
+    ----------
+    proxy, prediction
+        As in :func:`residual_map`.
+
+    Returns
+    -------
+    ndarray
+        ``[I, J, K]``, float32, 0 … 1.
+    """
+    doubt = 1 - proxy.probabilities.max(axis=0)
+    return np.asarray(doubt * residual_map(proxy, prediction), dtype=np.float32)
+
+
 def allocate(
     total: int,
     size: tuple[int, int, int],
@@ -50,9 +73,10 @@ def allocate(
 ) -> Counts:
     """Share a budget of slices between the three array axes.
 
-    A slice across the long axis is small, hence cheap, and many of them follow the object; a few slices along it,
-    across the shortest axis, tie them together. Three quarters go to the longest axis, the rest to the shortest.
-    Where the volume is thick-sliced, only the thick axis is drawn: the other planes are too coarse to draw on.
+    All of them go across the longest side of the object: those slices are the smallest, hence the cheapest, and the
+    object changes least from one to the next, so that registration carries the labels over the gaps. Where the volume
+    is thick-sliced, they go across the thick axis, because the other planes are too coarse to draw on; there each slice
+    is a large part of a full segmentation, so that no more than :data:`THICK_SHARE` of the object's slices are drawn.
 
     Parameters
     ----------
@@ -63,24 +87,22 @@ def allocate(
     spacing
         Distance between voxel centres in millimetres.
     shape
-        The volume's shape; by default `size`.
+        The volume's shape, by default `size`: a header's spacing need not be physical, so a volume with few slices and
+        many pixels also counts as thick-sliced.
 
     Returns
     -------
     tuple of int
-        Slices across axes 0, 1 and 2; their sum is `total`.
+        Slices across axes 0, 1 and 2; their sum is at most `total`.
     """
     counts = [0, 0, 0]
-    thick = _thick_axis(spacing, shape or size)
-    if thick is not None:
-        counts[thick] = total
-        return counts[0], counts[1], counts[2]
-    lengths = [voxels * distance for voxels, distance in zip(size, spacing, strict=True)]
-    order = sorted(range(3), key=lambda axis: (lengths[axis], axis))
-    shortest, longest = order[0], order[-1]
-    along = total // 4
-    counts[shortest] = along
-    counts[longest] = total - along
+    axis = _thick_axis(spacing, shape or size)
+    if axis is None:
+        lengths = [voxels * distance for voxels, distance in zip(size, spacing, strict=True)]
+        axis = int(np.argmax(lengths))
+        counts[axis] = min(total, size[axis])
+    else:
+        counts[axis] = min(total, max(1, round(THICK_SHARE * size[axis])))
     return counts[0], counts[1], counts[2]
 
 

@@ -15,13 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
-from wardround.client.annotation.prompts import Annotations
+
+from wardround.client.annotation.prompts import Annotations, ExtentPrompt
 from wardround.client.annotation.registration import DemonsSettings, register, warp
 from wardround.client.cases.volume import Volume
 from wardround.errors import UsageError
 
 FloatArray = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
+
+# Weight of a vote however far the nearest drawn slice is.
+FAR = 1e-4
+# Confidence in background where no drawn slice shows the object, if the extent is not known.
+UNSEEN = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +64,12 @@ class PropagationSettings:
     registration
         ``demons``, ``sitk`` (reference) or ``none``.
     shape_weight
-        Weight of the shape vote beside the registration vote where two or more planes are drawn.
-    single_plane_shape_weight
-        The same where one plane is drawn.
-    reach
-        Distance in voxels of the finest axis at which a plane's vote has lost a factor of e.
+        Weight of the shape vote beside the registration vote, at no distance.
+    reach, shape_reach
+        Distance from a drawn slice, in voxels of the finest axis, over which a plane's registration (shape) vote loses
+        a factor of e.
+    smoothing
+        Width of the Gaussian over the merged votes, in voxels of the finest axis: planes meet without steps.
     margin
         Voxels round the extent that registration sees.
     demons
@@ -71,8 +78,9 @@ class PropagationSettings:
 
     registration: str = "demons"
     shape_weight: float = 0.5
-    single_plane_shape_weight: float = 3.0
     reach: float = 2.0
+    shape_reach: float = 1.0
+    smoothing: float = 0.5
     margin: int = 4
     demons: DemonsSettings = field(default_factory=DemonsSettings)
 
@@ -138,6 +146,7 @@ def propagate(
     confidence = np.zeros(shape, dtype=np.float32)
     annotated = np.zeros(shape, dtype=bool)
     if annotations.slices:
+        confidence.fill(UNSEEN if annotations.extent is None else 1)
         box, inner = _boxes(shape, annotations, settings.margin)
         if inner is not None:
             crop = np.ascontiguousarray(image.array[box], dtype=np.float32)
@@ -146,12 +155,6 @@ def propagate(
             local = tuple(slice(i.start - b.start, i.stop - b.start) for i, b in zip(inner, box, strict=True))
             probabilities[(slice(None), *inner)] = merged[(slice(None), *local)]
             confidence[inner] = sure[local]
-    if annotations.extent is not None:
-        outside = np.ones(shape, dtype=bool)
-        outside[_extent_box(shape, annotations)] = False
-        probabilities[0][outside] = 1
-        probabilities[1:, outside] = 0
-        confidence[outside] = 1 if annotations.slices else 0
     for prompt in annotations.slices:
         where = _plane(prompt.axis, prompt.index)
         probabilities[(slice(None), *where)] = _one_hot(prompt.labels, labels)
@@ -161,6 +164,15 @@ def propagate(
 
 
 def _check(shape: tuple[int, int, int], annotations: Annotations, labels: int) -> None:
+    extent = annotations.extent
+    if extent is not None and not all(
+        0 <= low <= high < side for low, high, side in zip(extent.lower, extent.upper, shape, strict=True)
+    ):
+        raise UsageError(
+            f"the extent {extent.lower} to {extent.upper} does not lie in an image of shape {shape}",
+            "it was given on another case, or its corners are swapped",
+            "give the extent on the case that is propagated",
+        )
     for prompt in annotations.slices:
         expected = tuple(side for axis, side in enumerate(shape) if axis != prompt.axis)
         if prompt.labels.shape != expected or not 0 <= prompt.index < shape[prompt.axis]:
@@ -186,17 +198,16 @@ def _one_hot(labels: npt.NDArray[np.uint8], classes: int) -> FloatArray:
     return np.asarray(labels[None] == np.arange(classes, dtype=np.uint8)[:, None, None], dtype=np.float32)
 
 
-def _extent_box(shape: tuple[int, int, int], annotations: Annotations) -> Box:
-    assert annotations.extent is not None
-    bounds = zip(annotations.extent.lower, annotations.extent.upper, shape, strict=True)
-    i, j, k = (slice(max(low, 0), min(high + 1, side)) for low, high, side in bounds)
+def _extent_box(extent: ExtentPrompt) -> Box:
+    bounds = zip(extent.lower, extent.upper, strict=True)
+    i, j, k = (slice(low, high + 1) for low, high in bounds)
     return i, j, k
 
 
 def _boxes(shape: tuple[int, int, int], annotations: Annotations, margin: int) -> tuple[Box, Box | None]:
     """The crop that registration sees, and the box inside it that may hold an object (None: there is no object)."""
     if annotations.extent is not None:
-        inner = _extent_box(shape, annotations)
+        inner = _extent_box(annotations.extent)
         return _grown(inner, shape, margin), inner
     # Without an extent, what was drawn tells how far the object reaches within the drawn planes.
     bounds: list[list[int]] = [[], [], []]
@@ -274,51 +285,66 @@ class _DrawnPlane:
     """The drawn slices of one plane: ``[M, C, H, W]`` one-hot within the crop, and their positions relative to it.
 
     A position may lie beyond the crop: such a slice still bounds the object, but there is no image to register.
+    `beyond` holds for every slice of the crop how far it lies on the way from the outermost drawn slice (0) to the
+    first slice outside the extent (1); 0 where no extent is known.
     """
 
     axis: int
     positions: npt.NDArray[np.int_]
     drawings: FloatArray
     spacing: tuple[float, float]
+    beyond: FloatArray
 
 
 def _drawn_plane(scene: _Scene, annotations: Annotations, axis: int) -> _DrawnPlane:
     prompts = annotations.on_axis(axis)
     first, second = (other for other in range(3) if other != axis)
     window = (scene.box[first], scene.box[second])
+    indices = np.array([prompt.index for prompt in prompts])
+    beyond = np.zeros(scene.image.shape[axis], dtype=np.float32)
+    if annotations.extent is not None:
+        targets = np.arange(scene.box[axis].start, scene.box[axis].stop)
+        below = (indices[0] - targets) / max(indices[0] - annotations.extent.lower[axis] + 1, 1)
+        above = (targets - indices[-1]) / max(annotations.extent.upper[axis] + 1 - indices[-1], 1)
+        beyond = np.clip(np.maximum(below, above), 0, 1).astype(np.float32)
     return _DrawnPlane(
         axis,
-        np.array([prompt.index - scene.box[axis].start for prompt in prompts]),
+        indices - scene.box[axis].start,
         np.stack([_one_hot(prompt.labels[window], scene.labels) for prompt in prompts]),
         (scene.spacing[first], scene.spacing[second]),
+        beyond,
     )
 
 
 def _merge(scene: _Scene, annotations: Annotations) -> tuple[FloatArray, FloatArray]:
     """Average the votes of all planes within the crop: probabilities ``[C, ...]`` and confidence."""
     settings, shape = scene.settings, scene.image.shape
+    finest = min(scene.spacing)
     planes = [axis for axis in range(3) if annotations.on_axis(axis)]
-    shape_weight = settings.single_plane_shape_weight if len(planes) == 1 else settings.shape_weight
-    registration_weight = 0.0 if settings.registration == "none" else 1.0
-    if not registration_weight:
-        shape_weight = 1.0
     total = np.zeros((scene.labels, *shape), dtype=np.float32)
     weights = np.zeros(shape, dtype=np.float32)
     nearest = np.full(shape, np.inf, dtype=np.float32)
     for axis in planes:
         plane = _drawn_plane(scene, annotations, axis)
-        near = _neighbours(plane.positions, shape[axis], scene.spacing[axis] / min(scene.spacing))
-        vote = np.zeros((shape[axis], *plane.drawings.shape[1:]), dtype=np.float32)
-        if registration_weight:
-            vote += _registration_vote(scene, plane, near)
-        if shape_weight:
-            vote += shape_weight * _shape_vote(plane, near, min(scene.spacing))
+        near = _neighbours(plane.positions, shape[axis], scene.spacing[axis] / finest)
         along = [-1 if other == axis else 1 for other in range(3)]
-        reach = (np.exp(-near.distance / settings.reach) + 1e-6).reshape(along)
-        total += reach * np.moveaxis(vote / (registration_weight + shape_weight), 0, axis + 1)
-        weights += reach
-        nearest = np.minimum(nearest, near.distance.reshape(along))
+        distance = near.distance.reshape(along)
+        if settings.registration != "none":
+            weight = np.exp(-distance / settings.reach) + FAR
+            total += weight * np.moveaxis(_registration_vote(scene, plane, near), 0, axis + 1)
+            weights += weight
+        if settings.shape_weight:
+            near_weight = np.exp(-distance / settings.shape_reach)
+            # Beyond the outermost drawn slices the extent is known to the shape vote alone, so it counts longer there.
+            end_weight = np.exp(-distance / settings.reach) * (plane.beyond.reshape(along) > 0)
+            weight = settings.shape_weight * np.maximum(near_weight, end_weight) + FAR * FAR
+            total += weight * np.moveaxis(_shape_vote(plane, near, finest), 0, axis + 1)
+            weights += weight
+        nearest = np.minimum(nearest, distance)
     total /= weights
+    if settings.smoothing:
+        widths = [settings.smoothing * finest / step for step in scene.spacing]
+        total = ndimage.gaussian_filter(total, (0, *widths), mode="nearest", truncate=3)
     return total, np.asarray(total.max(axis=0) * np.exp(-nearest / 8), dtype=np.float32)
 
 
@@ -353,10 +379,17 @@ def _registration_vote(scene: _Scene, plane: _DrawnPlane, near: _Neighbours) -> 
 
 
 def _shape_vote(plane: _DrawnPlane, near: _Neighbours, finest: float) -> FloatArray:
-    """``[N, C, H, W]``: interpolate signed distances between the neighbours, then softmax."""
+    """``[N, C, H, W]``: interpolate signed distances between the neighbours, then softmax.
+
+    Beyond the outermost drawn slices the shape shrinks linearly until its deepest pixel is gone at the extent's end.
+    """
     depths = np.stack([_signed_distances(drawing, plane.spacing) for drawing in plane.drawings]) / finest
     fraction = near.fraction[:, None, None, None]
     between = (1 - fraction) * depths[near.lower] + fraction * depths[near.upper]
+    deepest = np.maximum(depths[:, 1:].max(axis=(1, 2, 3)), 0)
+    shrunk = (plane.beyond * deepest[near.lower])[:, None, None, None]
+    between[:, :1] += shrunk
+    between[:, 1:] -= shrunk
     between = np.exp(2 * (between - between.max(axis=1, keepdims=True)))
     return np.asarray(between / between.sum(axis=1, keepdims=True), dtype=np.float32)
 

@@ -13,7 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
+
 from wardround.errors import UsageError
+
+# On fewer pixels than this along a side there is nothing left to align.
+SMALLEST_LEVEL = 12
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,17 @@ class DemonsSettings:
     ----------
     iterations
         Steps on every pyramid level, coarsest first; level ``n`` of ``N`` has the resolution ``2 ** -(N - 1 - n)``.
+        A level on which a slice would be smaller than :data:`SMALLEST_LEVEL` is left out.
     update_sigma
-        Width of the Gaussian that smooths every update (fluid-like), in pixels of the level.
+        Width of the Gaussian that smooths every update (fluid-like), in pixels of the level along its finer axis.
     field_sigma
-        Width of the Gaussian that smooths the whole field after every step (elastic), in pixels of the level.
+        Width of the Gaussian that smooths the whole field after every step (elastic), in the same unit.
     step
-        Longest update in pixels of the level.
+        Longest update in pixels of the level, along its finer axis.
     """
 
     iterations: tuple[int, ...] = (10, 10, 8)
-    update_sigma: float = 1.0
+    update_sigma: float = 0.5
     field_sigma: float = 1.0
     step: float = 1.0
 
@@ -125,6 +130,8 @@ def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], setting
     displacement: Tensor | None = None
     for level, iterations in enumerate(settings.iterations):
         shrink = 2 ** (levels - 1 - level)
+        if shrink > 1 and min(height, width) < SMALLEST_LEVEL * shrink:
+            continue
         sides = (_side(height, shrink), _side(width, shrink))
         small_moving, small_fixed = (_resize(image, sides) for image in (moving, fixed))
         displacement = (
@@ -137,19 +144,21 @@ def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], setting
             for sigma in (settings.update_sigma, settings.field_sigma)
         )
         for _ in range(iterations):
-            update = _apply(_force(small_moving, small_fixed, displacement, settings.step), smooth_update)
+            update = _apply(_force(small_moving, small_fixed, displacement, scale, settings.step), smooth_update)
             displacement = _apply(update + warp(displacement, update), smooth_field)
     assert displacement is not None
     return displacement
 
 
-def _force(moving: Tensor, fixed: Tensor, displacement: Tensor, step: float) -> Tensor:
+def _force(moving: Tensor, fixed: Tensor, displacement: Tensor, scale: tuple[float, float], step: float) -> Tensor:
+    """``[P, 2, H, W]`` in pixels: where the demons push, no further than `step` pixels of the finer axis."""
+    to_finest = torch.tensor(scale, dtype=fixed.dtype)[:, None, None]
     warped = warp(moving[:, None], displacement)[:, 0]
     difference = fixed - warped
-    gradient = _gradient(0.5 * (fixed + warped))
+    gradient = _gradient(0.5 * (fixed + warped)) * to_finest
     # The norm of d * g / (g^2 + d^2 / (4 s^2)) is at most s, reached where |g| = |d| / (2 s).
     strength = difference / (gradient.square().sum(dim=1) + difference.square() / (4 * step * step) + 1e-6)
-    return strength[:, None] * gradient
+    return strength[:, None] * gradient * to_finest
 
 
 def _gradient(images: Tensor) -> Tensor:
@@ -166,7 +175,7 @@ def _apply(fields: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
 
 
 def _side(length: int, shrink: int) -> int:
-    return max(-(-length // shrink), min(length, 4))
+    return -(-length // shrink)
 
 
 def _resize(images: Tensor, sides: tuple[int, int]) -> Tensor:
@@ -217,12 +226,15 @@ def _register_with_sitk(moving: Tensor, fixed: Tensor, spacing: tuple[float, flo
 
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetNumberOfIterations(40)
-    demons.SetStandardDeviations(1.0)
+    demons.SetStandardDeviations(min(spacing))
     demons.SetNumberOfThreads(1)
+    pixel = np.array([spacing[1], spacing[0]])
     fields: list[npt.NDArray[np.float32]] = []
     for one_moving, one_fixed in zip(moving.numpy(), fixed.numpy(), strict=True):
         images = [sitk.GetImageFromArray(image) for image in (one_fixed, one_moving)]
-        field = sitk.GetArrayFromImage(demons.Execute(*images))
+        for image in images:
+            image.SetSpacing(pixel.tolist())
+        field = sitk.GetArrayFromImage(demons.Execute(*images)) / pixel
         fields.append(np.stack([field[..., 1], field[..., 0]]).astype(np.float32))
     if not fields:
         return moving.new_zeros((0, 2, *moving.shape[1:]))
