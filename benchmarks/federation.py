@@ -27,8 +27,8 @@ from wardround.deploy.report.tables import arm_table, site_table
 
 ARMS = "dense,local,pooled,slices-only"
 DATA_SETS = {
-    "hippocampus": ["--rounds", "8", "--seeds", "0,1,2", "--effort", "8"],
-    "lgg": ["--rounds", "6", "--seeds", "0", "--effort", "4"],
+    "hippocampus": ["--rounds", "8", "--seeds", "0,1,2"],
+    "lgg": ["--rounds", "6", "--seeds", "0"],
 }
 RECIPES = {
     "cpu": ["--model", "unet3d-small", "--plan", "updates-per-case=24"],

@@ -106,7 +106,7 @@ class RoundPlan(BaseModel):
     labels: Annotated[int, Field(ge=2, le=64)]
     supervision: Supervision = "proxy"
     annotation_rounds: Annotated[int, Field(ge=1, le=16)] = 2
-    slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 8
+    slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 12
     allocation: tuple[int, int, int] | None = None
     suggestion: Suggestion = "residual"
     extent: bool = True

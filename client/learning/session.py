@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wardround.client.annotation.effort import contour_effort
-from wardround.client.annotation.guidance import allocate, residual_map, suggest
+from wardround.client.annotation.guidance import allocate, residual_map, suggest, suggestion_map
 from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
 from wardround.client.annotation.propagation import PropagationCache, ProxyMask, propagate
 from wardround.client.cases.volume import Volume
@@ -89,7 +89,7 @@ class CaseSession:
             self.image.shape,
             (counts[0], counts[1], counts[2]),
             rule=self.plan.suggestion,
-            residual=self.residual,
+            residual=None if self.proxy is None else suggestion_map(self.proxy, self.prediction),
             rng=self.rng,
         )
         self.chosen += requests
