@@ -1,12 +1,10 @@
 """How the ClientApp finds its site, without importing anything heavy.
 
-In a simulation the sites live in this process and are attached by name. Where Flower starts a fresh process instead,
-the site is opened from its folder.
+Whoever owns sites in this process (a simulation, a worker of Flower's engine) attaches them by name; a node says whose
+messages it carries.
 """
 
-import json
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from flwr.app import Context
 
@@ -42,49 +40,17 @@ def detach_all() -> None:
 
 
 def open_site(context: Context) -> SiteLike:
-    """The site that `context` speaks for.
-
-    Looked up as ``node_config["site"]`` among the attached ones; else opened from ``node_config["site-folder"]``; else
-    from the list of folders in the JSON file ``run_config["sites-file"]`` at ``node_config["partition-id"]``. An opened
-    site stays attached, so that a long-lived worker opens it once.
+    """The site that `context` speaks for: the one attached under ``node_config["site"]``.
 
     Raises
     ------
     UsageError
-        If the context names no site.
+        If the context names no attached site.
     """
     name = str(context.node_config.get("site", ""))
-    if name in _SITES:
+    try:
         return _SITES[name]
-    folder = str(context.node_config.get("site-folder", ""))
-    if not folder and "sites-file" in context.run_config and "partition-id" in context.node_config:
-        folders: list[str] = json.loads(Path(str(context.run_config["sites-file"])).read_text())
-        folder = folders[int(context.node_config["partition-id"])]
-    if not folder:
+    except KeyError:
         raise UsageError(
-            "this node has no site", "its configuration names neither an attached site nor a folder", "set site-folder"
-        )
-    if folder not in _SITES:
-        _SITES[folder] = _open(Path(folder))
-    return _SITES[folder]
-
-
-def _open(folder: Path) -> SiteLike:
-    # Imported here: this pulls in torch, which the courier of a deployed site never needs.
-    from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
-    from wardround.client.cases.dataset import load_dataset
-    from wardround.client.cases.nifti import read_labels
-    from wardround.client.site import Site
-
-    settings: dict[str, Any] = json.loads((folder / "site.json").read_text())
-    annotator = None
-    if "dataset" in settings:
-        cases = load_dataset(Path(settings["dataset"])).cases
-
-        def truth(case_id: str) -> Truth:
-            path = cases[case_id].label
-            assert path is not None
-            return Truth(read_labels(path))
-
-        annotator = SimulatedAnnotator(truth)
-    return Site.open(folder, annotator, device=settings.get("device", "auto"))
+            "this node has no site", "its configuration names none that is attached in this process", "attach it first"
+        ) from None

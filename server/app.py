@@ -11,7 +11,7 @@ with dashes, besides
 ``evaluate-every``   rounds between evaluations; 0, if absent, means only after the last
 ==================== ================================================================================================
 
-``sites-file`` and anything that starts with ``site-`` is left for the sites.
+Anything that starts with ``site-`` is left for the sites.
 """
 
 import logging
@@ -81,7 +81,7 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
             if type(value) is not type(loop[name]):
                 raise PlanError(f"{name} cannot be used", f"it is {value!r}", f"give {type(loop[name]).__name__}")
             loop[name] = value
-        elif name != "sites-file" and not name.startswith("site-"):
+        elif not name.startswith("site-"):
             plan[name] = value
     if "round" in plan:
         raise PlanError("round cannot be set", "the loop counts the rounds itself", "remove it, and set rounds")

@@ -1,9 +1,7 @@
 """The ClientApp is a courier: it finds its site, carries arrays and scalars, and lets no text out."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,21 +98,6 @@ def test_a_broken_plan_is_refused_before_the_site_sees_it() -> None:
 def test_a_node_without_a_site_says_so() -> None:
     with pytest.raises(UsageError, match="no site"):
         door.open_site(context(site="nowhere"))
-
-
-def test_a_partition_finds_its_folder_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Path] = []
-
-    def remember(folder: Path) -> FakeSite:
-        opened.append(folder)
-        return FakeSite()
-
-    monkeypatch.setattr(door, "_open", remember)
-    (tmp_path / "sites.json").write_text(json.dumps(["/a", "/b"]))
-    asked = context(**{"partition-id": 1, "num-partitions": 2})
-    asked.run_config["sites-file"] = str(tmp_path / "sites.json")
-    assert door.open_site(asked) is door.open_site(asked)
-    assert opened == [Path("/b")]
 
 
 def test_the_courier_imports_no_torch() -> None:

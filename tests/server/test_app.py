@@ -40,7 +40,6 @@ def test_everything_can_be_set() -> None:
             "fusion": 0.5,
             "run": "night",
             "seed": 5,
-            "sites-file": "sites.json",
             "site-folder": "x",
         }
     )
