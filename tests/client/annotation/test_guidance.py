@@ -1,0 +1,201 @@
+"""Guidance: budgets follow shape and spacing, and the residual decides where to look."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from wardround.client.annotation.guidance import RULES, allocate, residual_map, suggest, suggestion_map
+from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
+from wardround.client.annotation.propagation import ProxyMask
+from wardround.errors import UsageError
+
+SHAPE = (20, 30, 25)
+EXTENT = ExtentPrompt((3, 5, 4), (15, 26, 20))
+
+
+def generator(*seed):
+    return np.random.default_rng(np.random.SeedSequence(seed or (0,)))
+
+
+def proxy_of(probabilities):
+    shape = probabilities.shape[1:]
+    return ProxyMask(probabilities, np.zeros(shape, dtype=bool), np.ones(shape, dtype=np.float32))
+
+
+def uniform(classes=2, shape=SHAPE):
+    return np.full((classes, *shape), 1 / classes, dtype=np.float32)
+
+
+def drawn(axis, *indices):
+    shape = tuple(side for other, side in enumerate(SHAPE) if other != axis)
+    return tuple(SlicePrompt(axis, index, np.zeros(shape, np.uint8)) for index in indices)
+
+
+def residual_in(axis, *indices):
+    residual = np.zeros(SHAPE, dtype=np.float32)
+    for index in indices:
+        residual[(slice(None),) * axis + (index,)] = 1
+    return residual
+
+
+def indices(requests, axis):
+    return [request.index for request in requests if request.axis == axis]
+
+
+class TestMaps:
+    def test_residual_is_total_variation(self):
+        proxy, prediction = uniform(3), uniform(3)
+        proxy[:, 1, 2, 3] = [1, 0, 0]
+        prediction[:, 1, 2, 3] = [0.25, 0.5, 0.25]
+        residual = residual_map(proxy_of(proxy), prediction)
+        assert residual.dtype == np.float32
+        assert residual[1, 2, 3] == pytest.approx(0.75)
+        assert np.count_nonzero(residual) == 1
+
+    def test_opposite_certainties_have_residual_one(self):
+        proxy = np.zeros((2, *SHAPE), dtype=np.float32)
+        proxy[0] = 1
+        np.testing.assert_allclose(residual_map(proxy_of(proxy), proxy[::-1]), 1)
+
+    def test_suggestion_needs_doubt_and_disagreement(self):
+        proxy, prediction = uniform(), uniform()
+        proxy[:, 0] = np.array([1, 0])[:, None, None]
+        prediction[:, 0] = np.array([0, 1])[:, None, None]
+        prediction[:, 1] = np.array([0, 1])[:, None, None]
+        suggestion = suggestion_map(proxy_of(proxy), prediction)
+        assert suggestion[0].max() == 0
+        np.testing.assert_allclose(suggestion[1], 0.25)
+        assert suggestion[2:].max() == 0
+
+    def test_maps_of_other_shape_are_refused(self):
+        with pytest.raises(UsageError):
+            residual_map(proxy_of(uniform(2)), uniform(3))
+
+
+class TestAllocation:
+    @pytest.mark.parametrize(
+        ("size", "spacing", "expected"),
+        [
+            ((22, 38, 25), (1, 1, 1), (0, 12, 0)),
+            ((38, 22, 25), (1, 1, 1), (12, 0, 0)),
+            # Millimetres decide, not voxels.
+            ((30, 38, 25), (1.5, 1, 1), (12, 0, 0)),
+        ],
+    )
+    def test_isotropic_budget_goes_across_the_longest_side(self, size, spacing, expected):
+        assert allocate(12, size, spacing) == expected
+
+    @pytest.mark.parametrize(
+        ("size", "spacing", "shape"),
+        [
+            ((40, 50, 8), (1, 1, 5), (128, 128, 60)),
+            # A header without physical spacing: the shape tells.
+            ((20, 20, 8), (1, 1, 1), (128, 128, 20)),
+            ((40, 50, 8), (1, 1, 1), None),
+        ],
+    )
+    def test_thick_slices_take_all(self, size, spacing, shape):
+        assert allocate(12, size, spacing, shape) == (0, 0, 3)
+
+    def test_thick_axis_may_be_any(self):
+        assert allocate(2, (40, 8, 50), (1, 6, 1)) == (0, 2, 0)
+
+    def test_never_more_than_there_is(self):
+        assert allocate(12, (3, 5, 4), (1, 1, 1)) == (0, 5, 0)
+        assert allocate(12, (40, 50, 1), (1, 1, 5)) == (0, 0, 1)
+        assert allocate(0, (22, 38, 25), (1, 1, 1)) == (0, 0, 0)
+
+
+class TestSuggest:
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("extent", [None, EXTENT])
+    def test_never_twice_never_outside(self, rule, extent):
+        annotations = Annotations(drawn(1, 6, 7, 20), extent)
+        residual = generator(1).random(SHAPE).astype(np.float32)
+        requests = suggest(annotations, SHAPE, (2, 40, 3), rule=rule, residual=residual, rng=generator())
+        assert len(set(requests)) == len(requests)
+        assert not set(requests) & {prompt.request for prompt in annotations.slices}
+        expected = 22 - 3 if extent else 30 - 3
+        assert [len(indices(requests, axis)) for axis in range(3)] == [2, expected, 3]
+        if extent:
+            assert all(extent.lower[r.axis] <= r.index <= extent.upper[r.axis] for r in requests)
+
+    def test_even_slices_cut_the_extent_in_equal_parts(self):
+        requests = suggest(Annotations(extent=EXTENT), SHAPE, (0, 4, 0), rule="even", residual=None, rng=generator())
+        assert indices(requests, 1) == [7, 13, 18, 24]
+
+    def test_even_fills_the_widest_gap(self):
+        annotations = Annotations(drawn(1, 6, 12, 25), EXTENT)
+        requests = suggest(annotations, SHAPE, (0, 1, 0), rule="even", residual=None, rng=generator())
+        assert indices(requests, 1) == [18]
+
+    def test_residual_in_one_slice_is_chosen(self):
+        for rule in ("residual", "residual-sampled"):
+            requests = suggest(Annotations(), SHAPE, (0, 1, 0), rule=rule, residual=residual_in(1, 17), rng=generator())
+            assert requests == (SliceRequest(1, 17),)
+
+    def test_swapped_residuals_swap_choices(self):
+        first, second = residual_in(2, 3, 11), residual_in(2, 8, 22)
+        for rule in ("residual", "residual-sampled"):
+            chosen = [
+                indices(suggest(Annotations(), SHAPE, (0, 0, 2), rule=rule, residual=map_, rng=generator()), 2)
+                for map_ in (first, second)
+            ]
+            assert chosen == [[3, 11], [8, 22]]
+
+    def test_neighbours_of_a_peak_give_way(self):
+        residual = residual_in(1, 10, 11, 12) + 0.5 * residual_in(1, 24)
+        requests = suggest(Annotations(), SHAPE, (0, 2, 0), rule="residual", residual=residual, rng=generator())
+        assert indices(requests, 1)[1] == 24
+
+    def test_residual_of_drawn_slices_is_ignored(self):
+        residual = 9 * residual_in(1, 10) + residual_in(1, 20)
+        requests = suggest(
+            Annotations(drawn(1, 10)), SHAPE, (0, 1, 0), rule="residual", residual=residual, rng=generator()
+        )
+        assert indices(requests, 1) == [20]
+
+    @pytest.mark.parametrize("rule", ["residual", "residual-sampled"])
+    @pytest.mark.parametrize("residual", [None, np.zeros(SHAPE, np.float32)])
+    def test_without_residual_it_is_even(self, rule, residual):
+        arguments = (Annotations(extent=EXTENT), SHAPE, (1, 5, 2))
+        assert suggest(*arguments, rule=rule, residual=residual, rng=generator()) == suggest(
+            *arguments, rule="even", residual=None, rng=generator()
+        )
+
+    def test_sampling_follows_the_mass(self):
+        residual = residual_in(1, 4) + 3 * residual_in(1, 9)
+        chosen = [
+            indices(
+                suggest(
+                    Annotations(), SHAPE, (0, 1, 0), rule="residual-sampled", residual=residual, rng=generator(5, n)
+                ),
+                1,
+            )[0]
+            for n in range(400)
+        ]
+        assert set(chosen) == {4, 9}
+        assert stats.binomtest(chosen.count(9), 400, 0.75).pvalue > 0.01
+
+    @pytest.mark.parametrize("rule", ["random", "residual-sampled"])
+    def test_no_information_draws_uniformly(self, rule):
+        # A flat residual (proxy and prediction disagree alike everywhere) must prefer nothing.
+        flat = np.ones(SHAPE, dtype=np.float32)
+        counts = np.zeros(30)
+        for case in range(600):
+            requests = suggest(Annotations(), SHAPE, (0, 2, 0), rule=rule, residual=flat, rng=generator(7, case))
+            counts[indices(requests, 1)] += 1
+        assert stats.chisquare(counts).pvalue > 0.01
+
+    def test_same_generator_same_choice_and_other_rounds_differ(self):
+        def choose(*seed):
+            return suggest(Annotations(), SHAPE, (0, 5, 0), rule="random", residual=None, rng=generator(*seed))
+
+        assert choose(1, 2) == choose(1, 2)
+        assert len({choose(1, round_) for round_ in range(20)}) > 15
+
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(UsageError, match="clever"):
+            suggest(Annotations(), SHAPE, (0, 1, 0), rule="clever", residual=None, rng=generator())
+        with pytest.raises(UsageError):
+            suggest(Annotations(), SHAPE, (0, 1, 0), rule="residual", residual=np.zeros((2, 2, 2)), rng=generator())
