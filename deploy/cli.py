@@ -67,12 +67,12 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             help="Who has which case: a .json file, 'natural', 'even:K' or 'dirichlet:K:alpha'. For phantoms: how many."
         ),
     ] = None,
-    cases: Annotated[int | None, typer.Option(help="At most so many streamed cases a site (phantoms: 6).")] = None,
+    cases: Annotated[int | None, typer.Option(help="At most so many streamed cases a site (phantoms: 10).")] = None,
     tests: Annotated[int | None, typer.Option(help="At most so many test cases a site (phantoms: 4).")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of subjects to test on if the split names none.")] = 0.25,
     shift: Annotated[float, typer.Option(help="Phantoms: how far the sites' scanners differ.")] = 1.0,
     shape: Annotated[str, typer.Option(help="Phantoms: voxels along each axis.")] = "40,48,40",
-    rounds: Annotated[int, typer.Option(help="Rounds of the federation.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Rounds of the federation.")] = 5,
     strategy: Annotated[
         str, typer.Option(help="fedavg, fedprox, fedadam, fedyogi, fedavgm, fedmedian, fedtrimmedavg or krum.")
     ] = "fedavg",
@@ -80,8 +80,9 @@ def simulate(  # noqa: PLR0917 - one parameter an option
         list[str] | None, typer.Option(help="A setting of the strategy, as name=value. May be repeated.")
     ] = None,
     compare: Annotated[
-        str, typer.Option(help="Arms beside the federation: any of dense,local,pooled,slices-only.")
-    ] = "",
+        str | None,
+        typer.Option(help="Arms beside the federation: any of dense,local,pooled,slices-only (phantoms: dense,local)."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Every arm is run once for each of these.")] = "0",
     effort: Annotated[int | None, typer.Option(help="Slices that are drawn on each case.")] = None,
     model: Annotated[str | None, typer.Option(help="Network, by its name in the catalogue.")] = None,
@@ -116,7 +117,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             "plan": _pairs(plan, "--plan")
             | ({"slices_per_case": effort} if effort is not None else {})
             | ({"model": model} if model is not None else {}),
-            "arms": ("federated", *_names(compare)),
+            "arms": ("federated", *_names(compare if compare is not None else "dense,local" if data is None else "")),
             "seeds": _numbers(seeds, "--seeds"),
             "engine": engine,
             "device": device,
@@ -172,7 +173,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of an experiment.
 def phantoms(  # noqa: PLR0917 - one parameter an option
     folder: Annotated[Path, typer.Argument(help="New folder for the data set.")],
     sites: Annotated[int, typer.Option(help="Number of sites.")] = 3,
-    cases: Annotated[int, typer.Option(help="Training cases a site.")] = 6,
+    cases: Annotated[int, typer.Option(help="Training cases a site.")] = 10,
     tests: Annotated[int, typer.Option(help="Test cases a site.")] = 4,
     shift: Annotated[float, typer.Option(help="How far the sites' scanners differ.")] = 1.0,
     shape: Annotated[str, typer.Option(help="Voxels along each axis.")] = "40,48,40",
@@ -319,11 +320,25 @@ def _value(text: str) -> Any:
 
 
 def _default_jobs() -> int:
-    """One run a core, as long as each has 1.5 GB of the memory that is free."""
+    """One run a core, as long as each has a gigabyte of the memory that is free; limits of a container count."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(psutil.virtual_memory().available / 1.5e9)))
+    cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory: float = psutil.virtual_memory().available
+    quota = _control_group("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdecimal():
+        cores = min(cores, int(quota[0]) / int(quota[1]))
+    if (limit := _control_group("memory.max")).isdecimal():
+        memory = min(memory, int(limit) - int(_control_group("memory.current") or 0))
+    return max(1, min(round(cores), int(memory / 1e9)))
+
+
+def _control_group(name: str) -> str:
+    """A value of this container's control group (Linux, version 2); empty where there is none."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _free_folder() -> Path:

@@ -44,7 +44,7 @@ class PhantomSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sites: int = Field(3, ge=1, le=64)
-    cases: int = Field(6, ge=1, le=10_000)
+    cases: int = Field(10, ge=1, le=10_000)
     tests: int = Field(4, ge=1, le=10_000)
     shift: float = Field(1.0, ge=0, le=4)
     shape: tuple[int, int, int] = (40, 48, 40)
@@ -103,7 +103,7 @@ class SimulationSettings(BaseModel):
     test_fraction: float = Field(0.25, gt=0, lt=1)
     cases_per_site: int | None = Field(None, ge=1)
     tests_per_site: int | None = Field(None, ge=1)
-    rounds: int = Field(3, ge=1, le=100_000)
+    rounds: int = Field(5, ge=1, le=100_000)
     strategy: str = "fedavg"
     strategy_options: dict[str, float | int] = Field(default_factory=dict)
     plan: dict[str, bool | int | float | str | tuple[int, int, int] | None] = Field(default_factory=dict)
