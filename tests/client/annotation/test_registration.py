@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from wardround.client.annotation.registration import register, warp
+from wardround.client.annotation.registration import DemonsSettings, register, warp
 from wardround.errors import UsageError
 
 
@@ -64,6 +64,15 @@ def test_shifted_slice_shifts_its_label(shift):
     after = 2 * (pulled * disc).sum() / (pulled + disc).sum()
     assert before < 0.75
     assert after > 0.93
+
+
+def test_coarse_level_finds_the_whole_displacement():
+    # No step on the finest level: what the coarse one found must have been scaled to fine pixels.
+    rows, columns = np.indices((64, 64))
+    images = [np.exp(-((rows - 32 - shift) ** 2 + (columns - 32) ** 2) / 200).astype(np.float32) for shift in (4, 0)]
+    moving, fixed = (torch.from_numpy(image)[None] for image in images)
+    found = register(moving, fixed, settings=DemonsSettings(iterations=(40, 0)))
+    assert found[0, 0, 24:40, 24:40].mean() == pytest.approx(4, abs=0.5)
 
 
 def test_warp_pulls_from_where_the_displacement_points():
