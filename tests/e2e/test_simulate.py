@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,13 +22,31 @@ TINY = ["--sites", "2", "--cases", "2", "--tests", "1", "--shape", "24,24,24"]
 FAST = ["--plan", "updates_per_case=4", "--effort", "4"]
 # Three rounds of two cases: the last one only rehearses.
 RUN = [*TINY, *FAST, "--rounds", "3", "--compare", ""]
-PATIENCE_S = 240.0
+# Of a hanging process; a machine that is busy with other things may need minutes for what takes ten seconds.
+PATIENCE_S = 900.0
+
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+
+_STARTED: "list[subprocess.Popen[str]]" = []
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    _STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process() -> Iterator[None]:
+    """A test that fails half-way must not leave its run behind: the workers end with it."""
+    yield
+    for process in _STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    _STARTED.clear()
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
