@@ -1,9 +1,10 @@
-"""A run contacts nobody: every process that it starts is watched by an audit hook of the interpreter."""
+"""What a run lets out: whom its processes contact, watched by an audit hook, and who can read its files."""
 
 import os
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ with open(os.environ["EGRESS_LOG"] + ".watched", "a") as log:
 """
 
 SMALL = shlex.split(
-    "simulate --sites 2 --cases 1 --tests 1 --rounds 1 --shape 24,24,24 --plan updates-per-case=2 --out run"
+    "simulate --sites 2 --cases 1 --tests 1 --rounds 1 --shape 24,24,24 --plan updates-per-case=2 --compare federated --out run"
 )
 
 
@@ -45,11 +46,41 @@ def watched(command: list[str], folder: Path) -> tuple[str, int]:
     return (log.read_text() if log.exists() else ""), len(processes)
 
 
-def test_a_simulation_contacts_nobody(tmp_path: Path) -> None:
-    reached, processes = watched([sys.executable, "-m", "wardround.deploy.cli", *SMALL], tmp_path)
-    assert (tmp_path / "run" / "report.html").exists()
-    assert processes > 1  # The run has a worker of its own, which was watched as well.
-    assert reached == ""
+@dataclass(frozen=True)
+class Run:
+    """A small simulation under watch: its folder, what it tried to reach, how many processes were watched."""
+
+    folder: Path
+    reached: str
+    processes: int
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("watched")
+    reached, processes = watched([sys.executable, "-m", "wardround.deploy.cli", *SMALL], folder)
+    return Run(folder / "run", reached, processes)
+
+
+def test_a_simulation_contacts_nobody(run: Run) -> None:
+    assert (run.folder / "report.html").exists()
+    assert run.processes > 1  # The run has a worker of its own, which was watched as well.
+    assert run.reached == ""
+
+
+def test_images_labels_weights_and_scores_are_for_the_user_alone(run: Run) -> None:
+    """A file is open to others only if its own mode and that of every folder above it says so."""
+    open_to_others = {
+        file.relative_to(run.folder)
+        for file in run.folder.rglob("*")
+        if file.is_file() and file.stat().st_mode & 0o044
+        if all(folder.stat().st_mode & 0o011 for folder in _above(file, run))
+    }
+    assert {file for file in open_to_others if (run.folder / file).stat().st_size and file.name != "run.log"} == set()
+
+
+def _above(file: Path, run: Run) -> list[Path]:
+    return [folder for folder in file.parents if folder.is_relative_to(run.folder)]
 
 
 @pytest.mark.parametrize(
