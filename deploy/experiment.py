@@ -150,20 +150,20 @@ def _stop_all(workers: Sequence["_Worker"], console: Console) -> None:
     """Ask every worker to stop at the next step; whoever does not, or a second Ctrl-C, is ended at once."""
     if not workers:
         return
-    console.print("stopping at the next step; Ctrl-C again to stop at once")
-    deadline = time.monotonic() + _GRACE_S
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         for worker in workers:
             worker.ask_to_stop()
+        with contextlib.suppress(KeyboardInterrupt):
+            console.print("stopping at the next step; Ctrl-C again to stop at once")
+            deadline = time.monotonic() + _GRACE_S
+            for worker in workers:
+                while worker.process.is_alive() and time.monotonic() < deadline:
+                    worker.drain()
+                    worker.process.join(0.05)
+    finally:
         for worker in workers:
-            while worker.process.is_alive() and time.monotonic() < deadline:
-                # Drained, since a worker that waits for a full pipe would never stop.
-                while worker.pipe.poll(0.1) and worker.heard():
-                    pass
-                worker.process.join(0.05)
-    for worker in workers:
-        worker.process.kill()
-        worker.process.join()
+            worker.process.kill()
+            worker.process.join()
 
 
 class _Worker:
@@ -183,7 +183,7 @@ class _Worker:
         """Start a process that runs `run`."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(str(run.folder), theirs), name=run.name)
+        process = context.Process(target=_work, args=(str(run.folder), theirs), name=run.name, daemon=True)
         with _single_threaded(), _no_interrupts():
             process.start()
         theirs.close()
@@ -212,6 +212,15 @@ class _Worker:
         """Whatever is sent to a worker means stop."""
         with contextlib.suppress(OSError):
             self.pipe.send(None)
+
+    def drain(self) -> None:
+        """Throw away what the worker says: one that waits for a full pipe would never stop.
+
+        Read as bytes, since Ctrl-C may have come in the middle of a message.
+        """
+        with contextlib.suppress(OSError):
+            while self.pipe.poll(0.1) and os.read(self.pipe.fileno(), 65536):
+                pass
 
     def ended(self) -> Failure | None:
         """Wait for the process's end; why it failed, or None."""

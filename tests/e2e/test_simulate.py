@@ -182,6 +182,18 @@ def test_ctrl_c_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
     assert weights(out) == weights(whole)
 
 
+def test_a_reader_who_leaves_stops_the_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start("simulate", "--out", str(out), *RUN)
+    wait_until((out / "arms" / "federated-seed0" / "sites" / "site_1" / "state").exists, process)
+    children = workers(process)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.send_signal(signal.SIGTERM)
+    process.wait(PATIENCE_S)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
 def test_a_finished_run_can_be_resumed_and_reported_again(whole: Path) -> None:
     before = results(whole)
     simulate("--resume", str(whole))
