@@ -61,3 +61,6 @@ def _reply(message: Message, answer: Callable[[], RecordDict]) -> Message:
     except WardroundError as error:
         log.error("%s", error)
         return Message(Error(SITE_ERROR, type(error).__name__), reply_to=message)
+    except Exception as error:
+        log.exception("the site failed")
+        return Message(Error(SITE_ERROR, type(error).__name__), reply_to=message)

@@ -24,7 +24,7 @@ from wardround.client.learning.round import Interaction, Observer, OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import SiteState, Snapshots
 from wardround.errors import DataError
-from wardround.files import write_text
+from wardround.files import sweep, write_text
 from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import RoundPlan
 
@@ -73,6 +73,8 @@ class Site:
         self._device = resolve_device(device)
         self._annotator = annotator
         self._observer = observer
+        sweep(folder, deep=False)
+        sweep(folder / "memory")
         self._snapshots = Snapshots(folder / "state")
         self._store = CaseStore(store)
 

@@ -104,9 +104,9 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a crash left half-written below `folder`. Call only where no other process is writing."""
-    for leftover in list(folder.rglob(f"{PREFIX}*")):
+def sweep(folder: Path, *, deep: bool = True) -> None:
+    """Remove what a crash left half-written in `folder` and, if `deep`, below. Call only where nobody else writes."""
+    for leftover in list(folder.rglob(f"{PREFIX}*") if deep else folder.glob(f"{PREFIX}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

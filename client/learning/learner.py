@@ -75,12 +75,16 @@ class LearningSettings:
 class OnlineLearner:
     """A network that predicts and learns by turns.
 
-    Given the same settings, weights, optimiser state, samples and generator it ends bit-equal on the same machine.
+    Given the same settings, weights, optimiser state, samples and generator it ends bit-equal on the same CPU. On a GPU
+    cuDNN is asked for the same; interpolation there still sums in any order, so that last bits may differ.
     """
 
     def __init__(self, settings: LearningSettings, device: torch.device) -> None:
         self.settings = settings
         self.device = device
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
         self._stride = architecture(settings.model).stride
         network = build(settings.model, settings.labels, settings.seed)
         self._network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

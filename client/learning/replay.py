@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from wardround.models.weights import load_arrays, save_arrays
 
+# How much of the memory is held in RAM; the rest is read again when it is drawn.
+LOADED_BYTES = 2**29
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -96,7 +99,7 @@ class ReplayMemory:
             save_arrays(
                 self._file(sample.case_id), {"image": sample.image, "target": sample.target, "weight": sample.weight}
             )
-            self._loaded[sample.case_id] = sample
+            self._load(sample)
 
     def draw(self, count: int, rng: np.random.Generator) -> list[Sample]:
         """Draw `count` samples uniformly with replacement; none where nothing is remembered."""
@@ -111,10 +114,22 @@ class ReplayMemory:
                 file.unlink(missing_ok=True)
 
     def _sample(self, case_id: str) -> Sample:
-        if case_id not in self._loaded:
+        sample = self._loaded.get(case_id)
+        if sample is None:
             arrays = load_arrays(self._file(case_id))
-            self._loaded[case_id] = Sample(case_id, arrays["image"], arrays["target"], arrays["weight"])  # type: ignore[arg-type]
-        return self._loaded[case_id]
+            sample = Sample(case_id, arrays["image"], arrays["target"], arrays["weight"])  # type: ignore[arg-type]
+            self._load(sample)
+        return sample
+
+    def _load(self, sample: Sample) -> None:
+        """Keep a sample at hand; the longest-held ones go back to disk beyond :data:`LOADED_BYTES`."""
+        self._loaded[sample.case_id] = sample
+        while len(self._loaded) > 1 and sum(map(_size, self._loaded.values())) > LOADED_BYTES:
+            del self._loaded[next(iter(self._loaded))]
 
     def _file(self, case_id: str) -> Path:
         return self._folder / f"{hashlib.sha256(case_id.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _size(sample: Sample) -> int:
+    return sample.image.nbytes + sample.target.nbytes + sample.weight.nbytes

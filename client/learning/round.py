@@ -117,7 +117,7 @@ class OnlineRound:
         """Annotate one case in the plan's rounds and learn after each; memory gets its last target only."""
         if self.plan.supervision == "dense":
             with self.phase("annotate"):
-                session.dense = tuple(draw(SliceRequest(2, k)) for k in range(session.image.shape[2]))
+                session.dense = tuple(draw(SliceRequest(2, k)) for k in range(*session.depth))
         self._observe(session, 0)
         for step in range(self.plan.annotation_rounds):
             requests = session.suggest(step)

@@ -24,7 +24,9 @@ def interactive_updates(plan: RoundPlan, step: int) -> int:
 
 
 def rehearsal_updates(plan: RoundPlan, cases: int) -> int:
-    """Updates from memory alone at the end of a round of `cases` new cases."""
+    """Updates from memory alone at the end of a round of `cases` new cases; none where nothing is remembered."""
+    if not plan.replay_capacity:
+        return 0
     return round(plan.updates_per_case * plan.rehearsal) * cases
 
 

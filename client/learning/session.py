@@ -41,8 +41,8 @@ class CaseSession:
     extent
         Where the object lies, if the annotator gave it.
     dense
-        Every slice of one plane, where the arm of an experiment learns from dense labels: they make the target, while
-        the plan's own slices still decide the voxel weights, so that both arms carry the same weights.
+        Every slice of one plane that may hold an object, where the arm of an experiment learns from dense labels: they
+        make the target, while the slices that the plan asks for decide the voxel weights, by the same rule in all arms.
     """
 
     case_id: str
@@ -62,11 +62,17 @@ class CaseSession:
         self.before = self.learner.predict(self.normalised)
         self.prediction = self.before
         self._cache = PropagationCache()
+        self._propagated: ProxyMask | None = None
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """First and one past the last slice across axis 2 that may hold an object."""
+        return (self.extent.lower[2], self.extent.upper[2] + 1) if self.extent else (0, self.image.shape[2])
 
     @property
     def paid(self) -> Annotations:
         """What the annotator is charged for: the drawn slices, or the dense labels that hold them."""
-        return Annotations(slices=self.dense) if self.dense else self.annotations
+        return Annotations(slices=self.dense, extent=self.extent) if self.dense else self.annotations
 
     @property
     def cost(self) -> int:
@@ -89,17 +95,21 @@ class CaseSession:
             self.image.shape,
             (counts[0], counts[1], counts[2]),
             rule=self.plan.suggestion,
-            residual=None if self.proxy is None else suggestion_map(self.proxy, self.prediction),
+            residual=None if self._propagated is None else suggestion_map(self._propagated, self.prediction),
             rng=self.rng,
         )
         self.chosen += requests
         return requests
 
     def answer(self, *drawn: SlicePrompt) -> None:
-        """Take drawn slices and propagate all that is known into a new proxy mask."""
+        """Take drawn slices and propagate all that was asked for into a new proxy mask.
+
+        Dense labels, where an arm has them, replace the proxy as a target. They do not reach the suggestions: the arm
+        is asked for its next slices by the same rule, from the same knowledge, as one that draws nothing else.
+        """
         self.annotations = self.annotations.adding(*drawn)
-        known = self.annotations.adding(*self.dense)
-        self.proxy = propagate(self.image, known, self.plan.labels, cache=self._cache)
+        self._propagated = propagate(self.image, self.annotations, self.plan.labels, cache=self._cache)
+        self.proxy = self._dense_mask() if self.dense else self._propagated
 
     def refresh(self) -> None:
         """Predict again with the current weights."""
@@ -124,6 +134,15 @@ class CaseSession:
         elsewhere = 0.0 if self.plan.supervision == "slices" else 1.0
         weight = np.where(asked, 1 + self.plan.annotated_weight, elsewhere)
         return Sample(self.case_id, self.normalised, target.astype(np.float16), weight.astype(np.float16))
+
+    def _dense_mask(self) -> ProxyMask:
+        """Dense labels as a mask: certain everywhere."""
+        labels = np.zeros(self.image.shape, dtype=np.uint8)
+        for prompt in self.dense:
+            labels[(slice(None),) * prompt.axis + (prompt.index,)] = prompt.labels
+        classes = np.arange(self.plan.labels, dtype=labels.dtype)[:, None, None, None]
+        everywhere = np.ones(self.image.shape, dtype=bool)
+        return ProxyMask((labels == classes).astype(np.float32), everywhere, everywhere.astype(np.float32))
 
     def _extents(self) -> tuple[int, int, int]:
         if self.extent is None:

@@ -36,7 +36,7 @@ class SiteState:
     history
         One record per interaction step so far, for the site's own eyes and the report of a simulation.
     effort
-        Paid and full effort so far: ``contour``, ``strict``, ``full-contour``, ``full-strict``.
+        What was drawn so far, in pixels: ``contour`` and ``strict``.
     """
 
     round: int
@@ -57,8 +57,21 @@ class Snapshots:
         sweep(folder)
 
     def before(self, round_: int, capacity: int) -> SiteState:
-        """The latest state before round `round_`; a fresh one where there is none."""
-        earlier = [number for number in self._rounds() if number < round_]
+        """The latest state before round `round_`; a fresh one where the site has none at all.
+
+        Raises
+        ------
+        StorageError
+            If the site has only later states: going back that far would silently begin it anew.
+        """
+        rounds = self._rounds()
+        earlier = [number for number in rounds if number < round_]
+        if rounds and not earlier and round_ > 1:
+            raise StorageError(
+                f"the site holds no state from before round {round_}",
+                f"it keeps the last {self.KEPT} rounds, the oldest is round {min(rounds)}",
+                "bring the site's state folder back from a copy of that time, or start a new run",
+            )
         return self._read(max(earlier)) if earlier else SiteState(0, Reservoir(capacity))
 
     def latest(self) -> SiteState | None:
@@ -101,7 +114,7 @@ class Snapshots:
             raise StorageError(
                 f"cannot read the site's state in {folder}",
                 f"the snapshot is damaged ({type(error).__name__})",
-                "remove that folder: the site then goes on from the snapshot before it",
+                "bring that folder back from a copy, or start a new run",
             ) from error
 
     def _rounds(self) -> list[int]:

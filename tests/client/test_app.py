@@ -29,14 +29,14 @@ ROUND = RoundPlan(run="test", round=1, rounds=2, seed=0, model="unet3d-small", l
 class FakeSite:
     """Adds one to every weight, or fails with a patient's name in the text."""
 
-    def __init__(self, failing: bool = False) -> None:
+    def __init__(self, failing: Exception | None = None) -> None:
         self.failing = failing
         self.plans: list[RoundPlan] = []
 
     def train(self, plan: RoundPlan, weights: Weights) -> Update:
         self.plans.append(plan)
         if self.failing:
-            raise DataError("cannot read DOE^JANE", "/data/DOE^JANE/ct.nii.gz is damaged")
+            raise self.failing
         return Update({name: array + 1 for name, array in weights.items()}, {"num-examples": 2.0})
 
     def evaluate(self, plan: RoundPlan, weights: Weights) -> dict[str, float | list[float]]:
@@ -78,11 +78,25 @@ def test_evaluate_and_status_answer_scalars_only() -> None:
     assert set(ask("query.status").content) == {METRICS}
 
 
-def test_an_error_leaves_as_the_name_of_its_class() -> None:
-    door.attach("north", FakeSite(failing=True))
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("cannot read DOE^JANE", "/data/DOE^JANE/ct.nii.gz is damaged"),
+        OSError("/data/DOE^JANE/ct.nii.gz"),
+        KeyError("DOE^JANE"),
+    ],
+)
+def test_an_error_leaves_as_the_name_of_its_class(error: Exception) -> None:
+    door.attach("north", FakeSite(error))
     reply = ask("train")
     assert reply.error.code == SITE_ERROR
-    assert reply.error.reason == "DataError"
+    assert reply.error.reason == type(error).__name__
+
+
+def test_a_message_without_a_plan_is_answered_by_name_too() -> None:
+    grid = InProcessGrid(app, ["north"])
+    sent = grid.push_messages([Message(RecordDict(), grid.get_node_ids()[0], "train")])
+    assert next(iter(grid.pull_messages(sent))).error.code == SITE_ERROR
 
 
 def test_a_broken_plan_is_refused_before_the_site_sees_it() -> None:

@@ -207,8 +207,40 @@ def test_history_stays_at_the_site(tmp_path: Path) -> None:
     state = north._snapshots.latest()
     assert state is not None
     assert [(row["case"], row["step"], row["slices"]) for row in state.history] == [
-        ("case-0", 0, 0), ("case-0", 1, 3), ("case-0", 2, 4), ("case-1", 0, 0), ("case-1", 1, 3), ("case-1", 2, 4),
+        ("case-0", 0, 0), ("case-0", 1, 2), ("case-0", 2, 4), ("case-1", 0, 0), ("case-1", 1, 2), ("case-1", 2, 4),
     ]  # fmt: skip
+
+
+def test_what_a_crash_left_is_swept_and_the_store_is_left_to_itself(tmp_path: Path) -> None:
+    site(tmp_path).close()
+    (tmp_path / "memory").mkdir(exist_ok=True)
+    left = [tmp_path / ".tmp-evaluation", tmp_path / "memory" / ".tmp-sample"]
+    for path in left:
+        path.write_bytes(b"pixels")
+    site(tmp_path)
+    assert not any(path.exists() for path in left)
+
+
+def test_without_memory_a_site_learns_all_the_same(tmp_path: Path) -> None:
+    update = site(tmp_path).train(plan(replay_capacity=0), START)
+    assert update.metrics["updates"] == 8
+
+
+def test_both_arms_are_asked_for_slices_by_the_same_rule(tmp_path: Path) -> None:
+    """Dense labels are the target of their arm; they decide nothing about the voxel weights."""
+    asked = []
+    for supervision in ("proxy", "dense"):
+        north = site(tmp_path / supervision)
+        one = plan(supervision=supervision, annotation_rounds=3, slices_per_case=6)
+        session = north.interact("case-0", one, north._learner(one, START))
+        truth = Truth(CASES["case-0"][1])
+        if supervision == "dense":
+            session.dense = tuple(truth.slice(SliceRequest(2, k)) for k in range(*session.depth))
+        for step in range(3):
+            session.answer(*(truth.slice(request) for request in session.suggest(step)))
+        asked.append((session.chosen, session.sample().weight))
+    assert asked[0][0] == asked[1][0]
+    assert np.array_equal(asked[0][1], asked[1][1])
 
 
 def test_a_folder_that_is_no_site_is_named(tmp_path: Path) -> None:

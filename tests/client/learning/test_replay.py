@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from wardround.client.learning import replay
 from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
 
 
@@ -55,6 +57,17 @@ def test_a_reopened_memory_draws_the_same_bits(tmp_path: Path) -> None:
             a, b = getattr(one, name), getattr(other, name)
             assert a.dtype == b.dtype
             assert np.array_equal(a, b)
+
+
+def test_what_does_not_fit_in_ram_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "LOADED_BYTES", 1)
+    memory = ReplayMemory(tmp_path, Reservoir(3))
+    for number in range(3):
+        memory.offer(sample(str(number), number / 7), np.random.default_rng(0))
+    assert len(memory._loaded) == 1
+    drawn = memory.draw(20, np.random.default_rng(1))
+    assert {one.case_id for one in drawn} == {"0", "1", "2"}
+    assert all(np.array_equal(one.image, sample(one.case_id, int(one.case_id) / 7).image) for one in drawn)
 
 
 def test_files_that_nobody_names_go_and_those_of_the_last_snapshot_stay(tmp_path: Path) -> None:

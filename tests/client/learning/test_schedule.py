@@ -23,6 +23,12 @@ def test_interactive_and_rehearsal_updates_add_up_to_the_budget(updates: int, ro
     assert rehearsal_updates(one, 3) == 3 * rehearsal_updates(one, 1)
 
 
+def test_without_memory_the_whole_budget_goes_to_the_case_at_hand() -> None:
+    one = plan(updates_per_case=60, annotation_rounds=3, rehearsal=0.5, replay_capacity=0)
+    assert rehearsal_updates(one, 4) == 0
+    assert sum(interactive_updates(one, step) for step in range(3)) == 60
+
+
 def test_later_rounds_get_more_updates() -> None:
     one = plan(updates_per_case=60, annotation_rounds=3, rehearsal=0.0)
     assert [interactive_updates(one, step) for step in range(3)] == [10, 20, 30]

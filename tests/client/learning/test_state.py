@@ -54,8 +54,17 @@ def test_what_a_crash_left_half_written_is_swept(tmp_path: Path) -> None:
     assert not (tmp_path / ".tmp-crash").exists()
 
 
+def test_a_site_never_begins_anew_behind_its_own_back(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    for number in (6, 7):
+        snapshots.save(state(number))
+    with pytest.raises(StorageError, match="no state from before round 6"):
+        snapshots.before(6, capacity=4)
+    assert snapshots.before(1, capacity=4).round == 0
+
+
 def test_a_damaged_snapshot_is_named_with_its_remedy(tmp_path: Path) -> None:
     Snapshots(tmp_path).save(state(1))
     (tmp_path / "round-00001" / "state.json").write_text("{")
-    with pytest.raises(StorageError, match=r"round-00001.*remove that folder"):
+    with pytest.raises(StorageError, match=r"round-00001.*bring that folder back"):
         Snapshots(tmp_path).latest()
