@@ -313,7 +313,7 @@ def _import_case(store: CaseStore, dataset: Dataset, case: str, role: Role) -> N
     if role == "test":
         if files.label is None:
             raise DataError(f"test case {case} has no label", "the data set names none", "leave it out of the split")
-        store.save_label(case, read_labels(files.label), author=REFERENCE, round=0, effort=1.0)
+        store.save_label(case, read_labels(files.label), author=REFERENCE, round=0, effort=0.0)
 
 
 def _runs(out: Path, settings: SimulationSettings, federation: Federation) -> Iterator[ArmRun]:

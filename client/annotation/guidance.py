@@ -176,6 +176,7 @@ def suggest(
         elif rule.startswith("residual") and mass.max() > 0:
             if rule == "residual":
                 chosen = _peaks(np.array(free), mass, count, high - low + 1)
+                chosen += _even(low, high, sorted(drawn + chosen), count - len(chosen))
             else:
                 chosen = _sampled(np.array(free), mass, count, rng)
         else:
@@ -203,12 +204,17 @@ def _even(low: int, high: int, drawn: list[int], count: int) -> list[int]:
 
 
 def _peaks(free: npt.NDArray[np.int_], mass: npt.NDArray[np.float64], count: int, length: int) -> list[int]:
-    """Largest mass first; a chosen slice suppresses its neighbours with a Gaussian of an eighth of the extent."""
+    """Largest mass first; a chosen slice suppresses its neighbours with a Gaussian of an eighth of the extent.
+
+    Fewer than `count` where no mass is left.
+    """
     mass = mass.copy()
     chosen: list[int] = []
     width = max(length / 8, 1.0)
     for _ in range(count):
         best = int(np.argmax(mass))
+        if mass[best] <= 0:
+            break
         chosen.append(int(free[best]))
         mass *= 1 - np.exp(-0.5 * ((free - free[best]) / width) ** 2)
         mass[[index in chosen for index in free]] = -1

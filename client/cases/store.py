@@ -82,7 +82,7 @@ class LabelRecord:
     round
         The federation's round in which it was accepted, 0 or above.
     effort
-        What it cost to draw, as a fraction of drawing the whole case, 0 or above.
+        What it cost to draw, in contour pixels, 0 or above; 0 for a label that came with the case.
     """
 
     case_id: str

@@ -209,7 +209,9 @@ def case_scores(
     collected: dict[str, list[float]] = {}
     for name, model in result.models.items():
         for score in model.cases:
-            if name != GLOBAL and score.sites and name not in score.sites and set(score.sites) & set(result.models):
+            foreign = name != GLOBAL and bool(score.sites) and name not in score.sites
+            # A site whose own run failed has no model: another hospital's must not stand in for it.
+            if foreign and (result.arm == LOCAL_ARM or set(score.sites) & set(result.models)):
                 continue
             if site is not None and (site not in score.sites or model_at(result, site) is not model):
                 continue

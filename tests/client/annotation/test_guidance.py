@@ -199,3 +199,15 @@ class TestSuggest:
             suggest(Annotations(), SHAPE, (0, 1, 0), rule="clever", residual=None, rng=generator())
         with pytest.raises(UsageError):
             suggest(Annotations(), SHAPE, (0, 1, 0), rule="residual", residual=np.zeros((2, 2, 2)), rng=generator())
+
+
+def test_where_no_residual_is_left_the_rest_is_spread_evenly() -> None:
+    residual = np.zeros((4, 30, 4), dtype=np.float32)
+    residual[:, 17] = 1
+    asked = suggest(
+        Annotations(), (4, 30, 4), (0, 5, 0), rule="residual", residual=residual, rng=np.random.default_rng(0)
+    )
+    indices = [request.index for request in asked]
+    assert 17 in indices
+    assert len(set(indices)) == 5
+    assert max(np.diff([0, *sorted(indices), 29])) <= 12

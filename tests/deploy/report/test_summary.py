@@ -141,3 +141,9 @@ def test_the_made_run_ranks_as_it_was_made(record: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(("value", "text"), [(-0.04, "+0.0"), (-1.25, "−1.2"), (2.0, "+2.0"), (math.nan, "–")])
 def test_signed(value: float, text: str) -> None:
     assert signed(value) == text
+
+
+def test_another_hospitals_model_never_stands_in_for_one_that_failed() -> None:
+    rows = [scored("a", ["north"], 0.9), scored("b", ["south"], 0.1)]
+    results = run(("local", 0, {"north": rows}))
+    assert case_scores(results.arms[0]) == pytest.approx({"a": 0.9})
