@@ -26,7 +26,8 @@ with open(os.environ["EGRESS_LOG"] + ".watched", "a") as log:
 """
 
 SMALL = shlex.split(
-    "simulate --sites 2 --cases 1 --tests 1 --rounds 1 --shape 24,24,24 --plan updates-per-case=2 --compare federated --out run"
+    "simulate --sites 2 --cases 1 --tests 1 --rounds 1 --compare federated"
+    " --shape 24,24,24 --plan updates-per-case=2 --out run"
 )
 
 
