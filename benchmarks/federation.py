@@ -28,7 +28,7 @@ from wardround.deploy.report.tables import arm_table, site_table
 ARMS = "dense,local,pooled,slices-only"
 DATA_SETS = {
     "hippocampus": ["--rounds", "8", "--seeds", "0,1,2"],
-    "lgg": ["--rounds", "6", "--seeds", "0"],
+    "lgg": ["--rounds", "6", "--seeds", "0", "--effort", "8"],
 }
 RECIPES = {
     "cpu": ["--model", "unet3d-small", "--plan", "updates-per-case=24"],
