@@ -49,8 +49,8 @@ def draw_examples(results: Results, examples: Sequence[Example], theme: Theme) -
     told = " ".join(_sentence(example) for example in shown)
     caption = (
         "The proxy is spread from the drawn slices alone; the dotted line is the truth, which the learner never sees. "
-        "The residual is bright where proxy and prediction disagree; the next slices are suggested where it is bright and "
-        "the proxy is in doubt."
+        "The residual is bright where proxy and prediction disagree; the next slices are suggested where it is bright "
+        "and the proxy is in doubt."
     )
     return Sketch(figure, "What the model sees and says", caption, f"Example slices. {told}", dpi=120)
 
