@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -290,6 +291,8 @@ def main() -> None:
         (options.folder / "seconds.json").write_text(json.dumps(seconds))
         return
 
+    # Ended from outside, it must still end what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     runs = {engine: [measure(engine, options.rounds) for _ in range(options.repeat)] for engine in options.engines}
     medians = {
         engine: {name: statistics.median(asdict(cost)[name] for cost in costs) for name in asdict(costs[0])}
