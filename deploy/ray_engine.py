@@ -5,6 +5,7 @@ message for it arrives; what the site knows lies on disk, so that it does not ma
 """
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -61,6 +62,8 @@ def run_on_ray(
         As :func:`wardround.deploy.simulation.run_arm`.
     """
     require_ray()
+    # Nothing calls home: Ray would send usage statistics unless told not to before it starts.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Imported here: Flower loads its engine, and warns that the next version will start it from its own command line.
     from flwr.simulation import run_simulation
 
