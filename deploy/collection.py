@@ -163,11 +163,6 @@ def _final_steps(interactions: Iterable[Record]) -> list[Record]:
     return list(last.values())
 
 
-def _evaluation(site: Path) -> list[Record]:
-    rows: list[Record] = _read(site / "evaluation.json")["cases"]
-    return rows
-
-
 def _history(site: Path) -> list[Record]:
     """The records of a site's newest snapshot; read as a file, since opening a site's state may repair it."""
     newest = max((site / "state").glob("round-*/state.json"), default=None)

@@ -32,8 +32,7 @@ from wardround.deploy.preparation import ARM, DONE
 from wardround.deploy.progress import Progress
 from wardround.errors import DataError, Interrupted, RoundError, UsageError
 from wardround.files import write_text
-from wardround.models.catalogue import build
-from wardround.models.weights import weights_of
+from wardround.server.app import initial_weights
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy
@@ -159,11 +158,6 @@ def run_loop(
             on_event=on_event,
             stop=stop,
         )
-
-
-def initial_weights(plan: RoundPlan) -> Weights:
-    """The weights before the first round, drawn from the plan's seed."""
-    return weights_of(build(plan.model, plan.labels, plan.seed))
 
 
 def open_site(
