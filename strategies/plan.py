@@ -19,7 +19,9 @@ from pydantic import (
 from wardround.errors import PlanError
 
 Supervision = Literal["proxy", "dense", "slices"]
-Suggestion = Literal["residual", "residual-sampled", "even", "random"]
+Suggestion = Literal["information", "residual", "residual-sampled", "even", "random"]
+FusionSchedule = Literal["linear", "constant", "sigmoid", "inverse-sigmoid", "trust", "confidence"]
+Replay = Literal["reservoir", "class-balanced", "most-interfered", "random-subset"]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+:@-]{0,127}$"
 
@@ -59,8 +61,13 @@ class RoundPlan(BaseModel):
         Slices along i, j, k; None lets the site choose by the shape of the case.
     suggestion
         Rule by which the next slices are chosen.
+    uncertainty
+        Predictions under test-time augmentation whose entropy guides the next slice; 0 leaves it out.
     extent
         Whether the annotator also clicks the object's bounding box.
+    model_vote
+        Weight of the model's own prediction beside a registration vote at no distance, times the site's trust in its
+        model; 0 leaves it out.
     updates_per_case
         Optimiser steps a case.
     rehearsal
@@ -73,8 +80,23 @@ class RoundPlan(BaseModel):
         λ: a voxel on a drawn slice weighs 1 + λ in the loss, any other 1.
     fusion
         Share of the proxy mask in the target, 0 … 1; the rest is the prediction frozen before the case.
+    fusion_schedule
+        How that share develops over the stream, as :func:`wardround.client.learning.targets.proxy_share` has it.
+    confidence_weight
+        How far the weight of a voxel off the drawn slices follows the proxy's confidence: 0 not at all, 1 entirely.
+    boundary_smoothing
+        Width in voxels over which a target is softened at the proxy's border where confidence is low; 0 for none.
+    adaptivity
+        How far updates and learning rate of a case follow its disagreement with the model: they stay within a factor
+        of ``1 + adaptivity`` of the plan's; 0 spends the same on every case.
     replay_capacity
         Cases that a site keeps to rehearse.
+    replay
+        Which cases are kept and recalled, as :mod:`wardround.client.learning.replay` has it.
+    validation_cases
+        Remembered cases on which every new case's updates are checked before they stay; 0 for no check.
+    rollback_drop
+        Fall of their mean Dice from which a case's updates are taken back.
     proximal_mu
         μ of FedProx (Li et al. 2020, eq. 2): the site adds ``μ/2 · ‖w − w_global‖²`` to its loss.
     patch
@@ -109,7 +131,9 @@ class RoundPlan(BaseModel):
     slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 12
     allocation: tuple[int, int, int] | None = None
     suggestion: Suggestion = "residual"
+    uncertainty: Annotated[int, Field(ge=0, le=64)] = 0
     extent: bool = True
+    model_vote: Annotated[float, Field(ge=0, le=100)] = 0.0
     updates_per_case: Annotated[int, Field(ge=0, le=1_000_000)] = 24
     rehearsal: Annotated[float, Field(ge=0, le=1)] = 0.5
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
@@ -117,7 +141,14 @@ class RoundPlan(BaseModel):
     learning_rate_end: Annotated[float, Field(ge=0, le=1)] = 2e-4
     annotated_weight: Annotated[float, Field(ge=0, le=1e4)] = 4.0
     fusion: Annotated[float, Field(ge=0, le=1)] = 0.9
+    fusion_schedule: FusionSchedule = "linear"
+    confidence_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    boundary_smoothing: Annotated[float, Field(ge=0, le=8)] = 0.0
+    adaptivity: Annotated[float, Field(ge=0, le=4)] = 0.0
     replay_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 256
+    replay: Replay = "reservoir"
+    validation_cases: Annotated[int, Field(ge=0, le=64)] = 4
+    rollback_drop: Annotated[float, Field(gt=0, le=1)] = 0.1
     proximal_mu: Annotated[float, Field(ge=0, le=1e4)] = 0.0
     patch: tuple[int, int, int] | None = None
     amp: bool = True

@@ -9,7 +9,7 @@ from wardround.client.annotation.prompts import Annotations, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.errors import UsageError
 
-RULES = ("residual", "residual-sampled", "even", "random")
+RULES = ("information", "residual", "residual-sampled", "even", "random")
 
 # A volume counts as thick-sliced along its last axis if its slices are that much further apart than its pixels, or if
 # it has that much fewer slices than pixels along the sides (for headers whose spacing is not physical).
@@ -114,6 +114,63 @@ def _thick_axis(spacing: tuple[float, float, float], shape: tuple[int, int, int]
         if shape[axis] < THICK_SHAPE * min(shape[other] for other in others):
             return axis
     return None
+
+
+def next_slices(
+    annotations: Annotations,
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    *,
+    rule: str,
+    total: int,
+    allocation: Counts | None,
+    rounds: int,
+    step: int,
+    proxy: ProxyMask | None,
+    prediction: npt.NDArray[np.float32],
+    uncertainty: npt.NDArray[np.float32] | None,
+    rng: np.random.Generator,
+) -> tuple[SliceRequest, ...]:
+    """The slices to draw in annotation round `step`, under a budget of slices for the whole case.
+
+    Parameters
+    ----------
+    annotations
+        What was drawn so far, and the extent if it is known.
+    shape, spacing
+        Of the volume; millimetres between voxel centres.
+    rule
+        One of :data:`RULES`.
+    total
+        Slices to draw on the case over all rounds.
+    allocation
+        Slices across axes 0, 1 and 2, or None to choose.
+    rounds, step
+        Number of annotation rounds, and which this is (0-based).
+    proxy
+        Of what was drawn so far; None before the first round.
+    prediction
+        Class probabilities ``[C, I, J, K]`` of the model.
+    uncertainty
+        ``[I, J, K]``, 0 … 1, the model's own doubt, or None.
+    rng
+        Only source of randomness.
+    """
+    if allocation is None:
+        extent = annotations.extent
+        size = shape
+        if extent is not None:
+            i, j, k = (high - low + 1 for low, high in zip(extent.lower, extent.upper, strict=True))
+            size = (i, j, k)
+        allocation = allocate(total, size, spacing, shape)
+    i, j, k = (slices_at(count, rounds, step) for count in allocation)
+    residual = None if proxy is None else suggestion_map(proxy, prediction)
+    return suggest(annotations, shape, (i, j, k), rule=rule, residual=residual, rng=rng)
+
+
+def slices_at(total: int, rounds: int, step: int) -> int:
+    """How many of `total` slices of one plane to draw in annotation round `step` of `rounds`; early rounds get more."""
+    return -(-total * (step + 1) // rounds) + -total * step // rounds
 
 
 def suggest(

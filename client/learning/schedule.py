@@ -28,8 +28,3 @@ def rehearsal_updates(plan: RoundPlan, cases: int) -> int:
     if not plan.replay_capacity:
         return 0
     return round(plan.updates_per_case * plan.rehearsal) * cases
-
-
-def slices_at(total: int, rounds: int, step: int) -> int:
-    """How many of `total` slices of one plane to draw in annotation round `step` of `rounds`; early rounds get more."""
-    return -(-total * (step + 1) // rounds) + -total * step // rounds

@@ -6,14 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from wardround.client.annotation.effort import contour_effort
-from wardround.client.annotation.guidance import allocate, residual_map, suggest, suggestion_map
+from wardround.client.annotation.guidance import next_slices, residual_map
 from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
 from wardround.client.annotation.propagation import PropagationCache, ProxyMask, propagate
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import OnlineLearner
 from wardround.client.learning.replay import Sample
-from wardround.client.learning.schedule import slices_at
 from wardround.strategies.plan import RoundPlan
 
 Probabilities = npt.NDArray[np.float32]
@@ -86,16 +85,18 @@ class CaseSession:
 
     def suggest(self, step: int) -> tuple[SliceRequest, ...]:
         """The slices to draw in annotation round `step` (0-based) under the plan's budget and rule."""
-        whole = self.plan.allocation or allocate(
-            self.plan.slices_per_case, self._extents(), self.image.spacing, self.image.shape
-        )
-        counts = tuple(slices_at(total, self.plan.annotation_rounds, step) for total in whole)
-        requests = suggest(
+        requests = next_slices(
             self.annotations,
             self.image.shape,
-            (counts[0], counts[1], counts[2]),
+            self.image.spacing,
             rule=self.plan.suggestion,
-            residual=None if self._propagated is None else suggestion_map(self._propagated, self.prediction),
+            total=self.plan.slices_per_case,
+            allocation=self.plan.allocation,
+            rounds=self.plan.annotation_rounds,
+            step=step,
+            proxy=self._propagated,
+            prediction=self.prediction,
+            uncertainty=None,
             rng=self.rng,
         )
         self.chosen += requests
@@ -143,9 +144,3 @@ class CaseSession:
         classes = np.arange(self.plan.labels, dtype=labels.dtype)[:, None, None, None]
         everywhere = np.ones(self.image.shape, dtype=bool)
         return ProxyMask((labels == classes).astype(np.float32), everywhere, everywhere.astype(np.float32))
-
-    def _extents(self) -> tuple[int, int, int]:
-        if self.extent is None:
-            return self.image.shape
-        i, j, k = (high - low + 1 for low, high in zip(self.extent.lower, self.extent.upper, strict=True))
-        return i, j, k

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from wardround.client.annotation.guidance import RULES, allocate, residual_map, suggest, suggestion_map
+from wardround.client.annotation.guidance import RULES, allocate, residual_map, slices_at, suggest, suggestion_map
 from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.errors import UsageError
@@ -211,3 +213,11 @@ def test_where_no_residual_is_left_the_rest_is_spread_evenly() -> None:
     assert 17 in indices
     assert len(set(indices)) == 5
     assert max(np.diff([0, *sorted(indices), 29])) <= 12
+
+
+@given(st.integers(0, 60), st.integers(1, 16))
+def test_all_slices_are_drawn_and_early_rounds_get_more(total: int, rounds: int) -> None:
+    parts = [slices_at(total, rounds, step) for step in range(rounds)]
+    assert sum(parts) == total
+    assert max(parts) - min(parts) <= 1
+    assert parts[0] == max(parts)

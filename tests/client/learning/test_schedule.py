@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wardround.client.learning.schedule import interactive_updates, learning_rate, rehearsal_updates, slices_at
+from wardround.client.learning.schedule import interactive_updates, learning_rate, rehearsal_updates
 from wardround.strategies.plan import RoundPlan
 
 
@@ -32,14 +32,6 @@ def test_without_memory_the_whole_budget_goes_to_the_case_at_hand() -> None:
 def test_later_rounds_get_more_updates() -> None:
     one = plan(updates_per_case=60, annotation_rounds=3, rehearsal=0.0)
     assert [interactive_updates(one, step) for step in range(3)] == [10, 20, 30]
-
-
-@given(st.integers(0, 60), st.integers(1, 16))
-def test_all_slices_are_drawn_and_early_rounds_get_more(total: int, rounds: int) -> None:
-    parts = [slices_at(total, rounds, step) for step in range(rounds)]
-    assert sum(parts) == total
-    assert max(parts) - min(parts) <= 1
-    assert parts[0] == max(parts)
 
 
 def test_the_learning_rate_falls_by_a_cosine_from_first_to_last() -> None:
