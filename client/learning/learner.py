@@ -1,7 +1,9 @@
 """The online learner: one network, one optimiser, updates from the case at hand and from memory."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +74,28 @@ class LearningSettings:
     augmentation: Augmentation | None = field(default_factory=Augmentation)
 
 
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Everything of a learner that an update changes, on the learner's own device. Never written to.
+
+    Parameters
+    ----------
+    weights
+        Parameters and buffers by name.
+    optimiser
+        Moments and step counts of AdamW, and its settings.
+    scaler
+        Of mixed precision; empty where that is off.
+    anchor
+        What the proximal term pulls towards.
+    """
+
+    weights: Mapping[str, Tensor]
+    optimiser: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+    anchor: tuple[Tensor, ...]
+
+
 class OnlineLearner:
     """A network that predicts and learns by turns.
 
@@ -126,6 +150,68 @@ class OnlineLearner:
         whole["state"] = state
         self._optimiser.load_state_dict(whole)
 
+    def checkpoint(self) -> Checkpoint:
+        """A copy of the learner's state, to come back to by :meth:`restore`."""
+        weights = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
+        state = deepcopy(self._optimiser.state_dict())
+        return Checkpoint(weights, state, deepcopy(self._scaler.state_dict()), tuple(self._anchor))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to `checkpoint`: whatever follows is bit-equal to what would have followed then.
+
+        The checkpoint stays as it is and can be restored again.
+        """
+        self._network.load_state_dict(checkpoint.weights)
+        # The optimiser takes the tensors it is given for its own and would change them in place.
+        self._optimiser.load_state_dict(deepcopy(dict(checkpoint.optimiser)))
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(deepcopy(dict(checkpoint.scaler)))
+        self._anchor = list(checkpoint.anchor)
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def losses(self, samples: Sequence[Sample]) -> list[float]:
+        """The loss on each sample as a whole volume: no augmentation, no proximal term, nothing learnt."""
+        found = []
+        for sample in samples:
+            # Cross-entropy takes the logarithm of a softmax, which leaves logarithms of probabilities as they are.
+            scores = torch.from_numpy(self.predict(sample.image)).clamp_min(torch.finfo(torch.float32).tiny).log()
+            target, weight = (torch.from_numpy(part.astype(np.float32)) for part in (sample.target, sample.weight))
+            found.append(segmentation_loss(scores[None], target[None], weight[None]).item())
+        return found
+
+    def interference(
+        self, incoming: Sample, candidates: Sequence[Sample], rng: np.random.Generator
+    ) -> npt.NDArray[np.float64]:
+        """How much the loss on each candidate would rise if the learner took one step on `incoming` alone.
+
+        The virtual update of Aljundi et al. 2019 (arXiv 1908.04742, algorithm 1), made with the learner's own optimiser
+        and taken back bit by bit.
+
+        Parameters
+        ----------
+        incoming
+            What is about to be learnt.
+        candidates
+            What might suffer.
+        rng
+            Chooses the window where `incoming` is larger than a training window.
+
+        Returns
+        -------
+        ndarray
+            One value a candidate, negative where the step would help.
+        """
+        before = np.array(self.losses(candidates))
+        saved, training = self.checkpoint(), self._network.training
+        self._network.train()
+        try:
+            self._step(*self._assemble([incoming], rng, augmentation=None))
+            after = np.array(self.losses(candidates))
+        finally:
+            self.restore(saved)
+            self._network.train(training)
+        return np.asarray(after - before)
+
     def predict(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Class probabilities ``[C, I, J, K]`` of a normalised image ``[I, J, K]``."""
         return predict(self._network, image, stride=self._stride, device=self.device, amp=self.settings.amp)
@@ -160,18 +246,21 @@ class OnlineLearner:
         self._network.train()
         total = 0.0
         for _ in range(updates):
-            image, target, weight = self._assemble(batch(), rng)
-            self._optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, enabled=self._mixed):
-                logits = self._network(image)
-            loss = segmentation_loss(logits.float(), target, weight) + self._proximal()
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self._scaler.unscale_(self._optimiser)
-            torch.nn.utils.clip_grad_norm_(self._network.parameters(), 10.0)
-            self._scaler.step(self._optimiser)
-            self._scaler.update()
-            total += loss.item()
+            total += self._step(*self._assemble(batch(), rng, self.settings.augmentation))
         return total / updates if updates else float("nan")
+
+    def _step(self, image: Tensor, target: Tensor, weight: Tensor) -> float:
+        """One gradient step; returns the loss before it."""
+        self._optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, enabled=self._mixed):
+            logits = self._network(image)
+        loss = segmentation_loss(logits.float(), target, weight) + self._proximal()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimiser)
+        torch.nn.utils.clip_grad_norm_(self._network.parameters(), 10.0)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        return loss.item()
 
     def _proximal(self) -> Tensor | float:
         if not self.settings.proximal_mu:
@@ -180,7 +269,9 @@ class OnlineLearner:
         distance = torch.stack([(parameter - anchor).square().sum() for parameter, anchor in pairs]).sum()
         return 0.5 * self.settings.proximal_mu * distance
 
-    def _assemble(self, samples: Sequence[Sample], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _assemble(
+        self, samples: Sequence[Sample], rng: np.random.Generator, augmentation: Augmentation | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Cut windows, pad them to one shape and augment.
 
         Padding is the image's mean, supervised as background at weight one: left out, the network calls it foreground.
@@ -196,8 +287,8 @@ class OnlineLearner:
             targets.append(np.concatenate([background, np.pad(target[1:], [(0, 0), *padding])]))
             weights.append(np.pad(weight, padding, constant_values=1)[None])
         batch = [torch.from_numpy(np.stack(part).astype(np.float32)) for part in (images, targets, weights)]
-        if self.settings.augmentation is not None:
-            batch = list(self.settings.augmentation(batch[0], batch[1], batch[2], rng))
+        if augmentation is not None:
+            batch = list(augmentation(batch[0], batch[1], batch[2], rng))
         image_, target_, weight_ = (tensor.to(self.device) for tensor in batch)
         return image_.contiguous(memory_format=torch.channels_last_3d), target_, weight_[:, 0]
 

@@ -1,17 +1,31 @@
-"""Replay memory: a reservoir over the stream, so that every case seen so far is equally likely to be in it."""
+"""Replay memory: which cases of a stream are remembered, and which of those are recalled.
+
+=================== ============================================== =====================================
+policy              kept                                           recalled
+=================== ============================================== =====================================
+``reservoir``       every case so far is equally likely            at random
+``class-balanced``  cases with rare structures stay longer         at random
+``most-interfered`` as ``reservoir``                               those that the next step would harm
+``random-subset``   old cases fade exponentially (Tian et al.)     at random
+=================== ============================================== =====================================
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from wardround.models.weights import load_arrays, save_arrays
+from wardround.strategies.plan import Replay
 
 # How much of the memory is held in RAM; the rest is read again when it is drawn.
 LOADED_BYTES = 2**29
+# Samples looked at for each one that is recalled as most interfered.
+CANDIDATES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +50,18 @@ class Sample:
     weight: npt.NDArray[np.float16]
 
 
+class Learner(Protocol):
+    """What most-interfered recall asks of a learner."""
+
+    def interference(
+        self, incoming: Sample, candidates: Sequence[Sample], rng: np.random.Generator
+    ) -> npt.NDArray[np.float64]:
+        """Rise of the loss on each candidate if one step were taken on `incoming`."""
+
+
 @dataclass(frozen=True)
 class Reservoir:
-    """Which cases of a stream are remembered (Vitter 1985, algorithm R). Holds names only; immutable.
+    """Which cases of a stream are remembered. Holds names and counts only; immutable.
 
     Parameters
     ----------
@@ -48,29 +71,105 @@ class Reservoir:
         How many were offered so far.
     kept
         The names of those that are remembered.
+    groups
+        The group of each that is remembered; empty unless kept by :meth:`offer_balanced`, as are the next three.
+    met
+        Cases offered so far, by group.
+    holders
+        Cases offered so far that hold a structure, by label.
+    full
+        Groups that were the largest of a full memory once.
     """
 
     capacity: int
     seen: int = 0
     kept: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    met: tuple[int, ...] = ()
+    holders: tuple[int, ...] = ()
+    full: tuple[int, ...] = ()
 
     def offer(self, case_id: str, rng: np.random.Generator) -> "Reservoir":
-        """The reservoir after one more case: it is in with probability ``capacity / seen``."""
+        """The reservoir after one more case (Vitter 1985, algorithm R): it is in with probability ``capacity / seen``.
+
+        Every case offered so far is then in with that same probability.
+        """
         if case_id in self.kept:
             return self
-        seen = self.seen + 1
+        after = replace(self, seen=self.seen + 1)
         if len(self.kept) < self.capacity:
-            return replace(self, seen=seen, kept=(*self.kept, case_id))
-        slot = int(rng.integers(seen))
+            return replace(after, kept=(*self.kept, case_id))
+        return after._replacing(int(rng.integers(after.seen)), case_id)
+
+    def offer_subset(self, case_id: str, rng: np.random.Generator) -> "Reservoir":
+        """The reservoir after one more case: a random subset of what it held and the new one (Tian et al. 2023).
+
+        Each of the ``capacity + 1`` is dropped with equal probability, so that a case survives a step with probability
+        ``capacity / (capacity + 1)``: the chance to be still in after n more cases is that to the power n + 1.
+        """
+        if case_id in self.kept:
+            return self
+        after = replace(self, seen=self.seen + 1)
+        if len(self.kept) < self.capacity:
+            return replace(after, kept=(*self.kept, case_id))
+        return after._replacing(int(rng.integers(self.capacity + 1)), case_id)
+
+    def offer_balanced(self, case_id: str, structures: npt.NDArray[np.bool_], rng: np.random.Generator) -> "Reservoir":
+        """The reservoir after one more case, kept in balance (Chrysakis and Moens 2020, algorithm 1).
+
+        Their class of an image becomes a case's group: the rarest structure that it holds, counted over the cases
+        offered so far, the lowest label among equals; 0 for a case of background only. A case of a group that never
+        was the largest replaces a random one of the largest group; another replaces one of its own group with
+        probability (kept of the group) / (met of the group). Where every case holds the same structures there is one
+        group, and this is algorithm R.
+
+        Parameters
+        ----------
+        case_id
+            The new case.
+        structures
+            ``[C]``, bool: which labels the case holds; background, label 0, does not count.
+        rng
+            Only source of randomness.
+        """
+        if case_id in self.kept:
+            return self
+        holds = structures.astype(int)
+        holds[0] = 0
+        holders = holds + (self.holders or 0)
+        present = np.flatnonzero(holds)
+        group = int(present[np.argmin(holders[present])]) if present.size else 0
+        met = np.bincount([group], minlength=holds.size) + (self.met or 0)
+        after = replace(self, seen=self.seen + 1, met=_ints(met), holders=_ints(holders))
+        if len(self.kept) < self.capacity:
+            return replace(after, kept=(*self.kept, case_id), groups=(*self.groups, group))
+        if not self.capacity:
+            return after
+        sizes = np.bincount(self.groups, minlength=holds.size)
+        largest = np.flatnonzero(sizes == sizes.max())
+        after = replace(after, full=_ints(sorted({*self.full, *_ints(largest)})))
+        if group in after.full:
+            if rng.random() * met[group] > sizes[group]:
+                return after
+            victims = np.flatnonzero(np.equal(self.groups, group))
+        else:
+            victims = np.flatnonzero(np.equal(self.groups, largest[int(rng.integers(largest.size))]))
+        slot = int(victims[int(rng.integers(victims.size))])
+        groups = list(self.groups)
+        groups[slot] = group
+        return replace(after._replacing(slot, case_id), groups=tuple(groups))
+
+    def _replacing(self, slot: int, case_id: str) -> "Reservoir":
+        """With `case_id` in place of the one at `slot`; the same where there is no such slot."""
         if slot >= self.capacity:
-            return replace(self, seen=seen)
+            return self
         kept = list(self.kept)
         kept[slot] = case_id
-        return replace(self, seen=seen, kept=tuple(kept))
+        return replace(self, kept=tuple(kept))
 
 
 class ReplayMemory:
-    """The samples that a reservoir keeps, in memory and as one file each.
+    """The samples that are remembered, in memory and as one file each.
 
     Files are written before the reservoir that names them is stored by the site, and swept by
     :meth:`discard_unnamed` after, so that a crash leaves at worst a file that nobody names.
@@ -81,11 +180,14 @@ class ReplayMemory:
         Where the sample files lie.
     reservoir
         Which of them count.
+    policy
+        Which are kept and recalled; see the module's table.
     """
 
-    def __init__(self, folder: Path, reservoir: Reservoir) -> None:
+    def __init__(self, folder: Path, reservoir: Reservoir, policy: Replay = "reservoir") -> None:
         self._folder = folder
         self.reservoir = reservoir
+        self._policy = policy
         self._loaded: dict[str, Sample] = {}
 
     def __len__(self) -> int:
@@ -93,7 +195,14 @@ class ReplayMemory:
 
     def offer(self, sample: Sample, rng: np.random.Generator) -> None:
         """Give `sample` its chance to be remembered; one that is already in is brought up to date."""
-        self.reservoir = self.reservoir.offer(sample.case_id, rng)
+        if self._policy == "class-balanced":
+            labels = np.unique(sample.target.argmax(axis=0))
+            structures = np.isin(np.arange(len(sample.target)), labels)
+            self.reservoir = self.reservoir.offer_balanced(sample.case_id, structures, rng)
+        elif self._policy == "random-subset":
+            self.reservoir = self.reservoir.offer_subset(sample.case_id, rng)
+        else:
+            self.reservoir = self.reservoir.offer(sample.case_id, rng)
         self._loaded = {name: kept for name, kept in self._loaded.items() if name in self.reservoir.kept}
         if sample.case_id in self.reservoir.kept:
             save_arrays(
@@ -101,10 +210,29 @@ class ReplayMemory:
             )
             self._load(sample)
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Draw `count` samples uniformly with replacement; none where nothing is remembered."""
+    def draw(
+        self,
+        count: int,
+        rng: np.random.Generator,
+        learner: Learner | None = None,
+        incoming: Sample | None = None,
+    ) -> list[Sample]:
+        """Recall `count` samples; none where nothing is remembered.
+
+        At random they are drawn uniformly with replacement. Most-interfered recall (Aljundi et al. 2019, maximally
+        interfered retrieval) draws :data:`CANDIDATES` times as many without replacement and takes those whose loss
+        would rise most by a step on `incoming`, the most harmed first; where all the memory is fewer than `count`, it
+        recalls all. Without `learner` and `incoming` (in rehearsal nothing comes in) it is at random, too.
+        """
         names: Sequence[str] = self.reservoir.kept
-        return [self._sample(names[int(rng.integers(len(names)))]) for _ in range(count)] if names else []
+        if not names or count < 1:
+            return []
+        if self._policy != "most-interfered" or learner is None or incoming is None:
+            return [self._sample(names[int(rng.integers(len(names)))]) for _ in range(count)]
+        chosen = rng.permutation(len(names))[: CANDIDATES * count]
+        candidates = [self._sample(names[index]) for index in chosen]
+        rise = learner.interference(incoming, candidates, rng)
+        return [candidates[index] for index in np.argsort(-rise, kind="stable")[:count]]
 
     def discard_unnamed(self, *also_keep: str) -> None:
         """Remove the files of cases that neither the reservoir nor `also_keep` names."""
@@ -129,6 +257,10 @@ class ReplayMemory:
 
     def _file(self, case_id: str) -> Path:
         return self._folder / f"{hashlib.sha256(case_id.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _ints(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
 
 
 def _size(sample: Sample) -> int:

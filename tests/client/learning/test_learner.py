@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from wardround.client.learning.augmentation import Augmentation
 from wardround.client.learning.inference import normalise, predict
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, _window, resolve_device
 from wardround.client.learning.replay import Sample
@@ -73,7 +74,7 @@ def test_the_proximal_term_keeps_the_weights_near_the_global_ones() -> None:
 
 def test_padding_is_supervised_as_background() -> None:
     sample, _ = ball(0)
-    image, target, weight = learner(augmentation=None)._assemble([sample], np.random.default_rng(0))
+    image, target, weight = learner()._assemble([sample], np.random.default_rng(0), None)
     assert tuple(image.shape[2:]) == (24, 24, 16)
     assert (target[0, 0, 18:] == 1).all()
     assert (target[0, 1, 18:] == 0).all()
@@ -82,7 +83,7 @@ def test_padding_is_supervised_as_background() -> None:
 
 def test_augmentation_keeps_targets_probabilities() -> None:
     sample, _ = ball(0)
-    _, target, weight = learner()._assemble([sample, sample], np.random.default_rng(0))
+    _, target, weight = learner()._assemble([sample, sample], np.random.default_rng(0), Augmentation())
     assert torch.allclose(target.sum(1), torch.ones_like(target[:, 0]), atol=1e-3)
     assert set(weight.unique().tolist()) <= {0.0, 1.0}
     assert not torch.equal(target[0], target[1])
