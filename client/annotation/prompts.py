@@ -2,6 +2,9 @@
 
 Planes are named by the array axis that they cut: a slice on axis ``a`` at index ``n`` is ``numpy.take(volume, n, a)``,
 and its two axes are the remaining ones in ascending order.
+
+A slice says all about its pixels, a scribble or a point only what it touches. Where two of them contradict each other,
+the later one holds.
 """
 
 from dataclasses import dataclass, field, replace
@@ -9,9 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from wardround.errors import UsageError
+
 UNLABELLED = 255
 
 Labels2D = npt.NDArray[np.uint8]
+Labels3D = npt.NDArray[np.uint8]
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, order=True)
@@ -54,7 +61,15 @@ class SlicePrompt:
 
 @dataclass(frozen=True, eq=False)
 class ScribblePrompt:
-    """Strokes on one slice; pixels without a stroke hold :data:`UNLABELLED`."""
+    """Strokes on one slice; pixels without a stroke hold :data:`UNLABELLED`.
+
+    Parameters
+    ----------
+    axis, index
+        Where, as in :class:`SliceRequest`.
+    labels
+        Shape of the slice, uint8: 0 is a stroke that says background.
+    """
 
     axis: int
     index: int
@@ -83,21 +98,136 @@ class ExtentPrompt:
     upper: tuple[int, int, int]
 
 
+Prompt = SlicePrompt | ScribblePrompt | PointPrompt
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """All that was drawn on one case so far. Immutable: :meth:`adding` returns a new value."""
+    """All that was drawn on one case so far. Immutable: :meth:`adding` returns a new value.
+
+    Labels of a voxel are read in this order, and the last one holds: slices, scribbles, points, each in the order of
+    their tuple. :meth:`adding` keeps this true to the order in which they were drawn.
+    """
 
     slices: tuple[SlicePrompt, ...] = ()
     extent: ExtentPrompt | None = None
     scribbles: tuple[ScribblePrompt, ...] = field(default=())
     points: tuple[PointPrompt, ...] = field(default=())
 
-    def adding(self, *slices: SlicePrompt) -> "Annotations":
-        """These annotations and `slices`; a slice drawn again replaces its earlier version."""
+    def adding(self, *prompts: Prompt) -> "Annotations":
+        """These annotations and `prompts`, drawn one after the other.
+
+        A slice drawn again replaces its earlier version. Strokes and points add up; those that a later slice or stroke
+        covers stay, because they were drawn and are paid for, and take over its labels.
+        """
+        slices = tuple(prompt for prompt in prompts if isinstance(prompt, SlicePrompt))
         new = {prompt.request for prompt in slices}
         kept = tuple(prompt for prompt in self.slices if prompt.request not in new)
-        return replace(self, slices=kept + slices)
+        scribbles, points = self.scribbles, self.points
+        for prompt in prompts:
+            match prompt:
+                case SlicePrompt():
+                    scribbles = tuple(_relabelled_strokes(stroke, prompt) for stroke in scribbles)
+                    points = tuple(_relabelled_point(point, prompt) for point in points)
+                case ScribblePrompt():
+                    scribbles = (*scribbles, prompt)
+                    points = tuple(_relabelled_point(point, prompt) for point in points)
+                case PointPrompt():
+                    points = (*points, prompt)
+        return replace(self, slices=kept + slices, scribbles=scribbles, points=points)
 
     def on_axis(self, axis: int) -> tuple[SlicePrompt, ...]:
         """The drawn slices of one plane, in ascending order of index."""
         return tuple(sorted((p for p in self.slices if p.axis == axis), key=lambda p: p.index))
+
+    def checked(self, shape: Shape, labels: int) -> "Annotations":
+        """The same annotations, if they can have been drawn on an image of `shape` with `labels` labels.
+
+        Raises
+        ------
+        UsageError
+            If a slice, a scribble, a point or the extent does not lie in the image, or a label is not below `labels`.
+        """
+        drawings: tuple[SlicePrompt | ScribblePrompt, ...] = self.slices + self.scribbles
+        for drawn in drawings:
+            _check_drawing(drawn, shape, labels)
+        for point in self.points:
+            if not all(0 <= at < side for at, side in zip(point.index, shape, strict=True)):
+                raise UsageError(
+                    f"the point {point.index} does not lie in an image of shape {shape}",
+                    "it was set on another case",
+                    "set points on the case that is propagated",
+                )
+            _check_label(point.label, labels, "a point")
+        extent = self.extent
+        if extent is not None and not all(
+            0 <= low <= high < side for low, high, side in zip(extent.lower, extent.upper, shape, strict=True)
+        ):
+            raise UsageError(
+                f"the extent {extent.lower} to {extent.upper} does not lie in an image of shape {shape}",
+                "it was given on another case, or its corners are swapped",
+                "give the extent on the case that is propagated",
+            )
+        return self
+
+
+def plane(axis: int, index: int) -> tuple[slice | int, ...]:
+    """What to index a volume with, to get the slice on `axis` at `index`."""
+    return (slice(None),) * axis + (index,)
+
+
+def scribbles_of(strokes: Labels3D, axis: int = 2) -> tuple[ScribblePrompt, ...]:
+    """Cut a volume of strokes into scribbles, one for each slice on `axis` that holds any.
+
+    Parameters
+    ----------
+    strokes
+        ``[I, J, K]``, uint8, :data:`UNLABELLED` where there is no stroke.
+    """
+    cuts = ((index, np.take(strokes, index, axis)) for index in range(strokes.shape[axis]))
+    return tuple(ScribblePrompt(axis, index, cut) for index, cut in cuts if (cut != UNLABELLED).any())
+
+
+def _check_drawing(drawn: SlicePrompt | ScribblePrompt, shape: Shape, labels: int) -> None:
+    name = "drawn slice" if isinstance(drawn, SlicePrompt) else "scribble"
+    expected = tuple(side for axis, side in enumerate(shape) if axis != drawn.axis)
+    if drawn.labels.shape != expected or not 0 <= drawn.index < shape[drawn.axis]:
+        raise UsageError(
+            f"a {name} on axis {drawn.axis} at {drawn.index} does not fit an image of shape {shape}",
+            "it was drawn on another case",
+            "draw on the case that is propagated",
+        )
+    touched = drawn.labels if isinstance(drawn, SlicePrompt) else drawn.labels[drawn.labels != UNLABELLED]
+    if touched.size:
+        _check_label(int(touched.max()), labels, f"a {name}")
+
+
+def _check_label(label: int, labels: int, what: str) -> None:
+    if not 0 <= label < labels:
+        raise UsageError(
+            f"{what} holds label {label}, the plan knows {labels} labels",
+            "the drawing has more structures than the plan",
+            "raise the number of labels or draw fewer structures",
+        )
+
+
+def _relabelled_strokes(old: ScribblePrompt, new: SlicePrompt) -> ScribblePrompt:
+    """The strokes of `old` with the labels of `new` where the slice covers them."""
+    labels = old.labels
+    if old.axis == new.axis:
+        over = np.full_like(labels, UNLABELLED) if old.index != new.index else new.labels
+    else:
+        # Two planes cross in a line: `new.index` along one axis of the old slice, `old.index` along one of the new.
+        first, second = ([axis for axis in range(3) if axis != prompt.axis] for prompt in (old, new))
+        over = np.full_like(labels, UNLABELLED)
+        np.moveaxis(over, first.index(new.axis), 0)[new.index] = np.take(new.labels, old.index, second.index(old.axis))
+    covered = (labels != UNLABELLED) & (over != UNLABELLED) & (over != labels)
+    return replace(old, labels=np.where(covered, over, labels)) if covered.any() else old
+
+
+def _relabelled_point(point: PointPrompt, new: SlicePrompt | ScribblePrompt) -> PointPrompt:
+    if point.index[new.axis] != new.index:
+        return point
+    first, second = (at for axis, at in enumerate(point.index) if axis != new.axis)
+    label = int(new.labels[first, second])
+    return point if label in (UNLABELLED, point.label) else replace(point, label=label)
