@@ -86,14 +86,11 @@ class Checkpoint:
         Moments and step counts of AdamW, and its settings.
     scaler
         Of mixed precision; empty where that is off.
-    anchor
-        What the proximal term pulls towards.
     """
 
     weights: Mapping[str, Tensor]
     optimiser: Mapping[str, Any]
     scaler: Mapping[str, Any]
-    anchor: tuple[Tensor, ...]
 
 
 class OnlineLearner:
@@ -154,19 +151,18 @@ class OnlineLearner:
         """A copy of the learner's state, to come back to by :meth:`restore`."""
         weights = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
         state = deepcopy(self._optimiser.state_dict())
-        return Checkpoint(weights, state, deepcopy(self._scaler.state_dict()), tuple(self._anchor))
+        return Checkpoint(weights, state, deepcopy(self._scaler.state_dict()))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to `checkpoint`: whatever follows is bit-equal to what would have followed then.
 
-        The checkpoint stays as it is and can be restored again.
+        The checkpoint stays as it is and can be restored again. The anchor of the proximal term is not touched.
         """
         self._network.load_state_dict(checkpoint.weights)
         # The optimiser takes the tensors it is given for its own and would change them in place.
         self._optimiser.load_state_dict(deepcopy(dict(checkpoint.optimiser)))
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(deepcopy(dict(checkpoint.scaler)))
-        self._anchor = list(checkpoint.anchor)
         self._optimiser.zero_grad(set_to_none=True)
 
     def losses(self, samples: Sequence[Sample]) -> list[float]:

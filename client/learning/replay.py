@@ -228,11 +228,26 @@ class ReplayMemory:
         if not names or count < 1:
             return []
         if self._policy != "most-interfered" or learner is None or incoming is None:
-            return [self._sample(names[int(rng.integers(len(names)))]) for _ in range(count)]
+            return [self.sample(names[int(rng.integers(len(names)))]) for _ in range(count)]
         chosen = rng.permutation(len(names))[: CANDIDATES * count]
-        candidates = [self._sample(names[index]) for index in chosen]
+        candidates = [self.sample(names[index]) for index in chosen]
         rise = learner.interference(incoming, candidates, rng)
         return [candidates[index] for index in np.argsort(-rise, kind="stable")[:count]]
+
+    def sample(self, case_id: str) -> Sample:
+        """A remembered case by its name.
+
+        Raises
+        ------
+        StorageError
+            If its file is missing or damaged.
+        """
+        sample = self._loaded.get(case_id)
+        if sample is None:
+            arrays = load_arrays(self._file(case_id))
+            sample = Sample(case_id, arrays["image"], arrays["target"], arrays["weight"])  # type: ignore[arg-type]
+            self._load(sample)
+        return sample
 
     def discard_unnamed(self, *also_keep: str) -> None:
         """Remove the files of cases that neither the reservoir nor `also_keep` names."""
@@ -240,14 +255,6 @@ class ReplayMemory:
         for file in self._folder.glob("*.safetensors"):
             if file.name not in named:
                 file.unlink(missing_ok=True)
-
-    def _sample(self, case_id: str) -> Sample:
-        sample = self._loaded.get(case_id)
-        if sample is None:
-            arrays = load_arrays(self._file(case_id))
-            sample = Sample(case_id, arrays["image"], arrays["target"], arrays["weight"])  # type: ignore[arg-type]
-            self._load(sample)
-        return sample
 
     def _load(self, sample: Sample) -> None:
         """Keep a sample at hand; the longest-held ones go back to disk beyond :data:`LOADED_BYTES`."""
