@@ -1,7 +1,9 @@
 """What drawing costs: annotation effort, exactly as the literature counts it, and a stricter count.
 
-The unit is the boundary pixel, what a hand has to trace. Effort is a fraction: pixels paid for the drawn slices of all
-planes over pixels that a full manual segmentation would need (every slice of array axis 2).
+The unit is the boundary pixel, what a hand has to trace. Effort is a fraction: pixels paid for what was drawn on all
+planes over pixels that a full manual segmentation would need (every slice of array axis 2). A slice costs its contours,
+as the literature counts it; a scribble costs its stroke's pixels, which the hand traces as well. Looking and clicking
+cost something in the strict count alone.
 """
 
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wardround.client.annotation.prompts import Annotations
+from wardround.client.annotation.prompts import UNLABELLED, Annotations
 
 # What else a person does, in units of one traced boundary pixel.
 VIEWED_SLICE_COST = 10.0
@@ -25,9 +27,10 @@ class Effort:
     Parameters
     ----------
     contour
-        Boundary pixels alone. May exceed 1, because up to three planes are drawn and one plane is full.
+        Boundary pixels of slices and pixels of strokes. May exceed 1, because up to three planes are drawn and one
+        plane is full.
     strict
-        Boundary pixels, a constant for every slice that is looked at, and the clicks of the extent.
+        The same, and a constant for every slice that is looked at, and the clicks of points and of the extent.
     """
 
     contour: float
@@ -56,8 +59,9 @@ def boundary_pixels(labels: npt.NDArray[np.generic]) -> int:
 
 
 def contour_effort(annotations: Annotations) -> int:
-    """Boundary pixels of every drawn slice on every plane: what was paid."""
-    return sum(boundary_pixels(prompt.labels) for prompt in annotations.slices)
+    """Boundary pixels of every drawn slice on every plane, and pixels of every stroke: what was paid."""
+    contours = sum(boundary_pixels(prompt.labels) for prompt in annotations.slices)
+    return contours + sum(int(np.count_nonzero(prompt.labels != UNLABELLED)) for prompt in annotations.scribbles)
 
 
 def full_effort(labels: npt.NDArray[np.generic]) -> int:
@@ -68,9 +72,15 @@ def full_effort(labels: npt.NDArray[np.generic]) -> int:
 def strict_effort(
     annotations: Annotations, viewed_slice_cost: float = VIEWED_SLICE_COST, click_cost: float = CLICK_COST
 ) -> float:
-    """What was paid, with every viewed slice (also an empty one) and the extent's six clicks charged."""
-    clicks = EXTENT_CLICKS if annotations.extent is not None else 0
-    return contour_effort(annotations) + viewed_slice_cost * len(annotations.slices) + click_cost * clicks
+    """What was paid, with every viewed slice (also an empty one), every point and the extent's six clicks charged.
+
+    A slice that is scribbled on is looked at, once however many strokes it gets, and not again if it is drawn as well.
+    """
+    clicks = len(annotations.points) + (EXTENT_CLICKS if annotations.extent is not None else 0)
+    drawn = {(prompt.axis, prompt.index) for prompt in annotations.slices}
+    scribbled = {(prompt.axis, prompt.index) for prompt in annotations.scribbles} - drawn
+    viewed = len(annotations.slices) + len(scribbled)
+    return contour_effort(annotations) + viewed_slice_cost * viewed + click_cost * clicks
 
 
 def strict_full_effort(labels: npt.NDArray[np.generic], viewed_slice_cost: float = VIEWED_SLICE_COST) -> float:

@@ -19,7 +19,14 @@ from wardround.client.annotation.effort import (
     strict_effort,
     strict_full_effort,
 )
-from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt
+from wardround.client.annotation.prompts import (
+    UNLABELLED,
+    Annotations,
+    ExtentPrompt,
+    PointPrompt,
+    ScribblePrompt,
+    SlicePrompt,
+)
 
 LABELS = arrays.arrays(np.uint8, (7, 9), elements=st.integers(0, 3))
 
@@ -90,6 +97,59 @@ def test_adding_a_slice_never_lowers_effort(requests):
         assert after[0] >= before[0]
         assert after[1] >= before[1]
         before = after
+
+
+PROMPTS = st.one_of(
+    st.builds(lambda axis, index: cut(cube(9), axis, index), st.integers(0, 2), st.integers(0, 19)),
+    st.builds(
+        ScribblePrompt,
+        st.integers(0, 2),
+        st.integers(0, 19),
+        arrays.arrays(np.uint8, (20, 20), elements=st.sampled_from([0, 1, UNLABELLED]), fill=st.just(UNLABELLED)),
+    ),
+    st.builds(PointPrompt, st.tuples(*[st.integers(0, 19)] * 3), st.integers(0, 1)),
+)
+
+
+@given(st.lists(PROMPTS, max_size=8))
+def test_adding_anything_never_lowers_effort(prompts):
+    annotations, before = Annotations(), (0, 0.0)
+    for prompt in prompts:
+        annotations = annotations.adding(prompt)
+        after = (contour_effort(annotations), strict_effort(annotations))
+        assert after[0] >= before[0]
+        assert after[1] >= before[1]
+        before = after
+
+
+def strokes(index, *pixels, axis=2, label=1):
+    labels = np.full((20, 20), UNLABELLED, dtype=np.uint8)
+    labels[tuple(zip(*pixels, strict=True))] = label
+    return ScribblePrompt(axis, index, labels)
+
+
+def test_a_scribble_costs_its_pixels_and_one_look():
+    once = Annotations().adding(strokes(3, (1, 1), (1, 2), (1, 3)))
+    assert contour_effort(once) == 3
+    assert strict_effort(once) == 3 + VIEWED_SLICE_COST
+    again = once.adding(strokes(3, (1, 3), (5, 5), label=0))
+    assert contour_effort(again) == 5
+    assert strict_effort(again) == 5 + VIEWED_SLICE_COST
+    elsewhere = again.adding(strokes(3, (5, 5), axis=0))
+    assert strict_effort(elsewhere) == 6 + 2 * VIEWED_SLICE_COST
+
+
+def test_a_slice_that_is_scribbled_on_and_drawn_is_looked_at_once():
+    both = Annotations().adding(strokes(6, (5, 5), (5, 6)), cut(cube(7), 2, 6))
+    assert contour_effort(both) == 24 + 2
+    assert strict_effort(both) == 24 + 2 + VIEWED_SLICE_COST
+
+
+def test_a_point_costs_a_click_in_the_strict_count_alone():
+    clicked = Annotations().adding(PointPrompt((1, 2, 3), 1), PointPrompt((4, 5, 6), 0))
+    assert contour_effort(clicked) == 0
+    assert strict_effort(clicked) == 2 * CLICK_COST
+    assert strict_effort(clicked, click_cost=7) == 14
 
 
 def test_every_plane_is_paid():
