@@ -1,12 +1,10 @@
-"""From a few drawn slices to a soft 3D mask: the proxy that a network learns from.
+"""From a few drawings to a soft 3D mask: the proxy that a network learns from.
 
-Every plane on which slices are drawn gives a vote for each voxel. A vote comes from registration (both neighbouring
-drawn slices are registered to the slice between them and their labels are pulled along; Tian et al. 2023, arXiv
-2312.06072, with two neighbours instead of one) and from shape (signed distances of the neighbours' contours are
-interpolated; Raya and Udupa 1990). The votes are averaged with weights that fall with the distance to the plane's
-nearest drawn slice.
+Every plane on which slices are drawn gives two votes for each voxel, one from registration and one from shape; strokes
+and points give one along geodesics, and the network may give its own (:mod:`wardround.client.annotation.votes`). Votes
+are averaged with weights that fall with the distance to what was drawn. Drawn voxels keep what was drawn.
 
-The drawn slices are the only labels that this module sees.
+The drawings are the only labels that this module sees.
 """
 
 from dataclasses import dataclass, field
@@ -16,13 +14,22 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from wardround.client.annotation.prompts import Annotations, ExtentPrompt
-from wardround.client.annotation.registration import DemonsSettings, register, warp
+from wardround.client.annotation.crop import Box, boxes, within
+from wardround.client.annotation.prompts import UNLABELLED, Annotations, plane
+from wardround.client.annotation.registration import DemonsSettings
+from wardround.client.annotation.votes import (
+    FloatArray,
+    Scene,
+    VoteStore,
+    drawn_plane,
+    one_hot,
+    registration_votes,
+    seed_vote,
+    shape_vote,
+    stroke_map,
+)
 from wardround.client.cases.volume import Volume
 from wardround.errors import UsageError
-
-FloatArray = npt.NDArray[np.float32]
-Box = tuple[slice, slice, slice]
 
 # Weight of a vote however far the nearest drawn slice is.
 FAR = 1e-4
@@ -37,12 +44,12 @@ class ProxyMask:
     Parameters
     ----------
     probabilities
-        ``[C, I, J, K]``, float32, sums to 1 over C at every voxel; 0 or 1 on drawn slices.
+        ``[C, I, J, K]``, float32, sums to 1 over C at every voxel; 0 or 1 where it was drawn.
     annotated
-        ``[I, J, K]``, bool: voxels on drawn slices.
+        ``[I, J, K]``, bool: voxels on drawn slices, under strokes and at points.
     confidence
-        ``[I, J, K]``, float32, 0 (a guess) … 1 (drawn): falls with the distance to drawn slices and with disagreement
-        between votes.
+        ``[I, J, K]``, float32, 0 (a guess) … 1 (drawn): probability that the most probable label is the right one, as
+        :func:`calibrated_confidence` estimates it.
     """
 
     probabilities: FloatArray
@@ -62,48 +69,57 @@ class PropagationSettings:
     Parameters
     ----------
     registration
-        ``demons``, ``sitk`` (reference) or ``none``.
+        ``demons``, ``velocity``, ``sitk`` (reference) or ``none``.
     shape_weight
         Weight of the shape vote beside the registration vote, at no distance.
     reach, shape_reach
         Distance from a drawn slice, in voxels of the finest axis, over which a plane's registration (shape) vote loses
         a factor of e.
+    seed_weight, seed_reach
+        The same of strokes and points, with the distance to the nearest of them.
     smoothing
         Width of the Gaussian over the merged votes, in voxels of the finest axis: planes meet without steps.
     margin
         Voxels round the extent that registration sees.
     demons
         Of the registration.
+    device
+        Where registration runs: ``cpu``, ``cuda``.
     """
 
     registration: str = "demons"
     shape_weight: float = 0.5
     reach: float = 2.0
     shape_reach: float = 1.0
+    seed_weight: float = 1.0
+    seed_reach: float = 4.0
     smoothing: float = 0.5
     margin: int = 4
     demons: DemonsSettings = field(default_factory=DemonsSettings)
+    device: str = "cpu"
 
 
 @dataclass(eq=False)
 class PropagationCache:
-    """Displacements of slice pairs of one case, so that a next round registers only pairs that are new.
+    """What votes of one case need again: displacements of slice pairs, signed distances, votes on every slice.
 
-    One cache belongs to one image and one setting; it empties itself where the crop changes.
+    With it a new drawing costs only the slices between its neighbours. One cache belongs to one image; it empties
+    itself where the crop, the settings or the number of labels change.
     """
 
-    _box: tuple[int, ...] = ()
-    _fields: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+    _key: object = None
+    _store: VoteStore = field(default_factory=VoteStore)
 
-    def open(self, box: Box) -> dict[tuple[int, int, int], torch.Tensor]:
-        """Displacements by (axis, moving index, fixed index) within the crop `box`."""
-        key = tuple(bound for side in box for bound in (side.start, side.stop))
-        if key != self._box:
-            self._box, self._fields = key, {}
-        return self._fields
+    def open(self, box: Box, labels: int, settings: PropagationSettings) -> VoteStore:
+        """What is known of the crop `box`."""
+        key = (tuple(bound for side in box for bound in (side.start, side.stop)), labels, settings)
+        if key != self._key:
+            self._key, self._store = key, VoteStore()
+        return self._store
 
     def __len__(self) -> int:
-        return len(self._fields)
+        """Registered slice pairs."""
+        return len(self._store.fields)
 
 
 def propagate(
@@ -113,299 +129,164 @@ def propagate(
     *,
     settings: PropagationSettings = PropagationSettings(),
     cache: PropagationCache | None = None,
+    prediction: FloatArray | None = None,
+    model_weight: float = 0.0,
 ) -> ProxyMask:
-    """Turn drawn slices into a soft 3D mask.
+    """Turn drawn slices, strokes and points into a soft 3D mask.
 
     Parameters
     ----------
     image
         Intensities ``[I, J, K]``.
     annotations
-        Drawn slices and, where given, the extent; outside the extent everything is background.
+        What was drawn and, where given, the extent; outside the extent everything is background. Where strokes or
+        points lie on a drawn slice, they hold.
     labels
         Number of classes C including background.
     settings
         How votes are made and merged.
     cache
         Of this case; the result is the same with and without.
+    prediction
+        The model's class probabilities ``[C, I, J, K]``, a further vote off the drawn voxels.
+    model_weight
+        Weight of that vote beside a registration vote at no distance; at 0 it has no say.
 
     Returns
     -------
     ProxyMask
-        On the grid of `image`. Without any drawn slice it is background with confidence 0.
+        On the grid of `image`. Without anything drawn it is background with confidence 0.
 
     Raises
     ------
     UsageError
-        If a drawn slice does not fit the image or holds a label that is not below `labels`.
+        If what was drawn, or the prediction, does not fit the image, or a label is not below `labels`.
     """
-    _check(image.shape, annotations, labels)
+    annotations.checked(image.shape, labels)
+    _check(prediction, model_weight, labels, image.shape)
     shape = image.shape
     probabilities = np.zeros((labels, *shape), dtype=np.float32)
     probabilities[0] = 1
     confidence = np.zeros(shape, dtype=np.float32)
-    annotated = np.zeros(shape, dtype=bool)
-    if annotations.slices:
-        confidence.fill(UNSEEN if annotations.extent is None else 1)
-        box, inner = _boxes(shape, annotations, settings.margin)
-        if inner is not None:
-            crop = np.ascontiguousarray(image.array[box], dtype=np.float32)
-            fields = {} if cache is None else cache.open(box)
-            merged, sure = _merge(_Scene(crop, box, image.spacing, labels, settings, fields), annotations)
-            local = tuple(slice(i.start - b.start, i.stop - b.start) for i, b in zip(inner, box, strict=True))
-            probabilities[(slice(None), *inner)] = merged[(slice(None), *local)]
-            confidence[inner] = sure[local]
+    drawn = np.full(shape, UNLABELLED, dtype=np.uint8)
     for prompt in annotations.slices:
-        where = _plane(prompt.axis, prompt.index)
-        probabilities[(slice(None), *where)] = _one_hot(prompt.labels, labels)
-        annotated[where] = True
+        drawn[plane(prompt.axis, prompt.index)] = prompt.labels
+    strokes = stroke_map(annotations, shape)
+    if annotations.slices or strokes is not None:
+        confidence.fill(UNSEEN if annotations.extent is None else 1)
+        box, inner = boxes(shape, annotations, strokes, settings.margin)
+        if inner is not None:
+            store = VoteStore() if cache is None else cache.open(box, labels, settings)
+            crop = np.ascontiguousarray(image.array[box], dtype=np.float32)
+            device = torch.device(settings.device)
+            scene = Scene(crop, box, image.spacing, labels, settings.registration, settings.demons, device, store)
+            merged = _Merged(scene)
+            _add_planes(merged, annotations, settings)
+            if strokes is not None:
+                fixed = drawn[box].copy()
+                if annotations.extent is not None:
+                    outside = np.ones(fixed.shape, dtype=bool)
+                    outside[within(inner, box)] = False
+                    fixed[outside] = 0
+                _add_strokes(merged, strokes[box], fixed, settings)
+            if prediction is not None and model_weight > 0:
+                merged.add(prediction[(slice(None), *box)], np.float32(model_weight))
+            found, sure = merged.result(settings.smoothing)
+            local = within(inner, box)
+            probabilities[(slice(None), *inner)] = found[(slice(None), *local)]
+            confidence[inner] = sure[local]
+    if strokes is not None:
+        np.copyto(drawn, strokes, where=strokes != UNLABELLED)
+    annotated = drawn != UNLABELLED
+    probabilities[:, annotated] = one_hot(drawn[annotated], labels)
     confidence[annotated] = 1
     return ProxyMask(probabilities, annotated, confidence)
 
 
-def _check(shape: tuple[int, int, int], annotations: Annotations, labels: int) -> None:
-    extent = annotations.extent
-    if extent is not None and not all(
-        0 <= low <= high < side for low, high, side in zip(extent.lower, extent.upper, shape, strict=True)
-    ):
+def _check(prediction: FloatArray | None, model_weight: float, labels: int, shape: tuple[int, int, int]) -> None:
+    if not model_weight >= 0:
+        raise UsageError(f"the model's vote cannot weigh {model_weight}", "", "give a weight of 0 or more")
+    if prediction is not None and prediction.shape != (labels, *shape):
         raise UsageError(
-            f"the extent {extent.lower} to {extent.upper} does not lie in an image of shape {shape}",
-            "it was given on another case, or its corners are swapped",
-            "give the extent on the case that is propagated",
+            f"a prediction of shape {prediction.shape} does not fit {labels} labels on an image of shape {shape}",
+            "it belongs to another case or another set of labels",
+            "predict the case that is propagated",
         )
-    for prompt in annotations.slices:
-        expected = tuple(side for axis, side in enumerate(shape) if axis != prompt.axis)
-        if prompt.labels.shape != expected or not 0 <= prompt.index < shape[prompt.axis]:
-            raise UsageError(
-                f"a drawn slice on axis {prompt.axis} at {prompt.index} does not fit an image of shape {shape}",
-                "it was drawn on another case",
-                "draw on the case that is propagated",
-            )
-        if prompt.labels.size and int(prompt.labels.max()) >= labels:
-            raise UsageError(
-                f"a drawn slice holds label {int(prompt.labels.max())}, the plan knows {labels} labels",
-                "the drawing has more structures than the plan",
-                "raise the number of labels or draw fewer structures",
-            )
 
 
-def _plane(axis: int, index: int) -> tuple[slice | int, ...]:
-    return (slice(None),) * axis + (index,)
+def calibrated_confidence(probability: FloatArray, doubt: FloatArray, distance: FloatArray) -> FloatArray:
+    """Probability that the most probable label is the right one.
 
-
-def _one_hot(labels: npt.NDArray[np.uint8], classes: int) -> FloatArray:
-    """``[C, H, W]`` float32."""
-    return np.asarray(labels[None] == np.arange(classes, dtype=np.uint8)[:, None, None], dtype=np.float32)
-
-
-def _extent_box(extent: ExtentPrompt) -> Box:
-    bounds = zip(extent.lower, extent.upper, strict=True)
-    i, j, k = (slice(low, high + 1) for low, high in bounds)
-    return i, j, k
-
-
-def _boxes(shape: tuple[int, int, int], annotations: Annotations, margin: int) -> tuple[Box, Box | None]:
-    """The crop that registration sees, and the box inside it that may hold an object (None: there is no object)."""
-    if annotations.extent is not None:
-        inner = _extent_box(annotations.extent)
-        return _grown(inner, shape, margin), inner
-    # Without an extent, what was drawn tells how far the object reaches within the drawn planes.
-    bounds: list[list[int]] = [[], [], []]
-    for prompt in annotations.slices:
-        others = [axis for axis in range(3) if axis != prompt.axis]
-        found = prompt.labels > 0
-        if not found.any():
-            continue
-        for position, axis in enumerate(others):
-            along = np.flatnonzero(found.any(axis=1 - position))
-            bounds[axis] += [int(along[0]), int(along[-1])]
-        bounds[prompt.axis] += [prompt.index]
-    if not any(bounds):
-        return (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])), None
-    sides = []
-    for axis in range(3):
-        seen_across = any(prompt.axis != axis and prompt.labels.any() for prompt in annotations.slices)
-        single = all(prompt.axis == axis for prompt in annotations.slices)
-        if single or not seen_across:
-            sides.append(slice(0, shape[axis]))
-            continue
-        low, high = min(bounds[axis]), max(bounds[axis])
-        slack = max((high - low + 1) // 4, 4)
-        sides.append(slice(max(low - slack, 0), min(high + 1 + slack, shape[axis])))
-    inner = (sides[0], sides[1], sides[2])
-    return _grown(inner, shape, margin), inner
-
-
-def _grown(box: Box, shape: tuple[int, int, int], margin: int) -> Box:
-    i, j, k = (
-        slice(max(side.start - margin, 0), min(side.stop + margin, whole))
-        for side, whole in zip(box, shape, strict=True)
-    )
-    return i, j, k
-
-
-@dataclass(frozen=True, eq=False)
-class _Neighbours:
-    """For every slice of a plane: the drawn slices below and above, as positions in the list of drawn slices.
-
-    `fraction` is the way from the lower to the upper, 0 … 1; `distance` that to the nearer one, in voxels of the finest
-    axis.
+    Parameters
+    ----------
+    probability
+        Of the most probable label after merging, 0 … 1.
+    doubt
+        Variance of the votes about their mean, summed over labels, 0 … 1.
+    distance
+        To the nearest drawn voxel along a plane's axis, in voxels of the finest axis.
     """
-
-    lower: npt.NDArray[np.int_]
-    upper: npt.NDArray[np.int_]
-    fraction: FloatArray
-    distance: FloatArray
+    return np.asarray(probability * np.exp(-distance / 8), dtype=np.float32)
 
 
-def _neighbours(positions: npt.NDArray[np.int_], length: int, step: float) -> _Neighbours:
-    targets = np.arange(length)
-    upper = np.minimum(np.searchsorted(positions, targets), len(positions) - 1)
-    lower = np.maximum(np.searchsorted(positions, targets, side="right") - 1, 0)
-    span = positions[upper] - positions[lower]
-    fraction = np.where(span > 0, (targets - positions[lower]) / np.maximum(span, 1), 0)
-    distance = np.minimum(np.abs(targets - positions[lower]), np.abs(targets - positions[upper])) * step
-    return _Neighbours(lower, upper, fraction.astype(np.float32), distance.astype(np.float32))
+class _Merged:
+    """Votes on one crop, averaged as they come."""
+
+    def __init__(self, scene: Scene) -> None:
+        shape = scene.image.shape
+        self.scene = scene
+        self.total: FloatArray = np.zeros((scene.labels, *shape), dtype=np.float32)
+        self.squares: FloatArray = np.zeros(shape, dtype=np.float32)
+        self.weights: FloatArray = np.zeros(shape, dtype=np.float32)
+        self.nearest: FloatArray = np.full(shape, np.inf, dtype=np.float32)
+
+    def add(self, vote: FloatArray, weight: FloatArray | np.float32) -> None:
+        """A vote ``[C, ...]`` with a weight that fits ``[...]``."""
+        self.total += weight * vote
+        self.squares += weight * np.square(vote).sum(axis=0)
+        self.weights += weight
+
+    def result(self, smoothing: float) -> tuple[FloatArray, FloatArray]:
+        """Probabilities ``[C, ...]`` and confidence."""
+        self.total /= self.weights
+        doubt = np.maximum(self.squares / self.weights - np.square(self.total).sum(axis=0), 0)
+        found = self.total
+        if smoothing:
+            finest = min(self.scene.spacing)
+            widths = [smoothing * finest / step for step in self.scene.spacing]
+            found = ndimage.gaussian_filter(found, (0, *widths), mode="nearest", truncate=3)
+        return found, calibrated_confidence(found.max(axis=0), doubt, self.nearest)
 
 
-@dataclass(frozen=True, eq=False)
-class _Scene:
-    """What all votes of one case share: the cropped image, where it lies, and what is already registered."""
-
-    image: FloatArray
-    box: Box
-    spacing: tuple[float, float, float]
-    labels: int
-    settings: PropagationSettings
-    fields: dict[tuple[int, int, int], torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class _DrawnPlane:
-    """The drawn slices of one plane: ``[M, C, H, W]`` one-hot within the crop, and their positions relative to it.
-
-    A position may lie beyond the crop: such a slice still bounds the object, but there is no image to register.
-    `beyond` holds for every slice of the crop how far it lies on the way from the outermost drawn slice (0) to the
-    first slice outside the extent (1); 0 where no extent is known.
-    """
-
-    axis: int
-    positions: npt.NDArray[np.int_]
-    drawings: FloatArray
-    spacing: tuple[float, float]
-    beyond: FloatArray
-
-
-def _drawn_plane(scene: _Scene, annotations: Annotations, axis: int) -> _DrawnPlane:
-    prompts = annotations.on_axis(axis)
-    first, second = (other for other in range(3) if other != axis)
-    window = (scene.box[first], scene.box[second])
-    indices = np.array([prompt.index for prompt in prompts])
-    beyond = np.zeros(scene.image.shape[axis], dtype=np.float32)
-    if annotations.extent is not None:
-        targets = np.arange(scene.box[axis].start, scene.box[axis].stop)
-        below = (indices[0] - targets) / max(indices[0] - annotations.extent.lower[axis] + 1, 1)
-        above = (targets - indices[-1]) / max(annotations.extent.upper[axis] + 1 - indices[-1], 1)
-        beyond = np.clip(np.maximum(below, above), 0, 1).astype(np.float32)
-    return _DrawnPlane(
-        axis,
-        indices - scene.box[axis].start,
-        np.stack([_one_hot(prompt.labels[window], scene.labels) for prompt in prompts]),
-        (scene.spacing[first], scene.spacing[second]),
-        beyond,
-    )
-
-
-def _merge(scene: _Scene, annotations: Annotations) -> tuple[FloatArray, FloatArray]:
-    """Average the votes of all planes within the crop: probabilities ``[C, ...]`` and confidence."""
-    settings, shape = scene.settings, scene.image.shape
-    finest = min(scene.spacing)
-    planes = [axis for axis in range(3) if annotations.on_axis(axis)]
-    total = np.zeros((scene.labels, *shape), dtype=np.float32)
-    weights = np.zeros(shape, dtype=np.float32)
-    nearest = np.full(shape, np.inf, dtype=np.float32)
-    for axis in planes:
-        plane = _drawn_plane(scene, annotations, axis)
-        near = _neighbours(plane.positions, shape[axis], scene.spacing[axis] / finest)
-        along = [-1 if other == axis else 1 for other in range(3)]
-        distance = near.distance.reshape(along)
-        if settings.registration != "none":
-            weight = np.exp(-distance / settings.reach) + FAR
-            total += weight * np.moveaxis(_registration_vote(scene, plane, near), 0, axis + 1)
-            weights += weight
+def _add_planes(merged: _Merged, annotations: Annotations, settings: PropagationSettings) -> None:
+    scene = merged.scene
+    planes = [drawn_plane(scene, annotations, axis) for axis in range(3) if annotations.on_axis(axis)]
+    votes = registration_votes(scene, planes) if settings.registration != "none" else [None] * len(planes)
+    for drawn, vote in zip(planes, votes, strict=True):
+        along = [-1 if other == drawn.axis else 1 for other in range(3)]
+        distance = drawn.distance.reshape(along)
+        if vote is not None:
+            merged.add(np.moveaxis(vote, 0, drawn.axis + 1), np.exp(-distance / settings.reach) + FAR)
         if settings.shape_weight:
-            near_weight = np.exp(-distance / settings.shape_reach)
+            near = np.exp(-distance / settings.shape_reach)
             # Beyond the outermost drawn slices the extent is known to the shape vote alone, so it counts longer there.
-            end_weight = np.exp(-distance / settings.reach) * (plane.beyond.reshape(along) > 0)
-            weight = settings.shape_weight * np.maximum(near_weight, end_weight) + FAR * FAR
-            total += weight * np.moveaxis(_shape_vote(plane, near, finest), 0, axis + 1)
-            weights += weight
-        nearest = np.minimum(nearest, distance)
-    total /= weights
-    if settings.smoothing:
-        widths = [settings.smoothing * finest / step for step in scene.spacing]
-        total = ndimage.gaussian_filter(total, (0, *widths), mode="nearest", truncate=3)
-    return total, np.asarray(total.max(axis=0) * np.exp(-nearest / 8), dtype=np.float32)
+            end = np.exp(-distance / settings.reach) * (drawn.beyond.reshape(along) > 0)
+            weight = settings.shape_weight * np.maximum(near, end) + FAR * FAR
+            merged.add(np.moveaxis(shape_vote(scene, drawn), 0, drawn.axis + 1), weight)
+        merged.nearest = np.minimum(merged.nearest, distance)
 
 
-def _registration_vote(scene: _Scene, plane: _DrawnPlane, near: _Neighbours) -> FloatArray:
-    """``[N, C, H, W]``: drawings of both neighbours, pulled to every slice and blended by distance."""
-    slices = np.ascontiguousarray(np.moveaxis(scene.image, plane.axis, 0))
-    vote = np.zeros((len(slices), *plane.drawings.shape[1:]), dtype=np.float32)
-    pairs: list[tuple[int, int, float]] = []
-    for target in range(len(slices)):
-        ends = ((near.lower[target], 1 - near.fraction[target]), (near.upper[target], near.fraction[target]))
-        for which, share in ends:
-            inside = 0 <= plane.positions[which] < len(slices)
-            if plane.positions[which] == target or not inside or not plane.drawings[which, 1:].any():
-                vote[target] += share * plane.drawings[which]
-            elif share > 0:
-                pairs.append((int(which), target, float(share)))
-    if not pairs:
-        return vote
-    keys = [(plane.axis, int(plane.positions[which]), target) for which, target, _ in pairs]
-    missing = [key for key in keys if key not in scene.fields]
-    if missing:
-        moving, fixed = (torch.from_numpy(slices[[key[end] for key in missing]]) for end in (1, 2))
-        found = register(
-            moving, fixed, plane.spacing, settings=scene.settings.demons, backend=scene.settings.registration
-        )
-        scene.fields.update(zip(missing, found, strict=True))
-    displacement = torch.stack([scene.fields[key] for key in keys])
-    drawings = torch.from_numpy(plane.drawings[[which for which, _, _ in pairs]])
-    for (_, target, share), pulled in zip(pairs, warp(drawings, displacement).numpy(), strict=True):
-        vote[target] += share * pulled
-    return vote
-
-
-def _shape_vote(plane: _DrawnPlane, near: _Neighbours, finest: float) -> FloatArray:
-    """``[N, C, H, W]``: interpolate signed distances between the neighbours, then softmax.
-
-    Beyond the outermost drawn slices the shape shrinks linearly until its deepest pixel is gone at the extent's end.
-    """
-    depths = np.stack([_signed_distances(drawing, plane.spacing) for drawing in plane.drawings]) / finest
-    fraction = near.fraction[:, None, None, None]
-    between = (1 - fraction) * depths[near.lower] + fraction * depths[near.upper]
-    deepest = np.maximum(depths[:, 1:].max(axis=(1, 2, 3)), 0)
-    shrunk = (plane.beyond * deepest[near.lower])[:, None, None, None]
-    between[:, :1] += shrunk
-    between[:, 1:] -= shrunk
-    between = np.exp(2 * (between - between.max(axis=1, keepdims=True)))
-    return np.asarray(between / between.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
-def _signed_distances(drawing: FloatArray, spacing: tuple[float, float]) -> FloatArray:
-    """``[C, H, W]``: distance to the region's border, positive inside; a label that is absent is as deep outside as
-    the slice's deepest structure is inside, so that a structure which ends between two slices ends half-way."""
-    depths = np.empty_like(drawing)
-    for label, region in enumerate(drawing > 0.5):
-        if region.all() or not region.any():
-            depths[label] = np.nan
-            continue
-        inside = ndimage.distance_transform_edt(region, sampling=spacing)
-        outside = ndimage.distance_transform_edt(~region, sampling=spacing)
-        depths[label] = np.where(region, inside, -outside) - np.where(region, 0.5, -0.5) * min(spacing)
-    whole = np.isnan(depths).all(axis=(1, 2))
-    limit = 10 * min(spacing)
-    depths[whole] = np.where(drawing[whole] > 0.5, limit, -limit)
-    return np.clip(depths, -limit, limit)
+def _add_strokes(
+    merged: _Merged, strokes: npt.NDArray[np.uint8], fixed: npt.NDArray[np.uint8], settings: PropagationSettings
+) -> None:
+    scene = merged.scene
+    stroked = strokes != UNLABELLED
+    vote, sure = seed_vote(scene, strokes, fixed)
+    distance: FloatArray = np.full(stroked.shape, np.inf, dtype=np.float32)
+    if stroked.any():
+        step = min(scene.spacing)
+        away = ndimage.distance_transform_edt(~stroked, sampling=[side / step for side in scene.spacing])
+        distance = away.astype(np.float32)
+        merged.nearest = np.minimum(merged.nearest, distance)
+    weight = settings.seed_weight * sure * (np.exp(-distance / settings.seed_reach) + FAR) + FAR * FAR
+    merged.add(vote, np.asarray(weight, dtype=np.float32))

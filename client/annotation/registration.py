@@ -56,7 +56,8 @@ def register(
     Parameters
     ----------
     moving, fixed
-        Shape ``[P, H, W]``, float32, any intensity scale: every slice is normalised to zero mean and unit deviation.
+        Shape ``[P, H, W]``, float32, on one device, where everything is computed. Any intensity scale: every slice is
+        normalised to zero mean and unit deviation.
     spacing
         Distance between pixel centres along H and W, in any unit.
     settings
@@ -108,8 +109,9 @@ def warp(images: Tensor, displacement: Tensor) -> Tensor:
         ``[P, C, H, W]``: at ``x`` the value of the image at ``x + u(x)``.
     """
     height, width = images.shape[-2:]
-    rows = torch.arange(height, dtype=displacement.dtype)[:, None] + displacement[:, 0]
-    columns = torch.arange(width, dtype=displacement.dtype)[None, :] + displacement[:, 1]
+    dtype, device = displacement.dtype, displacement.device
+    rows = torch.arange(height, dtype=dtype, device=device)[:, None] + displacement[:, 0]
+    columns = torch.arange(width, dtype=dtype, device=device)[None, :] + displacement[:, 1]
     grid = torch.stack([columns * (2 / max(width - 1, 1)) - 1, rows * (2 / max(height - 1, 1)) - 1], dim=-1)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
@@ -126,7 +128,7 @@ def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], setting
     finest = min(spacing)
     # Smoothing is isotropic in the patient, hence narrower in pixels along a coarse axis.
     scale = (finest / spacing[0], finest / spacing[1])
-    levels = len(settings.iterations)
+    levels, device = len(settings.iterations), fixed.device
     displacement: Tensor | None = None
     for level, iterations in enumerate(settings.iterations):
         shrink = 2 ** (levels - 1 - level)
@@ -140,7 +142,7 @@ def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], setting
             else _rescale(displacement, (height, width), sides)
         )
         smooth_update, smooth_field = (
-            tuple(_gaussian(side, sigma * factor) for side, factor in zip(sides, scale, strict=True))
+            tuple(_gaussian(side, sigma * factor, device) for side, factor in zip(sides, scale, strict=True))
             for sigma in (settings.update_sigma, settings.field_sigma)
         )
         for _ in range(iterations):
@@ -152,7 +154,7 @@ def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], setting
 
 def _force(moving: Tensor, fixed: Tensor, displacement: Tensor, scale: tuple[float, float], step: float) -> Tensor:
     """``[P, 2, H, W]`` in pixels: where the demons push, no further than `step` pixels of the finer axis."""
-    to_finest = torch.tensor(scale, dtype=fixed.dtype)[:, None, None]
+    to_finest = torch.tensor(scale, dtype=fixed.dtype, device=fixed.device)[:, None, None]
     warped = warp(moving[:, None], displacement)[:, 0]
     difference = fixed - warped
     gradient = _gradient(0.5 * (fixed + warped)) * to_finest
@@ -182,7 +184,7 @@ def _resize(images: Tensor, sides: tuple[int, int]) -> Tensor:
     height, width = images.shape[-2:]
     if (height, width) == sides:
         return images
-    return _apply(images, (_resampler(height, sides[0]), _resampler(width, sides[1])))
+    return _apply(images, (_resampler(height, sides[0], images.device), _resampler(width, sides[1], images.device)))
 
 
 def _rescale(displacement: Tensor, whole: tuple[int, int], sides: tuple[int, int]) -> Tensor:
@@ -191,34 +193,36 @@ def _rescale(displacement: Tensor, whole: tuple[int, int], sides: tuple[int, int
     if (height, width) == sides:
         return displacement
     factors = [(new - 1) / max(old - 1, 1) for new, old in zip(sides, (height, width), strict=True)]
-    larger = _apply(displacement, (_interpolator(height, sides[0]), _interpolator(width, sides[1])))
-    return larger * torch.tensor(factors, dtype=larger.dtype)[:, None, None]
+    device = displacement.device
+    larger = _apply(displacement, (_interpolator(height, sides[0], device), _interpolator(width, sides[1], device)))
+    return larger * torch.tensor(factors, dtype=larger.dtype, device=larger.device)[:, None, None]
 
 
 @lru_cache(maxsize=256)
-def _gaussian(length: int, sigma: float) -> Tensor:
+def _gaussian(length: int, sigma: float, device: torch.device) -> Tensor:
     """``[length, length]``: a Gaussian filter, renormalised at the edges."""
     positions = np.arange(length, dtype=np.float64)
     if sigma <= 0:
-        return torch.eye(length)
+        return torch.eye(length, device=device)
     weights = np.exp(-0.5 * ((positions[:, None] - positions[None, :]) / sigma) ** 2)
     weights[weights < 1e-4] = 0
-    return torch.from_numpy((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
+    return torch.from_numpy((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)).to(device)
 
 
 @lru_cache(maxsize=256)
-def _interpolator(length: int, new: int) -> Tensor:
+def _interpolator(length: int, new: int, device: torch.device) -> Tensor:
     """``[new, length]``: linear interpolation, first and last sample kept."""
     positions = np.linspace(0, length - 1, new)
     weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(length)[None, :]))
-    return torch.from_numpy(weights.astype(np.float32))
+    return torch.from_numpy(weights.astype(np.float32)).to(device)
 
 
 @lru_cache(maxsize=256)
-def _resampler(length: int, new: int) -> Tensor:
+def _resampler(length: int, new: int, device: torch.device) -> Tensor:
     """``[new, length]``: anti-aliasing Gaussian, then linear interpolation."""
     shrink = (length - 1) / max(new - 1, 1)
-    return _interpolator(length, new) @ _gaussian(length, 0.5 * (shrink - 1) + 0.25 if shrink > 1 else 0.0)
+    sigma = 0.5 * (shrink - 1) + 0.25 if shrink > 1 else 0.0
+    return _interpolator(length, new, device) @ _gaussian(length, sigma, device)
 
 
 def _register_with_sitk(moving: Tensor, fixed: Tensor, spacing: tuple[float, float]) -> Tensor:
@@ -230,7 +234,7 @@ def _register_with_sitk(moving: Tensor, fixed: Tensor, spacing: tuple[float, flo
     demons.SetNumberOfThreads(1)
     pixel = np.array([spacing[1], spacing[0]])
     fields: list[npt.NDArray[np.float32]] = []
-    for one_moving, one_fixed in zip(moving.numpy(), fixed.numpy(), strict=True):
+    for one_moving, one_fixed in zip(moving.cpu().numpy(), fixed.cpu().numpy(), strict=True):
         images = [sitk.GetImageFromArray(image) for image in (one_fixed, one_moving)]
         for image in images:
             image.SetSpacing(pixel.tolist())
@@ -238,4 +242,4 @@ def _register_with_sitk(moving: Tensor, fixed: Tensor, spacing: tuple[float, flo
         fields.append(np.stack([field[..., 1], field[..., 0]]).astype(np.float32))
     if not fields:
         return moving.new_zeros((0, 2, *moving.shape[1:]))
-    return torch.from_numpy(np.stack(fields))
+    return torch.from_numpy(np.stack(fields)).to(moving.device)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from wardround.client.annotation import propagation
+from wardround.client.annotation import votes
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.guidance import suggest
 from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
@@ -169,13 +169,13 @@ class TestCache:
 
     def test_only_new_pairs_are_registered(self, monkeypatch):
         registered = []
-        inner = propagation.register
+        inner = votes.register
 
         def counting(moving, fixed, *arguments, **options):
             registered.append(len(moving))
             return inner(moving, fixed, *arguments, **options)
 
-        monkeypatch.setattr(propagation, "register", counting)
+        monkeypatch.setattr(votes, "register", counting)
         image, labels = scene()
         cache = PropagationCache()
         annotations = annotate(labels, REQUESTS[:4])
