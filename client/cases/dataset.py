@@ -3,6 +3,9 @@
 A data set is a folder with ``dataset.json`` (labels and pairs of files). A ``manifest.csv`` beside it may say more
 about each case: its ``subject`` (left and right of one scan must not end on both sides of a split), its natural
 ``site`` and the ``source_dtype`` of its intensity pipeline.
+
+Beside image and label a case may name a ``scribble``, a volume of strokes. The value of voxels without a stroke is the
+description's ``scribble_ignore_value``.
 """
 
 import csv
@@ -16,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from wardround.client.annotation.prompts import UNLABELLED
 from wardround.client.cases.nifti import check_same_grid, read_image, read_labels
+from wardround.client.cases.volume import Volume
 from wardround.errors import DataError, UsageError
 
 STRATA = 4
@@ -24,11 +29,12 @@ STRATA = 4
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case; `label` is None where nobody has labelled it."""
+    """The files of one case; `label` is None where nobody has labelled it, `scribble` where nobody drew strokes."""
 
     id: str
     image: Path
     label: Path | None
+    scribble: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Dataset:
         Case id → the institution it comes from; empty where unknown.
     pipelines
         Case id → intensity pipeline (the manifest's ``source_dtype``); empty where unknown.
+    scribble_ignore_value
+        What files of strokes hold where there is no stroke.
     """
 
     name: str
@@ -60,6 +68,7 @@ class Dataset:
     subjects: Mapping[str, str]
     natural_sites: Mapping[str, str] = field(default_factory=dict)
     pipelines: Mapping[str, str] = field(default_factory=dict)
+    scribble_ignore_value: int = UNLABELLED
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -94,7 +103,7 @@ def load_dataset(folder: Path) -> Dataset:
     Raises
     ------
     DataError
-        If the folder is missing or empty, either file cannot be read, or a named image or label is missing.
+        If the folder is missing or empty, either file cannot be read, or a named file is missing.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "the path is wrong or not mounted", "give the data set's folder")
@@ -124,11 +133,46 @@ def load_dataset(folder: Path) -> Dataset:
         subjects={case: case for case in cases} | column("subject"),
         natural_sites=column("site"),
         pipelines=column("source_dtype"),
+        scribble_ignore_value=_ignore_value(description, folder),
     )
 
 
+def read_scribbles(dataset: Dataset, case: str) -> Volume:
+    """Read the strokes of a case.
+
+    Returns
+    -------
+    Volume
+        Shape ``(I, J, K)``, uint8: the label on a stroke, :data:`~wardround.client.annotation.prompts.UNLABELLED`
+        elsewhere. :func:`~wardround.client.annotation.prompts.scribbles_of` makes prompts of it.
+
+    Raises
+    ------
+    DataError
+        If the case names no scribble, or the file cannot be read or holds a value that ``dataset.json`` does not name.
+    GeometryError
+        If it does not lie on the grid of the image.
+    """
+    files = dataset.cases[case]
+    if files.scribble is None:
+        raise DataError(
+            f"case {case} has no scribble", "dataset.json names none for it", "add the path under `scribble` there"
+        )
+    strokes = read_image(files.scribble)
+    check_same_grid(read_image(files.image), strokes, str(files.scribble))
+    drawn = strokes.array != dataset.scribble_ignore_value
+    if not np.isin(strokes.array[drawn], np.arange(len(dataset.label_names))).all():
+        raise DataError(
+            f"{files.scribble} holds a value that is no label",
+            f"dataset.json names the labels 0 … {len(dataset.label_names) - 1} "
+            f"and {dataset.scribble_ignore_value} for voxels without a stroke",
+            "set `scribble_ignore_value` in dataset.json, or correct the strokes",
+        )
+    return strokes.with_array(np.where(drawn, strokes.array, UNLABELLED).astype(np.uint8))
+
+
 def verify_dataset(dataset: Dataset) -> None:
-    """Open every pair of files and stop at the first that cannot be used.
+    """Open the files of every case and stop at the first that cannot be used.
 
     Raises
     ------
@@ -139,6 +183,8 @@ def verify_dataset(dataset: Dataset) -> None:
     """
     for case in dataset.cases.values():
         image = read_image(case.image)
+        if case.scribble is not None:
+            read_scribbles(dataset, case.id)
         if case.label is None:
             continue
         label = read_labels(case.label)
@@ -417,7 +463,8 @@ def _case_files(folder: Path, entry: Any) -> CaseFiles:
     pair = entry if isinstance(entry, dict) else {"image": entry}
     image = _inside(folder, pair.get("image"))
     label = _inside(folder, pair["label"]) if pair.get("label") else None
-    return CaseFiles(image.name.removesuffix(".gz").removesuffix(".nii"), image, label)
+    scribble = _inside(folder, pair["scribble"]) if pair.get("scribble") else None
+    return CaseFiles(image.name.removesuffix(".gz").removesuffix(".nii"), image, label, scribble)
 
 
 def _inside(folder: Path, name: Any) -> Path:
@@ -430,6 +477,13 @@ def _inside(folder: Path, name: Any) -> Path:
     if not path.is_file():
         raise DataError(f"{path} does not exist", "dataset.json names it", "copy the file, or remove the case")
     return path
+
+
+def _ignore_value(description: Mapping[str, Any], folder: Path) -> int:
+    value = description.get("scribble_ignore_value", UNLABELLED)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _broken(folder / "dataset.json", "`scribble_ignore_value` is no whole number")
+    return value
 
 
 def _label_names(description: Mapping[str, Any], folder: Path) -> tuple[str, ...]:

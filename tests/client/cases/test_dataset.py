@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wardround.client.annotation.prompts import UNLABELLED
 from wardround.client.cases.dataset import (
     Dataset,
     Federation,
     load_dataset,
+    read_scribbles,
     split_by_file,
     split_dirichlet,
     split_even,
@@ -170,6 +172,70 @@ class TestVerifying:
         (folder / "imagesTr/c01.nii.gz").write_bytes(b"broken")
         with pytest.raises(DataError, match=r"c01\.nii\.gz"):
             verify_dataset(load_dataset(folder))
+
+
+def scribble_on(
+    folder: Path, strokes: np.ndarray, case: str = "c01", affine: np.ndarray = GRID, **keys: Any
+) -> Dataset:
+    """The data set with strokes on one case, and other keys of its description."""
+    write_volume(folder / f"scribblesTr/{case}.nii.gz", Volume(strokes, affine))
+
+    def change(description: dict[str, Any]) -> None:
+        description.update(keys)
+        for pair in description["training"]:
+            if case in pair["image"]:
+                pair["scribble"] = f"./scribblesTr/{case}.nii.gz"
+
+    edit(folder, change)
+    return load_dataset(folder)
+
+
+class TestScribbles:
+    STROKES = np.full((4, 4, 4), 4, dtype=np.uint8)
+    STROKES[1, 2, 3], STROKES[0, 0, 0] = 1, 0
+
+    def test_strokes_are_read_and_the_rest_is_unlabelled(self, folder: Path) -> None:
+        dataset = scribble_on(folder, self.STROKES, scribble_ignore_value=4)
+        strokes = read_scribbles(dataset, "c01")
+        assert strokes.array.dtype == np.uint8
+        assert (strokes.array[1, 2, 3], strokes.array[0, 0, 0]) == (1, 0)
+        assert np.count_nonzero(strokes.array == UNLABELLED) == 62
+        assert [case.id for case in dataset.cases.values() if case.scribble is not None] == ["c01"]
+        verify_dataset(dataset)
+
+    def test_unlabelled_is_the_usual_value(self, folder: Path) -> None:
+        strokes = np.where(self.STROKES == 4, UNLABELLED, self.STROKES).astype(np.uint8)
+        assert np.array_equal(read_scribbles(scribble_on(folder, strokes), "c01").array, strokes)
+
+    def test_a_value_that_is_no_label_is_named(self, folder: Path) -> None:
+        dataset = scribble_on(folder, self.STROKES, scribble_ignore_value=3)
+        for read in (lambda: read_scribbles(dataset, "c01"), lambda: verify_dataset(dataset)):
+            with pytest.raises(DataError, match=r"c01\.nii\.gz holds a value that is no label"):
+                read()
+
+    def test_strokes_on_another_grid_are_refused(self, folder: Path) -> None:
+        dataset = scribble_on(folder, self.STROKES, affine=2 * GRID, scribble_ignore_value=4)
+        with pytest.raises(GeometryError, match="does not lie on the grid"):
+            read_scribbles(dataset, "c01")
+
+    def test_a_case_without_strokes_says_so(self, shared: Dataset) -> None:
+        with pytest.raises(DataError, match="case c00 has no scribble"):
+            read_scribbles(shared, "c00")
+
+    @pytest.mark.parametrize("value", ["4", None, True, 1.5])
+    def test_an_ignore_value_that_cannot_be_used(self, folder: Path, value: object) -> None:
+        edit(folder, lambda d: d.update(scribble_ignore_value=value))
+        with pytest.raises(DataError, match="scribble_ignore_value"):
+            load_dataset(folder)
+
+    @pytest.mark.data
+    def test_expert_scribbles_of_the_heart(self, data_folder: Path) -> None:
+        if not (data_folder / "acdc_scribbles").is_dir():
+            pytest.skip("WARDROUND_DATA holds no acdc_scribbles/")
+        dataset = load_dataset(data_folder / "acdc_scribbles")
+        strokes = read_scribbles(dataset, "patient002_ED").array
+        assert np.unique(strokes).tolist() == [0, 1, 2, 3, UNLABELLED]
+        assert np.mean(strokes != UNLABELLED) < 0.05
 
 
 class TestSplitByFile:
