@@ -75,6 +75,7 @@ class Site:
         self._observer = observer
         sweep(folder, deep=False)
         sweep(folder / "memory")
+        sweep(folder / "evaluations")
         self._snapshots = Snapshots(folder / "state")
         self._store = CaseStore(store)
 
@@ -107,8 +108,21 @@ class Site:
         latest = self._snapshots.latest()
         return latest.history if latest else ()
 
-    def interact(self, case_id: str, plan: RoundPlan, learner: OnlineLearner) -> CaseSession:
+    def interact(
+        self, case_id: str, plan: RoundPlan, learner: OnlineLearner, progress: float | None = None
+    ) -> CaseSession:
         """Open one case for drawing: the session predicts, suggests slices, takes answers and yields what to learn.
+
+        Parameters
+        ----------
+        case_id
+            Which case.
+        plan
+            Rules of the round.
+        learner
+            Predicts and learns.
+        progress
+            How much of the site's stream lies behind, 0 … 1; by default the share of rounds that are over.
 
         Raises
         ------
@@ -117,7 +131,15 @@ class Site:
         """
         seed = np.random.SeedSequence([plan.seed, zlib.crc32(case_id.encode()), plan.round])
         extent = self._annotator.extent(case_id) if plan.extent and self._annotator else None
-        return CaseSession(case_id, self._store.image(case_id), learner, plan, np.random.default_rng(seed), extent)
+        return CaseSession(
+            case_id,
+            self._store.image(case_id),
+            learner,
+            plan,
+            np.random.default_rng(seed),
+            extent,
+            progress=(plan.round - 1) / plan.rounds if progress is None else progress,
+        )
 
     def train(self, plan: RoundPlan, weights: Weights) -> Update:
         """Learn online from this round's new cases, then rehearse, starting from the global weights.
@@ -145,24 +167,28 @@ class Site:
         learner = self._learner(plan, weights)
         learner.load_optimiser_state(state.optimiser)
         seed = np.random.SeedSequence([plan.seed, zlib.crc32(self.name.encode()), plan.round])
-        memory = ReplayMemory(self._folder / "memory", state.reservoir)
-        work = OnlineRound(self.name, plan, learner, memory, np.random.default_rng(seed), self._observer)
-        for case_id in cases:
+        memory = ReplayMemory(self._folder / "memory", state.reservoir, plan.replay)
+        rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
+        work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing)
+        for position, case_id in enumerate(cases):
             with work.phase("predict"):
-                session = self.interact(case_id, plan, learner)
+                session = self.interact(case_id, plan, learner, (plan.round - 1 + position / len(cases)) / plan.rounds)
             work.learn(session, lambda request, case_id=case_id: annotator.draw(case_id, request))  # type: ignore[misc]
-            self._accept(session)
+            self._keep_label(session)
         work.rehearse(max(1, len(cases)))
 
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
-        self._snapshots.save(SiteState(plan.round, memory.reservoir, learner.optimiser_state(), history, effort))
+        moments = learner.optimiser_state()
+        self._snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, work.standing))
         memory.discard_unnamed(*state.reservoir.kept)
         metrics: dict[str, float | list[float]] = {
             "num-examples": float(memory.reservoir.seen),
             "cases": float(len(cases)),
             "updates": float(work.updates),
             "loss": work.loss,
+            "rejected": float(work.rejected),
+            "trust": work.standing.trust,
             **{f"effort-{name}": paid for name, paid in effort.items()},
             **{f"seconds-{name}": spent for name, spent in work.seconds.items()},
         }
@@ -171,7 +197,8 @@ class Site:
     def evaluate(self, plan: RoundPlan, weights: Weights) -> dict[str, float | list[float]]:
         """Score the global weights on the site's held-back cases.
 
-        Per-case scores stay at the site, in ``evaluation.json``; only counts and means are returned.
+        Per-case scores stay at the site, in ``evaluations/round-00003.json`` for round 3 and the latest also in
+        ``evaluation.json``; only counts and means are returned.
 
         Returns
         -------
@@ -196,7 +223,9 @@ class Site:
             truth = reference.array.astype(np.uint8)
             scores = {str(n): score(labels, truth, n, image.spacing) for n in range(1, plan.labels)}
             rows.append({"case": case_id} | _columns(scores))
-        write_text(self._folder / "evaluation.json", json.dumps({"round": plan.round, "cases": rows}))
+        text = json.dumps({"round": plan.round, "cases": rows})
+        write_text(self._folder / "evaluations" / f"round-{plan.round:05d}.json", text)
+        write_text(self._folder / "evaluation.json", text)
         means = {f"dice-{n}": _mean([row["dice"][str(n)] for row in rows]) for n in range(1, plan.labels)}
         return {"num-examples": float(len(rows)), "dice": _mean(list(means.values())), **means}
 
@@ -214,7 +243,7 @@ class Site:
         learner.load(weights)
         return learner
 
-    def _accept(self, session: CaseSession) -> None:
+    def _keep_label(self, session: CaseSession) -> None:
         assert session.proxy is not None
         self._store.save_label(
             session.case_id,

@@ -34,6 +34,8 @@ SECONDS_PROPAGATE = "seconds-propagate"
 SECONDS_UPDATE = "seconds-update"
 UPDATES = "updates"
 CASES = "cases"
+REJECTED = "rejected"
+TRUST = "trust"
 DICE = "dice"
 
 TRAIN_METRICS = frozenset(
@@ -48,9 +50,14 @@ TRAIN_METRICS = frozenset(
         SECONDS_UPDATE,
         UPDATES,
         CASES,
+        REJECTED,
+        TRUST,
     }
 )
-"""The scalars that a site may send after training."""
+"""The scalars that a site may send after training.
+
+``rejected`` counts the round's cases whose updates were taken back, because the model got worse on remembered ones;
+``trust``, 0 … 1, says how far the site's annotators have agreed with the model."""
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, LOSS, CASES, DICE, "hd95-mm", "assd-mm"})
 """The scalars that a site may send after evaluating; each also with a label's number behind it, as in ``dice-2``."""
 

@@ -20,7 +20,9 @@ from wardround.strategies.contract import (
     EVALUATE_METRICS,
     METRICS,
     NUM_EXAMPLES,
+    REJECTED,
     TRAIN_METRICS,
+    TRUST,
     decode,
 )
 
@@ -42,6 +44,7 @@ Code = Literal[
 
 _CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _LABEL = re.compile(r"-[0-9]{1,2}$")
+_RANGES = {TRUST: (0.0, 1.0), REJECTED: (0.0, math.inf)}
 
 
 class RefusedReply(ReplyRefused):
@@ -150,6 +153,11 @@ def _check_metrics(metrics: MetricRecord, limits: ReplyLimits, kind: Kind) -> No
             )
         if name != NUM_EXAMPLES and not all(math.isfinite(number) for number in values):
             raise RefusedReply("metric", f"metric {name} is not finite", "", "look into the site's own log")
+        bounds = _RANGES.get(_LABEL.sub("", name))
+        if bounds is not None and not all(bounds[0] <= number <= bounds[1] for number in values):
+            raise RefusedReply(
+                "metric", f"metric {name} is out of range", "it lies between {:g} and {:g}".format(*bounds)
+            )
     examples = metrics.get(NUM_EXAMPLES)
     if not isinstance(examples, (int, float)):
         raise RefusedReply("num-examples", "num-examples is missing or is not one number")

@@ -14,10 +14,13 @@ from wardround.client.annotation.effort import strict_effort
 from wardround.client.annotation.prompts import Annotations, SlicePrompt, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
-from wardround.client.learning.learner import OnlineLearner
+from wardround.client.learning.learner import Checkpoint, OnlineLearner
 from wardround.client.learning.replay import ReplayMemory, Sample
+from wardround.client.learning.safeguard import Safeguard
 from wardround.client.learning.schedule import interactive_updates, learning_rate, rehearsal_updates
 from wardround.client.learning.session import CaseSession
+from wardround.client.learning.state import Standing
+from wardround.errors import UsageError
 from wardround.strategies.plan import RoundPlan
 
 PHASES = ("predict", "annotate", "propagate", "update")
@@ -66,9 +69,25 @@ class Observer(Protocol):
 Draw = Callable[[SliceRequest], SlicePrompt]
 
 
+@dataclass(frozen=True, eq=False)
+class _Accepted:
+    """The last accepted state, to which a case that is open can be taken back."""
+
+    session: CaseSession
+    learner: Checkpoint
+    rng: Any
+    losses: int
+    updates: int
+    safeguard: Safeguard
+
+
 @dataclass(eq=False)
 class OnlineRound:
-    """The working set of one round.
+    """The working set of one round: one case after the other is opened, annotated in steps and accepted.
+
+    :meth:`learn` does all of it with an annotator who can be called; a viewer calls :meth:`open`, :meth:`step`,
+    :meth:`undo` and :meth:`accept` as the person in front of it goes on. Nothing that the case at hand leads to enters
+    memory before it is accepted.
 
     Parameters
     ----------
@@ -82,8 +101,13 @@ class OnlineRound:
         What is rehearsed.
     rng
         Source of replay, windows and augmentation.
+    check_rng
+        Chooses the remembered cases that judge a new one: a generator of its own, so that training goes the same way
+        with and without the check.
     observer
         Sees every step, may be None.
+    standing
+        How far the model has agreed with the annotator before the round.
     """
 
     site: str
@@ -91,12 +115,16 @@ class OnlineRound:
     learner: OnlineLearner
     memory: ReplayMemory
     rng: np.random.Generator
+    check_rng: np.random.Generator
     observer: Observer | None = None
+    standing: Standing = field(default_factory=Standing)
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     effort: dict[str, float] = field(default_factory=lambda: {"contour": 0.0, "strict": 0.0})
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     updates: int = 0
+    rejected: int = 0
+    _accepted: _Accepted | None = field(init=False, default=None)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -113,52 +141,181 @@ class OnlineRound:
         known = [loss for loss in self.losses if not math.isnan(loss)]
         return float(np.mean(known)) if known else 0.0
 
-    def learn(self, session: CaseSession, draw: Draw) -> None:
-        """Annotate one case in the plan's rounds and learn after each; memory gets its last target only."""
+    def learn(self, session: CaseSession, draw: Draw) -> bool:
+        """Annotate one case in the plan's rounds, learn after each, and accept it.
+
+        Returns
+        -------
+        bool
+            As :meth:`accept`.
+        """
         if self.plan.supervision == "dense":
             with self.phase("annotate"):
                 session.dense = tuple(draw(SliceRequest(2, k)) for k in range(*session.depth))
-        self._observe(session, 0)
+        self.open(session)
         for step in range(self.plan.annotation_rounds):
-            requests = session.suggest(step)
+            with self.phase("predict"):
+                requests = session.suggest(step)
             with self.phase("annotate"):
                 drawn = [draw(request) for request in requests]
+            self.step(session, drawn)
+        return self.accept(session)
+
+    def open(self, session: CaseSession) -> None:
+        """Begin with a case; the state before it is what :meth:`undo` and a rejection come back to.
+
+        Raises
+        ------
+        UsageError
+            If another case is open.
+        """
+        if self._accepted is not None:
+            raise UsageError("another case is open", "a round learns from one case at a time", "accept that one first")
+        session.trust = self.standing.trust
+        with self.phase("predict"):
+            safeguard = Safeguard.before_case(
+                session.case_id,
+                self.learner,
+                self.memory,
+                count=self.plan.validation_cases,
+                labels=self.plan.labels,
+                rng=self.check_rng,
+            )
+        self._accepted = _Accepted(
+            session,
+            self.learner.checkpoint(),
+            self.rng.bit_generator.state,
+            len(self.losses),
+            self.updates,
+            safeguard,
+        )
+        self._observe(session)
+
+    def step(self, session: CaseSession, drawn: Sequence[SlicePrompt]) -> None:
+        """Take what was drawn in one annotation round: propagate, update, predict again.
+
+        Raises
+        ------
+        UsageError
+            If the case is not open.
+        """
+        self._opened(session)
+        with self.phase("propagate"):
+            session.answer(*drawn)
+        self._learn_last_step(session)
+        self._observe(session)
+
+    def undo(self, session: CaseSession) -> None:
+        """Drop the last step of the open case, as if it had never been drawn.
+
+        The learner goes back to the last accepted state and learns the remaining steps again: weights, moments of the
+        optimiser, random numbers and proxy are bit-equal to those of a case without that step. The time that it took
+        stays on the clock; what was drawn in it is not charged.
+
+        Raises
+        ------
+        UsageError
+            If the case is not open, or nothing was drawn on it.
+        """
+        accepted = self._opened(session)
+        if not session.steps:
+            raise UsageError("there is nothing to undo", "nothing was drawn on this case yet", "draw a slice first")
+        self.learner.restore(accepted.learner)
+        self.rng.bit_generator.state = accepted.rng
+        self.updates = accepted.updates
+        del self.losses[accepted.losses :]
+        for step in session.rewind()[:-1]:
             with self.phase("propagate"):
-                session.answer(*drawn)
-            sample = session.sample()
-            self._update(lambda sample=sample: [sample, *self._recalled(1)], interactive_updates(self.plan, step))  # type: ignore[misc]
-            with self.phase("predict"):
-                session.refresh()
-            self._observe(session, step + 1)
-        self.memory.offer(session.sample(), self.rng)
+                session.repeat(step)
+            self._learn_last_step(session)
+        self.history.pop()
+
+    def accept(self, session: CaseSession) -> bool:
+        """Close the open case: it enters memory, unless its updates made the model worse on remembered cases.
+
+        Then they are taken back and the case enters neither memory nor the site's standing. What was drawn is the
+        annotator's work either way: it is charged, and the site keeps it as the case's label.
+
+        Returns
+        -------
+        bool
+            False where the updates were taken back.
+
+        Raises
+        ------
+        UsageError
+            If the case is not open, or nothing was drawn on it.
+        """
+        accepted = self._opened(session)
+        if session.disagreement is None:
+            raise UsageError("there is nothing to accept", "nothing was drawn on this case yet", "draw a slice first")
+        with self.phase("predict"):
+            kept = accepted.safeguard.fall(self.learner) <= self.plan.rollback_drop
+        if kept:
+            self.memory.offer(session.sample(), self.rng)
+            self.standing = self.standing.accepting(session.agreement, session.disagreement)
+        else:
+            self.learner.restore(accepted.learner)
+            self.rejected += 1
         self.effort["contour"] += session.cost
         self.effort["strict"] += strict_effort(session.paid)
+        self.history[-1]["accepted"] = kept
+        self._accepted = None
+        return kept
 
     def rehearse(self, cases: int) -> None:
         """Update from memory alone, as much as `cases` new cases allow."""
-        self._update(lambda: self._recalled(0), rehearsal_updates(self.plan, cases))
+        self._update(lambda: self._recalled(0), rehearsal_updates(self.plan, cases), learning_rate(self.plan))
 
-    def _recalled(self, others: int) -> Sequence[Sample]:
-        return self.memory.draw(self.plan.batch_size - others, self.rng)
+    def _opened(self, session: CaseSession) -> _Accepted:
+        if self._accepted is None or self._accepted.session is not session:
+            raise UsageError("the case is not open", "it was accepted, or never opened in this round", "open it first")
+        return self._accepted
 
-    def _update(self, batch: Callable[[], Sequence[Sample]], updates: int) -> None:
+    def _learn_last_step(self, session: CaseSession) -> None:
+        """Update from the case as it stands and from memory, then predict it again."""
+        assert session.disagreement is not None
+        ratio = self.standing.ratio(session.disagreement)
+        # A person may draw more often than the plan has rounds: each further step gets as much as the last.
+        number = min(len(session.steps), self.plan.annotation_rounds) - 1
+        sample = session.sample()
+        self._update(
+            lambda: [sample, *self._recalled(1, sample)],
+            interactive_updates(self.plan, number, ratio),
+            learning_rate(self.plan, ratio),
+        )
+        with self.phase("predict"):
+            session.refresh()
+
+    def _recalled(self, others: int, incoming: Sample | None = None) -> Sequence[Sample]:
+        return self.memory.draw(self.plan.batch_size - others, self.rng, self.learner, incoming)
+
+    def _update(self, batch: Callable[[], Sequence[Sample]], updates: int, rate: float) -> None:
         with self.phase("update"):
-            self.losses.append(self.learner.update(batch, updates, learning_rate(self.plan), self.rng))
+            self.losses.append(self.learner.update(batch, updates, rate, self.rng))
         self.updates += updates
 
-    def _observe(self, session: CaseSession, step: int) -> None:
-        if self.observer is None:
-            return
-        interaction = Interaction(
-            site=self.site,
-            case_id=session.case_id,
-            round=self.plan.round,
-            step=step,
-            annotations=session.paid if step else Annotations(),
-            proxy=session.proxy if step else None,
-            prediction=session.prediction,
-            residual=session.residual if step else None,
-            image=session.image,
-        )
-        record = {"site": self.site, "case": session.case_id, "round": self.plan.round, "step": step}
-        self.history.append(record | dict(self.observer.observe(interaction)))
+    def _observe(self, session: CaseSession) -> None:
+        step = len(session.steps)
+        record = {
+            "site": self.site,
+            "case": session.case_id,
+            "round": self.plan.round,
+            "step": step,
+            "trust": session.trust,
+            "disagreement": session.disagreement,
+        }
+        if self.observer is not None:
+            interaction = Interaction(
+                site=self.site,
+                case_id=session.case_id,
+                round=self.plan.round,
+                step=step,
+                annotations=session.paid if step else Annotations(),
+                proxy=session.proxy,
+                prediction=session.prediction,
+                residual=session.residual,
+                image=session.image,
+            )
+            record |= dict(self.observer.observe(interaction))
+        self.history.append(record)

@@ -1,9 +1,11 @@
-"""One case's loop: predict, suggest, draw, propagate, update."""
+"""One case's loop: predict, suggest, draw, propagate, and what to learn from it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from wardround.client.annotation.effort import contour_effort
 from wardround.client.annotation.guidance import next_slices, residual_map
@@ -12,10 +14,34 @@ from wardround.client.annotation.propagation import PropagationCache, ProxyMask,
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import OnlineLearner
+from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
+from wardround.client.learning.targets import make_target, proxy_share, voxel_weights
 from wardround.strategies.plan import RoundPlan
 
 Probabilities = npt.NDArray[np.float32]
+
+# Voxels round the object in which a case's disagreement is measured.
+NEIGHBOURHOOD = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One answered annotation round, enough to live through it again.
+
+    Parameters
+    ----------
+    drawn
+        What the annotator drew in it.
+    chosen
+        All slices that had been suggested by then.
+    rng
+        State of the case's generator by then.
+    """
+
+    drawn: tuple[SlicePrompt, ...]
+    chosen: tuple[SliceRequest, ...]
+    rng: Any
 
 
 @dataclass(eq=False)
@@ -23,7 +49,8 @@ class CaseSession:
     """The state of one case while it is being annotated.
 
     The prediction before the case is taken once, at the start, and stays as it is for all annotation rounds: a target
-    that followed the current prediction would only confirm it (Tian et al. 2023, temporal fusion).
+    that followed the current prediction would only confirm it (Tian et al. 2023, temporal fusion). For the same reason
+    it is this prediction that has a vote in propagation, where the plan gives it one.
 
     Parameters
     ----------
@@ -42,6 +69,10 @@ class CaseSession:
     dense
         Every slice of one plane that may hold an object, where the arm of an experiment learns from dense labels: they
         make the target, while the slices that the plan asks for decide the voxel weights, by the same rule in all arms.
+    progress
+        How much of the site's stream lies behind, 0 … 1.
+    trust
+        0 … 1, what the model has earned on earlier cases, see :class:`wardround.client.learning.state.Standing`.
     """
 
     case_id: str
@@ -51,17 +82,19 @@ class CaseSession:
     rng: np.random.Generator
     extent: ExtentPrompt | None = None
     dense: tuple[SlicePrompt, ...] = ()
+    progress: float = 0.0
+    trust: float = 0.0
     annotations: Annotations = field(init=False)
     proxy: ProxyMask | None = field(init=False, default=None)
     chosen: tuple[SliceRequest, ...] = field(init=False, default=())
+    steps: tuple[Step, ...] = field(init=False, default=())
+    disagreement: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.annotations = Annotations(extent=self.extent)
         self.normalised = normalise(self.image.array)
         self.before = self.learner.predict(self.normalised)
-        self.prediction = self.before
-        self._cache = PropagationCache()
-        self._propagated: ProxyMask | None = None
+        self._untouched = self.rng.bit_generator.state
+        self.rewind()
 
     @property
     def depth(self) -> tuple[int, int]:
@@ -83,6 +116,43 @@ class CaseSession:
         """``[I, J, K]``, 0 … 1: where proxy and prediction disagree; None before anything was drawn."""
         return None if self.proxy is None else residual_map(self.proxy, self.prediction)
 
+    @property
+    def agreement(self) -> float:
+        """Thresholded Dice, 0 … 1, of the prediction before the case with what the annotator drew; NaN without objects.
+
+        Only drawn voxels count. Elsewhere the proxy is a guess, and one in which the prediction may itself have had a
+        vote: a model must not earn trust by agreeing with itself.
+        """
+        assert self._propagated is not None, "answer() comes before agreement"
+        drawn = self._propagated.annotated
+        predicted, accepted = (
+            np.asarray(part[:, drawn].argmax(axis=0), dtype=np.uint8)
+            for part in (self.before, self._propagated.probabilities)
+        )
+        return mean_dice(predicted, accepted, self.plan.labels)
+
+    def rewind(self) -> tuple[Step, ...]:
+        """Forget everything that was suggested and drawn, and return the steps that led here.
+
+        Registrations are forgotten, too: found again in the same order they are the same bits.
+        """
+        steps, self.steps = self.steps, ()
+        self.annotations = Annotations(extent=self.extent)
+        self.prediction = self.before
+        self.proxy = None
+        self._propagated: ProxyMask | None = None
+        self.disagreement = None
+        self.chosen = ()
+        self.rng.bit_generator.state = self._untouched
+        self._cache = PropagationCache()
+        return steps
+
+    def repeat(self, step: Step) -> None:
+        """Answer as in `step`, a step of this session that :meth:`rewind` returned."""
+        self.chosen = step.chosen
+        self.rng.bit_generator.state = step.rng
+        self.answer(*step.drawn)
+
     def suggest(self, step: int) -> tuple[SliceRequest, ...]:
         """The slices to draw in annotation round `step` (0-based) under the plan's budget and rule."""
         requests = next_slices(
@@ -103,38 +173,42 @@ class CaseSession:
         return requests
 
     def answer(self, *drawn: SlicePrompt) -> None:
-        """Take drawn slices and propagate all that was asked for into a new proxy mask.
+        """Take drawn slices and propagate all that was drawn so far into a new proxy mask.
 
         Dense labels, where an arm has them, replace the proxy as a target. They do not reach the suggestions: the arm
         is asked for its next slices by the same rule, from the same knowledge, as one that draws nothing else.
         """
         self.annotations = self.annotations.adding(*drawn)
         self._propagated = propagate(self.image, self.annotations, self.plan.labels, cache=self._cache)
+        if self.disagreement is None:
+            self.disagreement = disagreement(self._propagated, self.before)
         self.proxy = self._dense_mask() if self.dense else self._propagated
+        self.steps += (Step(drawn, self.chosen, self.rng.bit_generator.state),)
 
     def refresh(self) -> None:
         """Predict again with the current weights."""
         self.prediction = self.learner.predict(self.normalised)
 
     def sample(self) -> Sample:
-        """What the learner learns from this case as it stands.
+        """What the learner learns from this case as it stands: see :mod:`wardround.client.learning.targets`.
 
-        Target (temporal fusion, Tian et al. 2023): ``y = (1 - w) p0 + w q`` off the drawn slices, the drawing on them.
-        The share ``1 - w`` of the frozen prediction grows from zero to ``1 - fusion`` over the rounds, since an
-        untrained network has nothing to say. Voxel weight: ``1 + lambda`` on the slices that the plan asked for, 1
-        elsewhere; under slices-only supervision 0 elsewhere.
+        The voxel weights follow what was drawn for the plan, also where dense labels are the target.
         """
         assert self.proxy is not None, "answer() comes before sample()"
-        progress = (self.plan.round - 1) / self.plan.rounds
-        share = (1 - self.plan.fusion) * progress
-        target = (1 - share) * self.proxy.probabilities + share * self.before
-        target[:, self.proxy.annotated] = self.proxy.probabilities[:, self.proxy.annotated]
-        asked = np.zeros(self.image.shape, dtype=bool)
-        for request in self.chosen:
-            asked[(slice(None),) * request.axis + (request.index,)] = True
-        elsewhere = 0.0 if self.plan.supervision == "slices" else 1.0
-        weight = np.where(asked, 1 + self.plan.annotated_weight, elsewhere)
-        return Sample(self.case_id, self.normalised, target.astype(np.float16), weight.astype(np.float16))
+        assert self._propagated is not None
+        plan, drawn = self.plan, self._propagated
+        share = proxy_share(plan.fusion_schedule, plan.fusion, self.progress, self.trust, self.proxy.confidence)
+        target = make_target(
+            self.proxy, self.before, share, boundary_smoothing=plan.boundary_smoothing, spacing=self.image.spacing
+        )
+        weight = voxel_weights(
+            drawn,
+            drawn.annotated,
+            annotated_weight=plan.annotated_weight,
+            confidence_weight=plan.confidence_weight,
+            supervision=plan.supervision,
+        )
+        return Sample(self.case_id, self.normalised, target, weight)
 
     def _dense_mask(self) -> ProxyMask:
         """Dense labels as a mask: certain everywhere."""
@@ -144,3 +218,26 @@ class CaseSession:
         classes = np.arange(self.plan.labels, dtype=labels.dtype)[:, None, None, None]
         everywhere = np.ones(self.image.shape, dtype=bool)
         return ProxyMask((labels == classes).astype(np.float32), everywhere, everywhere.astype(np.float32))
+
+
+def disagreement(proxy: ProxyMask, prediction: Probabilities) -> float:
+    """How much a case contradicts the model: mean residual in the object's neighbourhood.
+
+    The neighbourhood is the proxy's object grown by :data:`NEIGHBOURHOOD` voxels, the whole volume where it has none.
+    A mean over the volume would mostly say how large the background is.
+
+    Parameters
+    ----------
+    proxy, prediction
+        Of one case, probabilities ``[C, I, J, K]``.
+
+    Returns
+    -------
+    float
+        0 … 1.
+    """
+    residual = residual_map(proxy, prediction)
+    found = proxy.labels > 0
+    if not found.any():
+        return float(residual.mean())
+    return float(residual[ndimage.binary_dilation(found, iterations=NEIGHBOURHOOD)].mean())

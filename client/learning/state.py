@@ -6,7 +6,8 @@ answer.
 """
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,36 @@ from wardround.files import new_folder, remove_folder, sweep
 from wardround.models.weights import load_arrays, save_arrays
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+
+# Weight of the newest case in the averages of a standing: they follow the last five cases or so.
+NEWEST = 0.2
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a site's model has agreed with its annotator so far. Immutable.
+
+    Parameters
+    ----------
+    trust
+        0 … 1: exponential average over the accepted cases of the Dice between what the model said before the case and
+        what was drawn. It starts at 0, so that a model has to earn its say, and falls again where the model fails.
+    disagreement
+        0 … 1: exponential average of the cases' first residual round the object; None before the first case.
+    """
+
+    trust: float = 0.0
+    disagreement: float | None = None
+
+    def accepting(self, agreement: float, disagreement: float) -> "Standing":
+        """The standing after one more accepted case; an `agreement` of NaN (nothing to compare) leaves the trust."""
+        trust = self.trust if math.isnan(agreement) else (1 - NEWEST) * self.trust + NEWEST * agreement
+        usual = disagreement if self.disagreement is None else self.disagreement
+        return Standing(trust, (1 - NEWEST) * usual + NEWEST * disagreement)
+
+    def ratio(self, disagreement: float) -> float:
+        """How much more than usual a case disagrees: 1 is as usual, and the answer where nothing is usual yet."""
+        return disagreement / self.disagreement if self.disagreement else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +68,8 @@ class SiteState:
         One record per interaction step so far, for the site's own eyes and the report of a simulation.
     effort
         What was drawn so far, in pixels: ``contour`` and ``strict``.
+    standing
+        How far the model has agreed with the annotator; that of a new site where an older snapshot knows none.
     """
 
     round: int
@@ -44,6 +77,7 @@ class SiteState:
     optimiser: Arrays = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
     effort: dict[str, float] = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
 
 
 class Snapshots:
@@ -88,11 +122,11 @@ class Snapshots:
             save_arrays(folder / "optimiser.safetensors", state.optimiser)
             content = {
                 "round": state.round,
-                "capacity": state.reservoir.capacity,
-                "seen": state.reservoir.seen,
-                "kept": list(state.reservoir.kept),
+                **asdict(state.reservoir),
                 "history": list(state.history),
                 "effort": state.effort,
+                "trust": state.standing.trust,
+                "disagreement": state.standing.disagreement,
             }
             (folder / "state.json").write_text(json.dumps(content))
         for number in sorted(self._rounds())[: -self.KEPT]:
@@ -102,15 +136,18 @@ class Snapshots:
         folder = self._path(round_)
         try:
             content = json.loads((folder / "state.json").read_text())
-            reservoir = Reservoir(content["capacity"], content["seen"], tuple(content["kept"]))
+            names = [field.name for field in fields(Reservoir)]
+            # Counts that an older snapshot does not have are those of a reservoir that needs none.
+            parts = {name: _tuple(content[name]) for name in names if name in content}
             return SiteState(
                 content["round"],
-                reservoir,
+                Reservoir(**parts),
                 load_arrays(folder / "optimiser.safetensors"),
                 tuple(content["history"]),
                 content["effort"],
+                Standing(content.get("trust", 0.0), content.get("disagreement")),
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"cannot read the site's state in {folder}",
                 f"the snapshot is damaged ({type(error).__name__})",
@@ -122,3 +159,7 @@ class Snapshots:
 
     def _path(self, round_: int) -> Path:
         return self._folder / f"round-{round_:05d}"
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
