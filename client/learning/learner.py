@@ -175,13 +175,12 @@ class OnlineLearner:
             found.append(segmentation_loss(scores[None], target[None], weight[None]).item())
         return found
 
-    def interference(
-        self, incoming: Sample, candidates: Sequence[Sample], rng: np.random.Generator
-    ) -> npt.NDArray[np.float64]:
-        """How much the loss on each candidate would rise if the learner took one step on `incoming` alone.
+    def interference(self, incoming: Sample, candidates: Sequence[Sample], rng: np.random.Generator) -> list[float]:
+        """How much the loss on each candidate would rise by what `incoming` alone adds to the weights.
 
-        The virtual update of Aljundi et al. 2019 (arXiv 1908.04742, algorithm 1), made with the learner's own optimiser
-        and taken back bit by bit.
+        The virtual update of Aljundi et al. 2019 (arXiv 1908.04742, algorithm 1), taken back bit by bit: ``w − η g`` as
+        theirs, with each gradient over its root mean square, as AdamW scales it. AdamW's momentum, which comes from
+        other samples, and augmentation are left out.
 
         Parameters
         ----------
@@ -194,19 +193,33 @@ class OnlineLearner:
 
         Returns
         -------
-        ndarray
+        list of float
             One value a candidate, negative where the step would help.
         """
-        before = np.array(self.losses(candidates))
-        saved, training = self.checkpoint(), self._network.training
-        self._network.train()
+        before = self.losses(candidates)
+        image, target, weight = self._assemble([incoming], rng, augmentation=None)
+        parameters = list(self._network.parameters())
+        saved = [parameter.detach().clone() for parameter in parameters]
+        loss = segmentation_loss(self._network(image).float(), target, weight)
+        gradients = torch.autograd.grad(loss, parameters)
         try:
-            self._step(*self._assemble([incoming], rng, augmentation=None))
-            after = np.array(self.losses(candidates))
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(self._optimiser.param_groups[0]["lr"] * self._scaled(parameter, gradient))
+            after = self.losses(candidates)
         finally:
-            self.restore(saved)
-            self._network.train(training)
-        return np.asarray(after - before)
+            with torch.no_grad():
+                for parameter, old in zip(parameters, saved, strict=True):
+                    parameter.copy_(old)
+        return [new - old for new, old in zip(after, before, strict=True)]
+
+    def _scaled(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient over its root mean square as AdamW knows it; over its own size before the first update."""
+        group, state = self._optimiser.param_groups[0], self._optimiser.state.get(parameter)
+        square = gradient.square()
+        if state:
+            square = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
+        return gradient / (square.sqrt() + group["eps"])
 
     def predict(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Class probabilities ``[C, I, J, K]`` of a normalised image ``[I, J, K]``."""

@@ -53,9 +53,7 @@ class Sample:
 class Learner(Protocol):
     """What most-interfered recall asks of a learner."""
 
-    def interference(
-        self, incoming: Sample, candidates: Sequence[Sample], rng: np.random.Generator
-    ) -> npt.NDArray[np.float64]:
+    def interference(self, incoming: Sample, candidates: Sequence[Sample], rng: np.random.Generator) -> list[float]:
         """Rise of the loss on each candidate if one step were taken on `incoming`."""
 
 
@@ -231,7 +229,7 @@ class ReplayMemory:
             return [self.sample(names[int(rng.integers(len(names)))]) for _ in range(count)]
         chosen = rng.permutation(len(names))[: CANDIDATES * count]
         candidates = [self.sample(names[index]) for index in chosen]
-        rise = learner.interference(incoming, candidates, rng)
+        rise = np.array(learner.interference(incoming, candidates, rng))
         return [candidates[index] for index in np.argsort(-rise, kind="stable")[:count]]
 
     def sample(self, case_id: str) -> Sample:

@@ -8,6 +8,7 @@ from wardround.client.learning.augmentation import Augmentation
 from wardround.client.learning.inference import normalise, predict
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, _window, resolve_device
 from wardround.client.learning.replay import Sample
+from wardround.client.supervision.losses import segmentation_loss
 from wardround.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -59,6 +60,96 @@ def test_a_restored_learner_goes_on_bit_by_bit() -> None:
     fresh = learner(seed=5)
     fresh.load(whole.weights())
     assert fresh.optimiser_state() == {}
+
+
+def same_state(one: OnlineLearner, other: OnlineLearner) -> bool:
+    pairs = [(one.weights(), other.weights()), (one.optimiser_state(), other.optimiser_state())]
+    return all(a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a) for a, b in pairs)
+
+
+@pytest.mark.parametrize("updates_before", [0, 2])
+def test_back_at_a_checkpoint_it_goes_on_as_if_nothing_had_been_learnt_since(updates_before: int) -> None:
+    straight, there_and_back = learner(), learner()
+    for model in (straight, there_and_back):
+        train(model, updates_before)
+    checkpoint = there_and_back.checkpoint()
+    for detour in (2, 1):
+        train(there_and_back, detour, seed=7)
+        assert not same_state(straight, there_and_back)
+        there_and_back.restore(checkpoint)
+        assert same_state(straight, there_and_back)
+    assert train(straight, 2, seed=1) == train(there_and_back, 2, seed=1)
+    assert same_state(straight, there_and_back)
+
+
+def test_a_checkpoint_holds_the_scale_of_mixed_precision() -> None:
+    def scaled() -> OnlineLearner:
+        model = learner()
+        model._scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        return model
+
+    straight, there_and_back = scaled(), scaled()
+    for model in (straight, there_and_back):
+        train(model, 2)
+    checkpoint = there_and_back.checkpoint()
+    train(there_and_back, 2, seed=7)
+    assert there_and_back._scaler.get_scale() == 16.0
+    there_and_back.restore(checkpoint)
+    assert there_and_back._scaler.get_scale() == 8.0
+    train(straight, 1, seed=1)
+    train(there_and_back, 1, seed=1)
+    assert there_and_back._scaler.get_scale() == straight._scaler.get_scale() == 16.0
+    assert same_state(straight, there_and_back)
+
+
+def test_a_checkpoint_leaves_the_anchor_of_the_proximal_term_alone() -> None:
+    model = learner(proximal_mu=1.0)
+    model.load(model.weights())
+    checkpoint = model.checkpoint()
+    train(model, 2)
+    model.restore(checkpoint)
+    assert torch.as_tensor(model._proximal()).item() == 0.0
+    train(model, 1)
+    assert torch.as_tensor(model._proximal()).item() > 0.0
+
+
+def test_losses_are_those_of_the_whole_volumes_and_change_nothing() -> None:
+    model = learner()
+    train(model, 4)
+    samples = [ball(n, (16, 24, 16))[0] for n in (5, 6)]
+    model._network.train()
+    before = model.checkpoint()
+    found = model.losses(samples)
+    assert found == model.losses(samples)
+    assert found[0] != found[1]
+    model._network.eval()
+    with torch.no_grad():
+        for sample, loss in zip(samples, found, strict=True):
+            logits = model._network(torch.from_numpy(sample.image)[None, None])
+            parts = (torch.from_numpy(part.astype(np.float32))[None] for part in (sample.target, sample.weight))
+            assert loss == pytest.approx(segmentation_loss(logits, *parts).item(), rel=1e-4)
+    assert all(torch.equal(tensor, before.weights[name]) for name, tensor in model._network.state_dict().items())
+
+
+def test_losses_leave_the_network_training() -> None:
+    model = learner()
+    model._network.train()
+    model.losses([ball(0)[0]])
+    assert model._network.training
+
+
+def test_a_step_on_a_contradiction_harms_the_case_it_contradicts_and_is_taken_back() -> None:
+    model = learner()
+    train(model, 20)
+    shown, labels = ball(0)
+    opposite = np.stack([labels, 1 - labels]).astype(np.float16)
+    incoming = Sample("contradicts", shown.image, opposite, shown.weight)
+    agreeing = Sample("agrees", shown.image, opposite, shown.weight)
+    straight = learner(seed=3)
+    straight.restore(model.checkpoint())
+    rise = model.interference(incoming, [shown, agreeing], np.random.default_rng(0))
+    assert rise[0] > 0 > rise[1]
+    assert same_state(straight, model)
 
 
 def test_the_proximal_term_keeps_the_weights_near_the_global_ones() -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,3 +40,37 @@ def test_the_learning_rate_falls_by_a_cosine_from_first_to_last() -> None:
     assert math.isclose(rates[0], 1e-2)
     assert math.isclose(rates[2], (1e-2 + 1e-4) / 2)
     assert math.isclose(rates[-1], 1e-4)
+
+
+@given(st.floats(0, 50), st.floats(0, 4))
+def test_a_case_gets_more_or_less_than_usual_within_the_plans_factor(ratio: float, adaptivity: float) -> None:
+    one = plan(adaptivity=adaptivity)
+    factor = learning_rate(one, ratio) / learning_rate(one)
+    assert 1 / (1 + adaptivity) - 1e-9 <= factor <= 1 + adaptivity + 1e-9
+    usual = sum(interactive_updates(one, step) for step in range(one.annotation_rounds))
+    given_ = sum(interactive_updates(one, step, ratio) for step in range(one.annotation_rounds))
+    assert usual / (1 + adaptivity) - 0.5 <= given_ <= usual * (1 + adaptivity) + 0.5
+
+
+@given(st.floats(0, 50), st.integers(0, 200), st.integers(1, 8))
+def test_without_adaptivity_no_case_is_special(ratio: float, updates: int, rounds: int) -> None:
+    one = plan(updates_per_case=updates, annotation_rounds=rounds)
+    assert learning_rate(one, ratio) == learning_rate(one)
+    for step in range(rounds):
+        assert interactive_updates(one, step, ratio) == interactive_updates(one, step)
+
+
+def test_a_case_that_disagrees_more_gets_more_and_a_very_odd_one_no_more_than_the_factor() -> None:
+    one = plan(updates_per_case=40, annotation_rounds=1, rehearsal=0.0, adaptivity=1.0)
+    assert [interactive_updates(one, 0, ratio) for ratio in (0.0, 0.5, 1.0, 2.0, 3.0, 9.0)] == [20, 30, 40, 60, 80, 80]
+    rates = [learning_rate(one, ratio) / learning_rate(one) for ratio in (0.0, 1.0, 3.0)]
+    assert all(math.isclose(a, b) for a, b in zip(rates, [math.sqrt(0.5), 1.0, math.sqrt(2)], strict=True))
+
+
+def test_over_a_stream_the_plans_budget_is_spent() -> None:
+    one = plan(updates_per_case=24, adaptivity=1.0)
+    ratios = np.random.default_rng(0).gamma(4.0, 0.25, 4000)
+    ratios /= ratios.mean()
+    spent = sum(interactive_updates(one, step, ratio) for ratio in ratios for step in range(one.annotation_rounds))
+    usual = len(ratios) * sum(interactive_updates(one, step) for step in range(one.annotation_rounds))
+    assert abs(spent / usual - 1) < 0.02

@@ -76,3 +76,29 @@ def test_a_soft_target_is_learnt_as_it_is() -> None:
         weighted_cross_entropy(logits, target, torch.ones(1, 1, 1, 1)).backward()
         optimiser.step()
     assert math.isclose(torch.softmax(logits, 1)[0, 1].item(), 0.7, abs_tol=1e-3)
+
+
+def test_only_the_ratio_of_weights_matters_to_cross_entropy() -> None:
+    """Confidence lowers the weights of a whole case; its gradient must not fade with them."""
+    logits, target, weight = example()
+    whole = weighted_cross_entropy(logits, target, weight)
+    assert math.isclose(weighted_cross_entropy(logits, target, 0.1 * weight).item(), whole.item(), rel_tol=1e-10)
+
+
+def test_soft_dice_does_not_fade_with_the_weights_where_there_is_a_structure() -> None:
+    logits, target, _ = example()
+    logits, target = logits.repeat(1, 1, 8, 8, 8), target.repeat(1, 1, 8, 8, 8)
+    weight = torch.ones(2, 16, 24, 16, dtype=torch.float64)
+    full, faint = (weighted_soft_dice(logits, target, scale * weight).item() for scale in (1.0, 0.1))
+    assert math.isclose(full, faint, rel_tol=0.01)
+
+
+def test_a_voxel_pulls_in_proportion_to_its_confidence() -> None:
+    logits = torch.zeros(1, 2, 1, 1, 2, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64).reshape(1, 2, 1, 1, 2)
+    weight = torch.tensor([0.25, 1.0], dtype=torch.float64).reshape(1, 1, 1, 2)
+    segmentation_loss(logits, target, weight).backward()
+    assert logits.grad is not None
+    unsure, sure = logits.grad[0, 1, 0, 0].tolist()
+    assert math.isclose(unsure / sure, 0.25, rel_tol=1e-9)
+    assert sure < 0
