@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wardround.client.annotation.effort import strict_effort
-from wardround.client.annotation.prompts import Annotations, SlicePrompt, SliceRequest
+from wardround.client.annotation.prompts import Annotations, Prompt, SlicePrompt, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.learner import Checkpoint, OnlineLearner
@@ -191,7 +191,7 @@ class OnlineRound:
         )
         self._observe(session)
 
-    def step(self, session: CaseSession, drawn: Sequence[SlicePrompt]) -> None:
+    def step(self, session: CaseSession, drawn: Sequence[Prompt]) -> None:
         """Take what was drawn in one annotation round: propagate, update, predict again.
 
         Raises

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from wardround.client.annotation.effort import contour_effort
 from wardround.client.annotation.guidance import next_slices, residual_map
-from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
+from wardround.client.annotation.prompts import Annotations, ExtentPrompt, Prompt, SlicePrompt, SliceRequest
 from wardround.client.annotation.propagation import PropagationCache, ProxyMask, propagate
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
@@ -39,7 +39,7 @@ class Step:
         State of the case's generator by then.
     """
 
-    drawn: tuple[SlicePrompt, ...]
+    drawn: tuple[Prompt, ...]
     chosen: tuple[SliceRequest, ...]
     rng: Any
 
@@ -172,14 +172,22 @@ class CaseSession:
         self.chosen += requests
         return requests
 
-    def answer(self, *drawn: SlicePrompt) -> None:
-        """Take drawn slices and propagate all that was drawn so far into a new proxy mask.
+    def answer(self, *drawn: Prompt) -> None:
+        """Take drawn slices, strokes and points, and propagate all that was drawn so far into a new proxy mask.
 
         Dense labels, where an arm has them, replace the proxy as a target. They do not reach the suggestions: the arm
         is asked for its next slices by the same rule, from the same knowledge, as one that draws nothing else.
         """
         self.annotations = self.annotations.adding(*drawn)
-        self._propagated = propagate(self.image, self.annotations, self.plan.labels, cache=self._cache)
+        vote = self.plan.model_vote * self.trust
+        self._propagated = propagate(
+            self.image,
+            self.annotations,
+            self.plan.labels,
+            cache=self._cache,
+            prediction=self.before if vote > 0 else None,
+            model_weight=vote,
+        )
         if self.disagreement is None:
             self.disagreement = disagreement(self._propagated, self.before)
         self.proxy = self._dense_mask() if self.dense else self._propagated

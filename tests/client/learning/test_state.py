@@ -1,18 +1,21 @@
 """Snapshots: whole or not at all, and the right one for every round."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wardround.client.learning.replay import Reservoir
-from wardround.client.learning.state import SiteState, Snapshots
+from wardround.client.learning.state import SiteState, Snapshots, Standing
 from wardround.errors import StorageError
 
 
 def state(round_: int) -> SiteState:
     moments = {"layer.weight/exp_avg": np.full(3, round_, np.float32)}
-    return SiteState(round_, Reservoir(4, round_, ("a",)), moments, ({"case": "a"},), {"contour": 1.0})
+    standing = Standing(round_ / 8, 0.25)
+    return SiteState(round_, Reservoir(4, round_, ("a",)), moments, ({"case": "a"},), {"contour": 1.0}, standing)
 
 
 def test_a_round_starts_from_the_latest_snapshot_before_it(tmp_path: Path) -> None:
@@ -24,6 +27,7 @@ def test_a_round_starts_from_the_latest_snapshot_before_it(tmp_path: Path) -> No
     assert found.round == 2
     assert found.reservoir == Reservoir(4, 2, ("a",))
     assert found.history == ({"case": "a"},)
+    assert found.standing == Standing(0.25, 0.25)
     assert np.array_equal(found.optimiser["layer.weight/exp_avg"], np.full(3, 2, np.float32))
 
 
@@ -68,3 +72,47 @@ def test_a_damaged_snapshot_is_named_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "round-00001" / "state.json").write_text("{")
     with pytest.raises(StorageError, match=r"round-00001.*bring that folder back"):
         Snapshots(tmp_path).latest()
+
+
+def test_every_count_of_the_reservoir_comes_back(tmp_path: Path) -> None:
+    reservoir = Reservoir(2)
+    for number in range(3):
+        reservoir = reservoir.offer_balanced(str(number), np.array([True, True, False]), np.random.default_rng(0))
+    Snapshots(tmp_path).save(SiteState(1, reservoir))
+    latest = Snapshots(tmp_path).latest()
+    assert latest is not None
+    assert latest.reservoir == reservoir
+
+
+def test_a_snapshot_of_an_older_version_knows_no_trust(tmp_path: Path) -> None:
+    Snapshots(tmp_path).save(state(1))
+    file = tmp_path / "round-00001" / "state.json"
+    old = {"round", "capacity", "seen", "kept", "history", "effort"}
+    file.write_text(json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name in old}))
+    latest = Snapshots(tmp_path).latest()
+    assert latest is not None
+    assert latest.standing == Standing(0.0, None)
+    assert latest.reservoir == Reservoir(4, 1, ("a",))
+
+
+def test_trust_starts_at_nothing_grows_with_agreement_and_falls_without() -> None:
+    standing = Standing()
+    trusts = [standing.trust]
+    for agreement in 20 * [0.9]:
+        standing = standing.accepting(agreement, 0.1)
+        trusts.append(standing.trust)
+    assert trusts[0] == 0
+    assert trusts[1] == pytest.approx(0.2 * 0.9)
+    assert trusts == sorted(trusts)
+    assert 0.88 < trusts[-1] <= 0.9
+    assert standing.accepting(0.0, 0.1).trust == pytest.approx(0.8 * trusts[-1])
+    assert standing.accepting(math.nan, 0.1).trust == trusts[-1]
+
+
+def test_disagreement_is_measured_against_recent_cases() -> None:
+    assert Standing().ratio(0.3) == 1.0
+    first = Standing().accepting(0.5, 0.4)
+    assert first.disagreement == pytest.approx(0.4)
+    assert first.ratio(0.2) == pytest.approx(0.5)
+    assert first.accepting(0.5, 0.2).disagreement == pytest.approx(0.8 * 0.4 + 0.2 * 0.2)
+    assert Standing(0.5, 0.0).ratio(0.3) == 1.0

@@ -1,0 +1,298 @@
+"""One case after the other: drawn in steps, undone, accepted; and what a bad one cannot do."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wardround.client.annotation.annotator import Truth
+from wardround.client.annotation.prompts import Prompt
+from wardround.client.cases.volume import Volume
+from wardround.client.learning.inference import normalise
+from wardround.client.learning.learner import LearningSettings, OnlineLearner
+from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
+from wardround.client.learning.round import Interaction, OnlineRound
+from wardround.client.learning.safeguard import stored_dice
+from wardround.client.learning.session import CaseSession
+from wardround.client.learning.state import Standing
+from wardround.errors import UsageError
+from wardround.strategies.plan import RoundPlan
+
+SHAPE = (18, 22, 14)
+CPU = torch.device("cpu")
+
+
+def ball(seed: int) -> tuple[Volume, Volume]:
+    rng = np.random.default_rng(seed)
+    centre = np.array(SHAPE) / 2 + rng.uniform(-1, 1, 3)
+    distance = np.sqrt(sum((g - c) ** 2 for g, c in zip(np.indices(SHAPE), centre, strict=True)))
+    labels = (distance < 5).astype(np.uint8)
+    image = labels * 2.0 + rng.normal(0, 0.5, SHAPE)
+    return Volume(image.astype(np.float32), np.eye(4)), Volume(labels, np.eye(4))
+
+
+def remembered(seed: int) -> Sample:
+    image, labels = ball(seed)
+    target = np.stack([1 - labels.array, labels.array]).astype(np.float16)
+    return Sample(f"old {seed}", normalise(image.array), target, np.ones(SHAPE, np.float16))
+
+
+OLD = [remembered(seed) for seed in range(3)]
+
+
+def plan(**fields: object) -> RoundPlan:
+    settings: dict[str, object] = {
+        "run": "test", "round": 2, "rounds": 4, "seed": 3, "model": "unet3d-small", "labels": 2,
+        "updates_per_case": 6, "slices_per_case": 6, "rehearsal": 0.0, "annotation_rounds": 3, "validation_cases": 3,
+    }  # fmt: skip
+    return RoundPlan.model_validate(settings | fields)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Mapping[str, np.ndarray]:
+    """Weights of a model that finds balls."""
+    learner = OnlineLearner(LearningSettings("unet3d-small", 2, 0), CPU)
+    rng = np.random.default_rng(0)
+    learner.update(lambda: [OLD[int(rng.integers(3))] for _ in range(2)], 40, 4e-3, rng)
+    return learner.weights()
+
+
+class Scene:
+    """A round in the middle of a stream: a model that works and three remembered cases."""
+
+    def __init__(self, folder: Path, weights: Mapping[str, np.ndarray], **fields: object) -> None:
+        self.plan = plan(**fields)
+        self.learner = OnlineLearner(LearningSettings("unet3d-small", 2, 0), CPU)
+        self.learner.load(weights)
+        memory = ReplayMemory(folder, Reservoir(8), self.plan.replay)
+        for sample in OLD:
+            memory.offer(sample, np.random.default_rng(0))
+        rngs = np.random.default_rng(1), np.random.default_rng(2)
+        self.round = OnlineRound("north", self.plan, self.learner, memory, *rngs, None, Standing(0.5, 0.1))
+
+    def session(self, seed: int = 9) -> CaseSession:
+        image, labels = ball(seed)
+        extent = Truth(labels).extent()
+        rng = np.random.default_rng(seed)
+        return CaseSession(f"case {seed}", image, self.learner, self.plan, rng, extent, progress=0.5)
+
+    def draw(self, session: CaseSession, labels: Volume | None = None) -> list[Prompt]:
+        truth = Truth(labels or ball(9)[1])
+        return [truth.slice(request) for request in session.suggest(len(session.steps))]
+
+    def state(self, session: CaseSession) -> dict[str, Any]:
+        """All that a further step depends on."""
+        assert session.proxy is not None
+        return {
+            **{f"weight {name}": array for name, array in self.learner.weights().items()},
+            **{f"moment {name}": array for name, array in self.learner.optimiser_state().items()},
+            "rng": self.round.rng.bit_generator.state,
+            "check": self.round.check_rng.bit_generator.state,
+            "case rng": session.rng.bit_generator.state,
+            "chosen": session.chosen,
+            "proxy": session.proxy.probabilities,
+            "confidence": session.proxy.confidence,
+            "prediction": session.prediction,
+            "target": session.sample().target,
+            "disagreement": session.disagreement,
+            "updates": self.round.updates,
+            "losses": repr(self.round.losses),
+            "history": self.round.history,
+        }
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    both = one.keys() & other.keys()
+    return sorted((one.keys() ^ other.keys()) | {name for name in both if not np.array_equal(one[name], other[name])})
+
+
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {
+        "suggestion": "residual-sampled",
+        "model_vote": 1.0,
+        "fusion_schedule": "trust",
+        "adaptivity": 1.0,
+        "updates_per_case": 12,
+    },
+    {"suggestion": "random", "uncertainty": 2, "replay": "most-interfered"},
+]
+
+
+@pytest.mark.parametrize("fields", OPTIONS)
+def test_an_undone_step_was_never_drawn(
+    tmp_path: Path, trained: Mapping[str, np.ndarray], fields: dict[str, object]
+) -> None:
+    plain, undone = (Scene(tmp_path / name, trained, **fields) for name in ("plain", "undone"))
+    one, other = plain.session(), undone.session()
+    for scene, session in ((plain, one), (undone, other)):
+        scene.round.open(session)
+        scene.round.step(session, scene.draw(session))
+    before = undone.state(other)
+    undone.round.step(other, undone.draw(other, Volume(np.ones(SHAPE, np.uint8), np.eye(4))))
+    assert differing(before, undone.state(other))
+    undone.round.undo(other)
+    assert differing(plain.state(one), undone.state(other)) == []
+    for scene, session in ((plain, one), (undone, other)):
+        scene.round.step(session, scene.draw(session))
+        assert scene.round.accept(session)
+    assert differing(plain.state(one), undone.state(other)) == []
+    assert plain.round.effort == undone.round.effort
+    assert plain.round.standing == undone.round.standing
+
+
+def test_undoing_every_step_comes_back_to_the_last_accepted_state(
+    tmp_path: Path, trained: Mapping[str, np.ndarray]
+) -> None:
+    scene = Scene(tmp_path, trained)
+    session = scene.session()
+    scene.round.open(session)
+    for _ in range(2):
+        scene.round.step(session, scene.draw(session))
+    for _ in range(2):
+        scene.round.undo(session)
+    assert differing(trained, scene.learner.weights()) == []
+    assert scene.learner.optimiser_state() == {}
+    assert session.proxy is None
+    assert np.array_equal(session.prediction, session.before)
+    assert [row["step"] for row in scene.round.history] == [0]
+    with pytest.raises(UsageError, match="nothing to undo"):
+        scene.round.undo(session)
+
+
+def test_a_case_is_opened_once_and_accepted_once(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    scene = Scene(tmp_path, trained, validation_cases=0, updates_per_case=1)
+    session = scene.session()
+    with pytest.raises(UsageError, match="not open"):
+        scene.round.step(session, [])
+    scene.round.open(session)
+    with pytest.raises(UsageError, match="another case is open"):
+        scene.round.open(scene.session(8))
+    with pytest.raises(UsageError, match="nothing to accept"):
+        scene.round.accept(session)
+    scene.round.step(session, scene.draw(session))
+    scene.round.accept(session)
+    with pytest.raises(UsageError, match="not open"):
+        scene.round.undo(session)
+    assert scene.round.history[-1]["accepted"] is True
+
+
+def test_the_steps_in_order_are_what_learn_does(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    whole, stepwise = (Scene(tmp_path / name, trained) for name in ("whole", "stepwise"))
+    one, other = whole.session(), stepwise.session()
+    assert whole.round.learn(one, Truth(ball(9)[1]).slice)
+    stepwise.round.open(other)
+    for _ in range(3):
+        stepwise.round.step(other, stepwise.draw(other))
+    stepwise.round.accept(other)
+    assert differing(whole.state(one), stepwise.state(other)) == []
+    assert whole.round.memory.reservoir == stepwise.round.memory.reservoir
+
+
+def test_a_check_that_finds_nothing_leaves_no_trace(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    checked, free = Scene(tmp_path / "checked", trained), Scene(tmp_path / "free", trained, validation_cases=0)
+    states = []
+    for scene in (checked, free):
+        for seed in (7, 8, 9):
+            session = scene.session(seed)
+            assert scene.round.learn(session, Truth(ball(seed)[1]).slice)
+        states.append(scene.state(session))
+    assert differing(states[0], states[1]) == ["check"]
+    assert checked.round.rejected == 0
+
+
+def poisoned(scene: Scene) -> CaseSession:
+    """A case whose drawings call the object background and the background an object."""
+    session = scene.session()
+    wrong = Volume((1 - ball(9)[1].array).astype(np.uint8), np.eye(4))
+    session.extent = None
+    session.rewind()
+    scene.round.learn(session, Truth(wrong).slice)
+    return session
+
+
+def test_a_bad_case_poisons_a_model_without_the_check_and_not_with_it(
+    tmp_path: Path, trained: Mapping[str, np.ndarray]
+) -> None:
+    harsh = {"learning_rate": 2e-2, "learning_rate_end": 2e-2, "updates_per_case": 12}
+    free = Scene(tmp_path / "free", trained, validation_cases=0, **harsh)
+    checked = Scene(tmp_path / "checked", trained, validation_cases=3, **harsh)
+    before = stored_dice(free.learner, OLD, 2).mean()
+    poisoned(free)
+    assert stored_dice(free.learner, OLD, 2).mean() < before - 0.3
+    assert len(free.round.memory) == 4
+    session = poisoned(checked)
+    assert differing(trained, checked.learner.weights()) == []
+    assert checked.learner.optimiser_state() == {}
+    assert len(checked.round.memory) == 3
+    assert checked.round.rejected == 1
+    assert checked.round.standing == Standing(0.5, 0.1)
+    assert [row.get("accepted") for row in checked.round.history] == [None, None, None, False]
+    assert checked.round.effort["contour"] == session.cost > 0
+    assert checked.round.updates == free.round.updates
+
+
+def test_trust_and_usual_disagreement_follow_the_accepted_cases(
+    tmp_path: Path, trained: Mapping[str, np.ndarray]
+) -> None:
+    scene = Scene(tmp_path, trained)
+    session = scene.session()
+    scene.round.learn(session, Truth(ball(9)[1]).slice)
+    assert session.trust == 0.5
+    assert session.agreement > 0.8
+    assert session.disagreement is not None
+    assert scene.round.standing == Standing(0.5, 0.1).accepting(session.agreement, session.disagreement)
+    assert scene.round.standing.trust > 0.5
+    assert {row["trust"] for row in scene.round.history} == {0.5}
+    assert [row["disagreement"] for row in scene.round.history] == [None] + 3 * [session.disagreement]
+
+
+def test_a_case_that_disagrees_more_than_usual_gets_more_updates(
+    tmp_path: Path, trained: Mapping[str, np.ndarray]
+) -> None:
+    spent = []
+    for usual in (1e-3, 1.0):
+        scene = Scene(tmp_path / str(usual), trained, adaptivity=1.0, updates_per_case=12)
+        scene.round.standing = Standing(0.0, usual)
+        scene.round.learn(scene.session(), Truth(ball(9)[1]).slice)
+        spent.append(scene.round.updates)
+    assert spent[0] == 24
+    assert spent[1] < 9
+
+
+def test_a_person_may_draw_more_often_than_the_plan_foresees(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    scene = Scene(tmp_path, trained, annotation_rounds=1, updates_per_case=2)
+    session = scene.session()
+    scene.round.open(session)
+    truth = Truth(ball(9)[1])
+    scene.round.step(session, [truth.slice(request) for request in session.suggest(0)[:1]])
+    scene.round.step(session, [truth.slice(request) for request in session.chosen[1:2]])
+    assert scene.round.updates == 4
+
+
+class Peeking:
+    """Looks into memory at every step."""
+
+    def __init__(self) -> None:
+        self.round: OnlineRound | None = None
+        self.held: list[tuple[str, tuple[str, ...]]] = []
+
+    def observe(self, interaction: Interaction) -> dict[str, float]:
+        assert self.round is not None
+        self.held.append((interaction.case_id, self.round.memory.reservoir.kept))
+        return {}
+
+
+def test_the_case_at_hand_is_not_in_memory_before_it_is_accepted(
+    tmp_path: Path, trained: Mapping[str, np.ndarray]
+) -> None:
+    scene, peeking = Scene(tmp_path, trained, updates_per_case=3), Peeking()
+    scene.round.observer, peeking.round = peeking, scene.round
+    for seed in (8, 9):
+        scene.round.learn(scene.session(seed), Truth(ball(seed)[1]).slice)
+    assert len(peeking.held) == 8
+    assert all(case not in kept for case, kept in peeking.held)
+    assert "case 8" in peeking.held[-1][1]
