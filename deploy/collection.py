@@ -32,7 +32,9 @@ def collect(out: Path) -> Record:
     """
     settings = stored_settings(out)
     nothing = DataError(
-        f"{out} has nothing to report yet", "no round is closed", f"go on with `wardround simulate --resume {out}`"
+        f"{out} has nothing to report yet",
+        "no round is closed",
+        f"go on with `wardround {settings.command} --resume {out}`",
     )
     if not (out / INDEX).exists():
         raise nothing
@@ -46,6 +48,7 @@ def collect(out: Path) -> Record:
         raise nothing
     return {
         "version": __version__,
+        "kind": settings.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _read(out / EXPERIMENT)["command"],
         "seed_list": list(settings.seeds),
@@ -53,6 +56,7 @@ def collect(out: Path) -> Record:
         "settings": settings.flat(),
         "dataset": index["dataset"],
         "sites": index["sites"],
+        "groups": index.get("groups", ()),
         "arms": [_arm(runs, index["tests"]) for runs in by_arm.values()],
     }
 
@@ -65,9 +69,12 @@ class _Run:
     seed: int
     model: str
     strategy: str
+    family: str
+    budget: int
     rounds: Sequence[RoundRecord]
     interactions: Sequence[Record]
     scores: Mapping[str, Record]
+    checkpoints: Mapping[int, Mapping[str, Record]]
     done: Mapping[str, float]
 
     @classmethod
@@ -80,11 +87,14 @@ class _Run:
             seed=entry["seed"],
             model=entry["model"],
             strategy=entry["strategy"],
+            family=entry.get("family", ""),
+            budget=entry.get("budget", 0),
             rounds=read_rounds(folder / "journal") if has_journal else (),
             interactions=[row for site in sites for row in _history(site)],
             scores={row["case"]: row for site in sites for row in _read(site / "evaluation.json")["cases"]}
             if done
             else {},
+            checkpoints=_checkpoints(sites),
             done=done,
         )
 
@@ -102,17 +112,14 @@ def _arm(runs: Sequence[_Run], tests: Mapping[str, Sequence[str]]) -> Record:
         "arm": runs[0].arm,
         "seed": runs[0].seed,
         "strategy": runs[0].strategy,
-        "models": {
-            run.model: {
-                "cases": [
-                    {"case": case, "sites": list(tests[case])}
-                    | {name: row[name] for name in ("dice", "hd95_mm", "assd_mm")}
-                    for case, row in sorted(run.scores.items())
-                ]
-            }
-            for run in runs
-            if run.scores
-        },
+        "family": runs[0].family,
+        "budget": runs[0].budget,
+        "models": {run.model: {"cases": _scored(run.scores, tests)} for run in runs if run.scores},
+        "checkpoints": [
+            {"round": number, "cases": _scored(scores, tests)} for number, scores in sorted(runs[0].checkpoints.items())
+        ]
+        if runs[0].family
+        else [],
         "effort": {
             "contour": _mean(row["effort"] for row in final),
             "strict": _mean(row["strict_effort"] for row in final),
@@ -127,6 +134,24 @@ def _arm(runs: Sequence[_Run], tests: Mapping[str, Sequence[str]]) -> Record:
         },
         "peak_memory_mb": max((run.done["peak_memory_mb"] for run in runs if run.done), default=None),
     }
+
+
+def _scored(scores: Mapping[str, Record], tests: Mapping[str, Sequence[str]]) -> list[Record]:
+    """The scores of one model on its test cases, with the sites that each case stands for."""
+    return [
+        {"case": case, "sites": list(tests[case])} | {name: row[name] for name in ("dice", "hd95_mm", "assd_mm")}
+        for case, row in sorted(scores.items())
+    ]
+
+
+def _checkpoints(sites: Sequence[Path]) -> dict[int, dict[str, Record]]:
+    """Round → test case → scores, of every round after which the sites were asked to evaluate."""
+    found: dict[int, dict[str, Record]] = {}
+    for site in sites:
+        for file in sorted((site / "evaluations").glob("round-*.json")):
+            content = _read(file)
+            found.setdefault(content["round"], {}).update({row["case"]: row for row in content["cases"]})
+    return found
 
 
 def _rounds(runs: Sequence[_Run], final: Iterable[Record]) -> list[Record]:

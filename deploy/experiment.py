@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 
 from wardround.deploy.collection import collect
-from wardround.deploy.preparation import ArmRun, prepare
-from wardround.deploy.settings import SimulationSettings
+from wardround.deploy.dealing import ArmRun
+from wardround.deploy.preparation import Settings, prepare
 from wardround.errors import Interrupted, StorageError, UsageError, WardroundError
 from wardround.files import storage_error
 
@@ -46,7 +46,7 @@ class Failure:
     exit_code: int
 
 
-def run_experiment(out: Path, settings: SimulationSettings, *, jobs: int, console: Console) -> Sequence[Failure]:
+def run_experiment(out: Path, settings: Settings, *, jobs: int, console: Console) -> Sequence[Failure]:
     """Prepare, run and report the experiment in `out`, going on from whatever is there.
 
     Parameters
@@ -78,7 +78,7 @@ def run_experiment(out: Path, settings: SimulationSettings, *, jobs: int, consol
                 failures = _run_all(runs, jobs, bars, console)
         except KeyboardInterrupt:
             raise Interrupted(
-                "stopped", "Ctrl-C", f"go on with `wardround simulate --resume {out}`: nothing is lost"
+                "stopped", "Ctrl-C", f"go on with `wardround {settings.command} --resume {out}`: nothing is lost"
             ) from None
         logger.info("experiment in %s took %.0f s", out, time.time() - started)
         if len(failures) < len(runs):
@@ -98,11 +98,18 @@ def show(out: Path, console: Console) -> None:
     from wardround.deploy.report.page import write_report
     from wardround.deploy.report.results import load_results, save_results
     from wardround.deploy.report.tables import arm_table, site_table
+    from wardround.deploy.stream.page import write_stream_report
+    from wardround.deploy.stream.tables import stream_tables
 
     save_results(collect(out), out)
-    page = write_report(out)
-    typed = load_results(out)
-    for title, table in (("test cases of all sites", arm_table(typed)), ("by site", site_table(typed))):
+    results = load_results(out)
+    if results.kind == "stream":
+        page = write_stream_report(out)
+        tables = stream_tables(results)
+    else:
+        page = write_report(out)
+        tables = {"test cases of all sites": arm_table(results), "by site": site_table(results)}
+    for title, table in tables.items():
         printed = RichTable(*table.headers, title=title, title_justify="left")
         for row in table.rows:
             printed.add_row(*row)
@@ -110,7 +117,7 @@ def show(out: Path, console: Console) -> None:
     console.print(f"report: {page}")
 
 
-def _prepare(out: Path, settings: SimulationSettings, bars: Progress) -> tuple[ArmRun, ...]:
+def _prepare(out: Path, settings: Settings, bars: Progress) -> tuple[ArmRun, ...]:
     bar = bars.add_task("preparing", total=None, detail="")
 
     def report(what: str, done: int, total: int) -> None:
@@ -330,7 +337,7 @@ def _only_one(out: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"{out} is in use", "another `wardround simulate` is running there", "wait for it, or stop it"
+                f"{out} is in use", "another `wardround` is running there", "wait for it, or stop it"
             ) from None
         yield
 

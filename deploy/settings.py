@@ -1,9 +1,9 @@
-"""What a simulated experiment is: data, sites, arms, seeds and the rules of a round, as one frozen value."""
+"""What an experiment is: data, sites, arms, seeds and the rules of a round, as one frozen value."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,7 +18,7 @@ ARMS: tuple[Arm, ...] = ("federated", "dense", "slices-only", "pooled", "local")
 SUPERVISION: Mapping[str, str] = {"dense": "dense", "slices-only": "slices"}
 
 # Fields of the plan that the experiment itself sets.
-_SET_BY_EXPERIMENT = frozenset({"run", "round", "rounds", "seed", "labels", "supervision", "deadline_s"})
+SET_BY_EXPERIMENT = frozenset({"run", "round", "rounds", "seed", "labels", "supervision", "deadline_s"})
 
 # A simulated site is never late: a slow machine must give the numbers of a fast one.
 _NEVER = 30 * 24 * 3600.0
@@ -58,8 +58,8 @@ class PhantomSettings(BaseModel):
         return shape
 
 
-class SimulationSettings(BaseModel):
-    """One experiment: everything that its numbers depend on, and nothing else.
+class ExperimentSettings(BaseModel):
+    """What every kind of experiment depends on.
 
     Parameters
     ----------
@@ -72,44 +72,24 @@ class SimulationSettings(BaseModel):
         given, then beside the data), ``natural``, ``even:K`` or ``dirichlet:K:alpha``.
     test_fraction
         Share of the subjects kept for testing, where the split does not name them.
-    cases_per_site, tests_per_site
-        At most so many; the first ones of the split.
-    rounds
-        Rounds of the federation; the streamed cases are dealt over them evenly.
-    strategy, strategy_options
-        As in :func:`wardround.strategies.catalogue.make_strategy`.
     plan
         Fields of :class:`wardround.strategies.plan.RoundPlan` that differ from their defaults.
-    arms
-        Which of :data:`ARMS` to run.
     seeds
         One run of every arm for each: order of the stream, initial weights, augmentation.
-    engine
-        ``inprocess`` or ``ray``.
     device
         ``auto``, ``cpu`` or ``cuda``.
-
-    Raises
-    ------
-    pydantic.ValidationError
-        See :func:`settings_from`, which turns it into an error for a person.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: ClassVar[str] = "simulate"
 
     data: Path | None = None
     phantoms: PhantomSettings | None = None
     sites: str = "natural"
     test_fraction: float = Field(0.25, gt=0, lt=1)
-    cases_per_site: int | None = Field(None, ge=1)
-    tests_per_site: int | None = Field(None, ge=1)
-    rounds: int = Field(5, ge=1, le=100_000)
-    strategy: str = "fedavg"
-    strategy_options: dict[str, float | int] = Field(default_factory=dict)
     plan: dict[str, bool | int | float | str | tuple[int, int, int] | None] = Field(default_factory=dict)
-    arms: tuple[Arm, ...] = ("federated",)
     seeds: tuple[int, ...] = (0,)
-    engine: Literal["inprocess", "ray"] = "inprocess"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("sites")
@@ -131,50 +111,32 @@ class SimulationSettings(BaseModel):
             raise ValueError("K must be at least 1")
         return sites
 
-    @field_validator("arms", "seeds")
-    @classmethod
-    def _each_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
-        if not values or len(set(values)) != len(values):
-            raise ValueError("must name at least one, each once")
-        return values
-
     @field_validator("seeds")
     @classmethod
-    def _not_negative(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if min(seeds) < 0:
+    def _good_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if min(each_once(seeds)) < 0:
             raise ValueError("a seed is a number from 0 up")
         return seeds
 
     @model_validator(mode="after")
-    def _consistent(self) -> "SimulationSettings":
+    def _consistent(self) -> "ExperimentSettings":
         if (self.data is None) == (self.phantoms is None):
             raise ValueError("give either a data folder or phantoms")
-        taken = _SET_BY_EXPERIMENT & self.plan.keys()
+        taken = SET_BY_EXPERIMENT & self.plan.keys()
         if taken:
             raise ValueError(f"the plan's {', '.join(sorted(taken))} follows from the experiment")
         return self
 
-    def round_plan(self, arm: str, seed: int, *, run: str, round: int, labels: int) -> RoundPlan:
-        """The plan of one round.
+    def plan_with(self, overrides: Mapping[str, object], **own: object) -> RoundPlan:
+        """The plan of a round: the experiment's fields, those of an arm over them, and what the run itself decides.
 
         Raises
         ------
         PlanError
             If the plan's fields do not fit together.
         """
-        return RoundPlan.model_validate(
-            {
-                "model": "unet3d-small",
-                **self.plan,
-                "run": run,
-                "round": round,
-                "rounds": self.rounds,
-                "seed": seed,
-                "labels": labels,
-                "supervision": SUPERVISION.get(arm, "proxy"),
-                "deadline_s": _NEVER,
-            }
-        )
+        fixed = {"model": "unet3d-small", "deadline_s": _NEVER}
+        return RoundPlan.model_validate({**fixed, **self.plan, **overrides, **own})
 
     def flat(self) -> dict[str, bool | int | float | str | None]:
         """The settings as one level of names and plain values, for the report."""
@@ -184,10 +146,74 @@ class SimulationSettings(BaseModel):
             for key, item in inner.items():
                 text = ", ".join(map(str, item)) if isinstance(item, list) else item
                 flat[f"{name}.{key}" if key else name] = text
-        unused = ("data", "sites", "test_fraction", "cases_per_site", "tests_per_site")
-        for name in unused if self.data is None else ("phantoms",):
+        unused = ("data", "sites", "test_fraction") if self.data is None else ("phantoms",)
+        for name in unused:
             flat.pop(name)
         return flat
+
+
+Kind = TypeVar("Kind", bound=ExperimentSettings)
+
+
+class SimulationSettings(ExperimentSettings):
+    """One federation beside the arms that it is compared with: all that its numbers depend on, and nothing else.
+
+    Parameters
+    ----------
+    cases_per_site, tests_per_site
+        At most so many; the first ones of the split.
+    rounds
+        Rounds of the federation; the streamed cases are dealt over them evenly.
+    strategy, strategy_options
+        As in :func:`wardround.strategies.catalogue.make_strategy`.
+    arms
+        Which of :data:`ARMS` to run.
+    engine
+        ``inprocess`` or ``ray``.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        See :func:`settings_from`, which turns it into an error for a person.
+    """
+
+    cases_per_site: int | None = Field(None, ge=1)
+    tests_per_site: int | None = Field(None, ge=1)
+    rounds: int = Field(5, ge=1, le=100_000)
+    strategy: str = "fedavg"
+    strategy_options: dict[str, float | int] = Field(default_factory=dict)
+    arms: tuple[Arm, ...] = ("federated",)
+    engine: Literal["inprocess", "ray"] = "inprocess"
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_once(cls, values: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        return each_once(values)
+
+    def round_plan(self, arm: str, seed: int, *, run: str, round: int, labels: int) -> RoundPlan:
+        """The plan of one round.
+
+        Raises
+        ------
+        PlanError
+            If the plan's fields do not fit together.
+        """
+        supervision = {"supervision": SUPERVISION.get(arm, "proxy")}
+        return self.plan_with(supervision, run=run, round=round, rounds=self.rounds, seed=seed, labels=labels)
+
+    def flat(self) -> dict[str, bool | int | float | str | None]:
+        """As the base has it; caps on a data set's cases mean nothing for phantoms."""
+        flat = super().flat()
+        if self.data is None:
+            del flat["cases_per_site"], flat["tests_per_site"]
+        return flat
+
+
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse an empty list and one that names something twice."""
+    if not values or len(set(values)) != len(values):
+        raise ValueError("must name at least one, each once")
+    return values
 
 
 def is_split_file(sites: str) -> bool:
@@ -196,7 +222,7 @@ def is_split_file(sites: str) -> bool:
 
 
 def settings_from(values: Mapping[str, object]) -> SimulationSettings:
-    """Validate settings, the plan and the strategy.
+    """Validate settings of a federation, the plan and the strategy.
 
     Raises
     ------
@@ -205,23 +231,40 @@ def settings_from(values: Mapping[str, object]) -> SimulationSettings:
     PlanError
         If the plan's fields do not fit together.
     """
+    settings = validated(SimulationSettings, values)
+    settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
+    make_strategy(settings.strategy, **settings.strategy_options)
+    check_what_torch_knows(settings)
+    return settings
+
+
+def validated(kind: type[Kind], values: Mapping[str, object]) -> Kind:
+    """Settings of this kind.
+
+    Raises
+    ------
+    UsageError
+        Naming the option, what is wrong with it and what is allowed.
+    """
     try:
-        settings = SimulationSettings.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "options"
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(
-            f"{name.replace('_', '-')}: {message}", _given(first), "see `wardround simulate --help`"
+            f"{name.replace('_', '-')}: {message}", _given(first), f"see `wardround {kind.command} --help`"
         ) from error
-    settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
-    make_strategy(settings.strategy, **settings.strategy_options)
-    _check_what_torch_knows(settings)
-    return settings
 
 
-def _check_what_torch_knows(settings: SimulationSettings) -> None:
-    """Only where it is asked for: importing torch takes seconds."""
+def check_what_torch_knows(settings: ExperimentSettings) -> None:
+    """Check network and device, and only where they are asked for: importing torch takes seconds.
+
+    Raises
+    ------
+    UsageError
+        If one cannot be used.
+    """
     if "model" in settings.plan:
         from wardround.models.catalogue import architecture
 
@@ -241,13 +284,13 @@ def _given(error: Mapping[str, object]) -> str:
     )
 
 
-def changed_settings(stored: SimulationSettings, wanted: SimulationSettings) -> list[str]:
+def changed_settings(stored: ExperimentSettings, wanted: ExperimentSettings) -> list[str]:
     """Names of the settings in which two experiments differ."""
     old, new = stored.flat(), wanted.flat()
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
-def read_settings(content: object, source: Path) -> SimulationSettings:
+def read_settings(kind: type[Kind], content: object, source: Path) -> Kind:
     """Read settings that an earlier run wrote.
 
     Raises
@@ -256,7 +299,7 @@ def read_settings(content: object, source: Path) -> SimulationSettings:
         If the file is not readable by this version.
     """
     try:
-        return SimulationSettings.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         raise PlanError(
             f"cannot read {source}",

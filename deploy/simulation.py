@@ -56,6 +56,7 @@ class Arm:
     strategy_options: Mapping[str, float]
     engine: str
     device: str
+    evaluate_every: int
     data: Path
     examples: bool
 
@@ -81,6 +82,7 @@ class Arm:
                 strategy_options=content["strategy_options"],
                 engine=content["engine"],
                 device=content["device"],
+                evaluate_every=content.get("evaluate_every", 0),
                 data=folder / content["data"],
                 examples=content["examples"],
             )
@@ -138,7 +140,12 @@ def run_loop(
 ) -> None:
     """The round loop of an arm over any Flower grid. Every site must answer: without one it is another run."""
     rounds = arm.plan.rounds
-    settings = LoopSettings(rounds=rounds, quorum=len(arm.sites), deadline_s=arm.plan.deadline_s)
+    settings = LoopSettings(
+        rounds=rounds,
+        quorum=len(arm.sites),
+        deadline_s=arm.plan.deadline_s,
+        evaluate_every=arm.evaluate_every,
+    )
 
     def on_event(event: Event) -> None:
         if listen is None or event.kind not in ("round-end", "evaluate"):

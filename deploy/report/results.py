@@ -155,16 +155,27 @@ class Bytes(_Record):
     down: int = 0
 
 
+class Checkpoint(_Record):
+    """The test scores of the model after `round`, where a stream is scored on its way."""
+
+    round: int
+    cases: tuple[CaseScore, ...] = ()
+
+
 class ArmResult(_Record):
     """One arm of the comparison under one seed.
 
-    `models` holds `"global"`, or one entry per site name for an arm in which every site keeps its own model.
+    `models` holds `"global"`, or one entry per site name for an arm in which every site keeps its own model. In a
+    stream, `family` is the arm without its budget, and `budget` counts the slices drawn on a case.
     """
 
     arm: str
     seed: int = 0
     strategy: str = ""
+    family: str = ""
+    budget: int = 0
     models: dict[str, ModelResult] = Field(default_factory=dict)
+    checkpoints: tuple[Checkpoint, ...] = ()
     effort: Effort = Effort()
     updates: int = 0
     rounds: tuple[RoundResult, ...] = ()
@@ -175,9 +186,14 @@ class ArmResult(_Record):
 
 
 class Results(_Record):
-    """Everything a run measured."""
+    """Everything a run measured.
+
+    `kind` is the command that made it, ``simulate`` or ``stream``; `groups` are the sites of a stream that is ordered
+    by site, in that order.
+    """
 
     version: str = ""
+    kind: str = "simulate"
     created: str = ""
     command: str = ""
     seed_list: tuple[int, ...] = ()
@@ -185,6 +201,7 @@ class Results(_Record):
     settings: dict[str, Any] = Field(default_factory=dict)
     dataset: DatasetInfo = DatasetInfo()
     sites: dict[str, SiteCounts] = Field(default_factory=dict)
+    groups: tuple[str, ...] = ()
     arms: tuple[ArmResult, ...] = ()
 
     @model_validator(mode="before")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from wardround.client.cases.dataset import Federation, load_dataset
 from wardround.client.cases.store import CaseStore
 from wardround.deploy import preparation
-from wardround.deploy.preparation import claim, evaluated_at, prepare, schedule, store_folder, stored_settings
+from wardround.deploy.dealing import capped_split, evaluated_at, schedule
+from wardround.deploy.preparation import claim, prepare, store_folder, stored_settings
 from wardround.deploy.settings import SimulationSettings, changed_settings
 from wardround.errors import DataError, PlanError, UsageError
 
@@ -142,8 +143,8 @@ def test_caps_keep_the_first_cases(tmp_path: Path) -> None:
     preparation.write_phantoms(tmp_path / "data", settings().phantoms)  # type: ignore[arg-type]
     values = {"data": tmp_path / "data", "sites": "split.json", "rounds": 2}
     dataset = load_dataset(tmp_path / "data")
-    whole = preparation.split(dataset, SimulationSettings.model_validate(values))
-    capped = preparation.split(dataset, SimulationSettings.model_validate(values | {"cases_per_site": 2}))
+    whole = capped_split(dataset, SimulationSettings.model_validate(values))
+    capped = capped_split(dataset, SimulationSettings.model_validate(values | {"cases_per_site": 2}))
     assert {site: cases[:2] for site, cases in whole.sites.items()} == dict(capped.sites)
     assert store_folder(tmp_path, "site_1") == tmp_path / "sites" / "site_1" / "store"
 

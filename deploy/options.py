@@ -1,0 +1,93 @@
+"""What the command line's options mean: texts to numbers, names and plain values."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wardround.errors import UsageError
+
+
+def names(text: str) -> list[str]:
+    """Names between commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers between commas.
+
+    Raises
+    ------
+    UsageError
+        If they are none.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text} is not understood", "numbers with commas are", "for example 0,1,2") from None
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Three whole numbers between commas, or with an x.
+
+    Raises
+    ------
+    UsageError
+        If they are none.
+    """
+    sides = numbers(text.replace("x", ","), "--shape")
+    if len(sides) != 3:
+        raise UsageError(f"--shape {text} is not understood", "a volume has three sides", "for example 40,48,40")
+    return sides
+
+
+def pairs(items: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Parse ``name=value``: a number where it looks like one, true and false, three numbers, else text.
+
+    Raises
+    ------
+    UsageError
+        If an item is written otherwise.
+    """
+    found: dict[str, Any] = {}
+    for item in items or ():
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise UsageError(f"{option} {item} is not understood", "it has no name and value", "write name=value")
+        found[name.strip().replace("-", "_")] = _value(value.strip())
+    return found
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    parts = text.split(",")
+    for kind in (int, float):
+        try:
+            numbers = tuple(kind(part) for part in parts)
+        except ValueError:
+            continue
+        return numbers if len(numbers) > 1 else numbers[0]
+    return text
+
+
+def phantoms(sites: str | None, cases: int | None, tests: int | None, shift: float, sides: str) -> dict[str, Any]:
+    """Settings of drawn cases; what is None keeps its default.
+
+    Raises
+    ------
+    UsageError
+        If `sites` is no number, or `sides` no shape.
+    """
+    if sites is not None and not sites.isdecimal():
+        raise UsageError(
+            f"--sites {sites} needs --data", "phantoms are drawn for a number of sites", "give --data, or a number"
+        )
+    given = {"sites": sites, "cases": cases, "tests": tests}
+    return {"shift": shift, "shape": shape(sides)} | {k: int(v) for k, v in given.items() if v is not None}
+
+
+def data_set(folder: Path, sites: str | None, test_fraction: float) -> dict[str, Any]:
+    """Settings of a data set; its own split where it has one and no other is asked for."""
+    if sites is None:
+        sites = "split.json" if (folder / "split.json").is_file() else "natural"
+    return {"data": folder.resolve(), "sites": sites, "test_fraction": test_fraction}

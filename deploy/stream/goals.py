@@ -1,0 +1,139 @@
+"""What a stream shows, each line against its goal where one is set."""
+
+import math
+from dataclasses import dataclass
+
+from wardround.deploy.report.results import Results
+from wardround.deploy.report.summary import GoalLine, signed
+from wardround.deploy.stream.arms import DENSE, SLICES_ONLY
+from wardround.deploy.stream.summary import (
+    SHARE_OF_DENSE,
+    against,
+    curves,
+    dense_point,
+    forgetting,
+    partner,
+    reaches,
+)
+
+PROXY = "proxy"
+
+
+@dataclass(frozen=True)
+class StreamTargets:
+    """Goals of a stream; what is NaN is told for the record only.
+
+    Parameters
+    ----------
+    family
+        The arm that is held to them.
+    effort
+        Largest effort (0 … 1) at which it is compared with dense labels.
+    dense_margin
+        Dice points that it may stay below them there.
+    slices_margin
+        Dice points that it has to lie above an arm which learns from the same number of drawn slices alone.
+    total_effort
+        No run that draws slices may pay more.
+    share_effort
+        Largest effort at which :data:`SHARE_OF_DENSE` of the Dice on dense labels is reached.
+    backward
+        Least backward transfer in Dice points, of a stream that is ordered by site.
+    """
+
+    family: str = PROXY
+    effort: float = math.nan
+    dense_margin: float = math.nan
+    slices_margin: float = math.nan
+    total_effort: float = math.nan
+    share_effort: float = math.nan
+    backward: float = math.nan
+
+
+def stream_goals(results: Results, targets: StreamTargets | None = None) -> list[GoalLine]:
+    """What the stream shows about one arm.
+
+    Returns
+    -------
+    list of GoalLine
+        Only lines for which the run holds both sides. Against dense labels the goal counts at the largest budget within
+        the effort; the smaller ones are for the record.
+    """
+    wanted = targets or StreamTargets()
+    return [
+        *_against_dense(results, wanted),
+        *_against_slices(results, wanted),
+        *_efforts(results, wanted),
+        *_transfer(results, wanted),
+    ]
+
+
+def _against_dense(results: Results, targets: StreamTargets) -> list[GoalLine]:
+    dense = dense_point(results)
+    if dense is None:
+        return []
+    within = [p for p in curves(results).get(targets.family, ()) if not p.effort.mean > targets.effort]
+    lines = []
+    for point in curves(results).get(targets.family, ()):
+        found = against(results, point.name, dense.name)
+        if found is None:
+            continue
+        judged = bool(within) and point is max(within, key=lambda item: item.budget)
+        goal = -targets.dense_margin if judged else math.nan
+        weights = "the same" if point.budget == dense.budget else f"those of {dense.budget} slices"
+        text = f"{found.text()} Dice points over {found.cases} test cases at effort {point.effort.mean:.3f}"
+        text += f"; voxel weights of dense: {weights}"
+        lines.append(_line(f"{point.name} − {dense.name}", found.mean, goal, "points", text, at_least=True))
+    return lines
+
+
+def _against_slices(results: Results, targets: StreamTargets) -> list[GoalLine]:
+    lines = []
+    for point in curves(results).get(targets.family, ()):
+        name = partner(results, point)
+        found = against(results, point.name, name) if name else None
+        if found is not None:
+            text = f"{found.text()} Dice points over {found.cases} test cases at effort {point.effort.mean:.3f}"
+            title = f"{point.name} − {name}"
+            lines.append(_line(title, found.mean, targets.slices_margin, "points", text, at_least=True))
+    return lines
+
+
+def _efforts(results: Results, targets: StreamTargets) -> list[GoalLine]:
+    lines = []
+    drawing = [p for family, own in curves(results).items() if family not in (DENSE, SLICES_ONLY) for p in own]
+    if drawing:
+        most = max(drawing, key=lambda point: point.effort.mean)
+        text = f"{most.effort.mean:.3f} of contouring every slice, at most, by {most.name}"
+        lines.append(
+            _line("largest total effort", most.effort.mean, targets.total_effort, "share", text, at_least=False)
+        )
+    for item in reaches(results):
+        if item.family == targets.family:
+            title = f"effort at {SHARE_OF_DENSE:.0%} of dense"
+            text = f"{item.text()} for a Dice of {item.level:.3f}"
+            lines.append(_line(title, item.effort, targets.share_effort, "share", text, at_least=False))
+    return lines
+
+
+def _transfer(results: Results, targets: StreamTargets) -> list[GoalLine]:
+    families = {result.arm: result.family for result in results.arms}
+    return [
+        _line(
+            f"backward transfer, {item.name}",
+            100 * item.backward.mean,
+            targets.backward if families[item.name] == targets.family else math.nan,
+            "points",
+            f"{item.backward.points()} Dice points; average Dice {item.average.text()}",
+            at_least=True,
+        )
+        for item in forgetting(results)
+    ]
+
+
+def _line(title: str, value: float, goal: float, unit: str, text: str, *, at_least: bool) -> GoalLine:
+    if not math.isfinite(goal):
+        return GoalLine(title, value, goal, unit, None, text)
+    met = value >= goal if at_least else value <= goal
+    shown = signed(goal) if unit == "points" else f"{goal:.2f}"
+    return GoalLine(title, value, goal, unit, met, f"{text}, goal {'≥' if at_least else '≤'}\u00a0{shown}")

@@ -1,0 +1,405 @@
+"""The numbers of a stream that people quote, computed in one place for the terminal, the page and the benchmark.
+
+Dice of a run
+    A test case counts by its mean over labels, averaged over seeds; the interval is the 95 % percentile bootstrap over
+    test cases.
+Effort at a share of dense
+    The curve of an arm over its budgets is followed by straight lines from the least effort to the most. The effort is
+    that of the first place which reaches the share of the dense arm's Dice; where the smallest budget already reaches
+    it, that budget's effort is an upper bound. Its interval resamples test cases of both arms together.
+Forgetting
+    ``R[i][j]`` is the Dice on the test cases of group j after the stream has passed group i. Backward transfer is the
+    mean of ``R[T][j] - R[j][j]`` over the groups before the last (Lopez-Paz and Ranzato 2017, eq. 3), average accuracy
+    the mean of ``R[T][j]`` (eq. 2), forgetting the mean of ``max_{i<T} R[i][j] - R[T][j]`` (Chaudhry et al. 2018, eq.
+    3). Intervals resample the test cases of each group, the same ones in every row.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wardround.deploy.report.results import ArmResult, Interaction, ModelResult, Results
+from wardround.deploy.report.summary import (
+    NOTHING,
+    PairedDifference,
+    Spread,
+    case_mean,
+    case_scores,
+    paired,
+    signed,
+)
+from wardround.deploy.stream.arms import DENSE, SLICES_ONLY
+
+RESAMPLES = 2000
+SHARE_OF_DENSE = 0.99
+WINDOW = 15
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `count` cases and its 95 % bootstrap interval; NaN where there are none (bounds: fewer than two)."""
+
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    count: int = 0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """The mean of the finite values and its interval, by resampling them."""
+        kept = np.array([value for value in values if math.isfinite(value)])
+        if not kept.size:
+            return cls()
+        return cls.around(float(kept.mean()), resample(kept)[:, 0], int(kept.size))
+
+    @classmethod
+    def around(cls, mean: float, draws: Floats, count: int) -> "Interval":
+        """A mean with the interval of its resampled values ``[R]``."""
+        if count < 2:
+            return cls(mean, math.nan, math.nan, count)
+        low, high = np.nanpercentile(draws, [2.5, 97.5])
+        return cls(mean, float(low), float(high), count)
+
+    @property
+    def known(self) -> bool:
+        """Whether there was any value."""
+        return self.count > 0
+
+    def text(self, digits: int = 3) -> str:
+        """`0.853 [0.841, 0.862]`, or a dash."""
+        if not self.known:
+            return NOTHING
+        interval = f" [{self.low:.{digits}f}, {self.high:.{digits}f}]" if math.isfinite(self.low) else ""
+        return f"{self.mean:.{digits}f}{interval}"
+
+    def points(self) -> str:
+        """The same in Dice points with signs: `−0.8 [−1.6, +0.1]`."""
+        if not self.known:
+            return NOTHING
+        interval = f" [{signed(100 * self.low)}, {signed(100 * self.high)}]" if math.isfinite(self.low) else ""
+        return signed(100 * self.mean) + interval
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a stream over its seeds: a point of an arm's curve.
+
+    Attributes
+    ----------
+    name, family, budget, seeds
+        ``proxy-8``, ``proxy``, 8 and the seeds that were run.
+    effort, strict_effort
+        Shares of contouring every slice, 0 … 1, over seeds.
+    dice
+        Of the final model on test cases; `dice_seeds` is its spread over seeds.
+    proxy_dice
+        Of what the learner was given, on the streamed cases; for dense labels 1.
+    updates, seconds
+        Over seeds.
+    """
+
+    name: str
+    family: str
+    budget: int
+    seeds: tuple[int, ...]
+    effort: Spread
+    strict_effort: Spread
+    dice: Interval
+    dice_seeds: Spread
+    proxy_dice: Interval
+    updates: Spread
+    seconds: Spread
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The effort at which an arm reaches a share of the dense arm's Dice.
+
+    Attributes
+    ----------
+    family
+        The arm.
+    level
+        The Dice to reach.
+    effort
+        Share of contouring every slice; infinite where the curve stays below.
+    low, high
+        95 % bootstrap interval over test cases; infinite where it is not reached.
+    bound
+        Whether the smallest budget already reaches it, so that `effort` is an upper bound.
+    """
+
+    family: str
+    level: float
+    effort: float
+    low: float
+    high: float
+    bound: bool
+
+    def text(self) -> str:
+        """`0.21 [0.18, 0.26]`, `≤ 0.15`, or `not reached`."""
+        if not math.isfinite(self.effort):
+            return "not reached" + (f" (interval from {self.low:.3f})" if math.isfinite(self.low) else "")
+        high = f"{self.high:.3f}" if math.isfinite(self.high) else "not reached"
+        return f"{'≤ ' if self.bound else ''}{self.effort:.3f} [{self.low:.3f}, {high}]"
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What a run that passed one group after the other still knows.
+
+    Attributes
+    ----------
+    name
+        The run.
+    matrix
+        ``[T, T]``: Dice on group j after group i, means over seeds; NaN where nothing was measured.
+    average, backward, forgotten
+        Average accuracy, backward transfer and forgetting, as the module's docstring says; 1 is a Dice of 1.
+    seeds
+        That ran to the end; `backward_seeds` is backward transfer over them.
+    """
+
+    name: str
+    matrix: tuple[tuple[float, ...], ...]
+    average: Interval
+    backward: Interval
+    forgotten: Interval
+    seeds: tuple[int, ...]
+    backward_seeds: Spread
+
+
+def runs_by_name(results: Results) -> dict[str, tuple[ArmResult, ...]]:
+    """Run → its results over seeds, in the order of the experiment."""
+    names = dict.fromkeys(result.arm for result in results.arms)
+    return {name: tuple(result for result in results.arms if result.arm == name) for name in names}
+
+
+def points(results: Results) -> list[Point]:
+    """Every run as a point, in the order of the experiment."""
+    return [_point(name, group) for name, group in runs_by_name(results).items()]
+
+
+def curves(results: Results) -> dict[str, list[Point]]:
+    """Arm → its points from the least to the most effort; those without a final model are left out."""
+    found: dict[str, list[Point]] = {}
+    for point in points(results):
+        if point.dice.known and point.effort.known:
+            found.setdefault(point.family, []).append(point)
+    return {family: sorted(own, key=lambda point: point.effort.mean) for family, own in found.items()}
+
+
+def dense_point(results: Results) -> Point | None:
+    """The arm on dense labels, with the largest budget where it was run with several."""
+    return max(curves(results).get(DENSE, ()), key=lambda point: point.budget, default=None)
+
+
+def by_case(group: Sequence[ArmResult]) -> dict[str, float]:
+    """Test case → Dice of the final models, averaged over seeds."""
+    collected: dict[str, list[float]] = {}
+    for result in group:
+        for case, value in case_scores(result).items():
+            collected.setdefault(case, []).append(value)
+    return {case: float(np.mean(values)) for case, values in sorted(collected.items())}
+
+
+def against(results: Results, name: str, reference: str) -> PairedDifference | None:
+    """One run minus another, case by case under the same seed; None where either is missing or they are the same."""
+    groups = runs_by_name(results)
+    if name == reference or name not in groups or reference not in groups:
+        return None
+    return paired(groups[name], groups[reference], reference)
+
+
+def reaches(results: Results, share: float = SHARE_OF_DENSE) -> list[Reach]:
+    """For every arm but dense, the effort at which it reaches `share` of the dense arm's Dice."""
+    dense = dense_point(results)
+    if dense is None:
+        return []
+    groups = runs_by_name(results)
+    whole = by_case(groups[dense.name])
+    found = []
+    for family, curve in curves(results).items():
+        if family == DENSE:
+            continue
+        scores = [by_case(groups[point.name]) for point in curve]
+        cases = sorted(set(whole).intersection(*scores))
+        if not cases:
+            continue
+        table = np.array([[own[case] for case in cases] for own in (whole, *scores)])
+        efforts = [point.effort.mean for point in curve]
+        drawn = [effort_at(efforts, means[1:], share * means[0]) for means in resample(table.T)]
+        means = table.mean(axis=1)
+        effort = effort_at(efforts, means[1:], share * means[0])
+        low, high = (float(np.percentile(drawn, q, method="nearest")) for q in (2.5, 97.5))
+        found.append(Reach(family, share * float(means[0]), effort, low, high, bool(means[1] >= share * means[0])))
+    return found
+
+
+def effort_at(efforts: Sequence[float], dice: Sequence[float] | Floats, level: float) -> float:
+    """The effort at which a curve first reaches `level`, by straight lines between its points.
+
+    Parameters
+    ----------
+    efforts, dice
+        Of the points, efforts rising.
+    level
+        Dice to reach.
+
+    Returns
+    -------
+    float
+        The first effort where the first point already reaches it; infinity where none does.
+    """
+    for index, value in enumerate(dice):
+        if value >= level:
+            if index == 0:
+                return float(efforts[0])
+            share = (level - dice[index - 1]) / (value - dice[index - 1])
+            return float(efforts[index - 1] + share * (efforts[index] - efforts[index - 1]))
+    return math.inf
+
+
+def prequential(group: Sequence[ArmResult], window: int = WINDOW) -> Floats:
+    """Dice of the model on each new case before anything was drawn on it, as a running mean.
+
+    Parameters
+    ----------
+    group
+        A run over its seeds.
+    window
+        Cases in the mean; fewer at the start.
+
+    Returns
+    -------
+    array
+        ``[cases]``, a value for every place in the stream, averaged over seeds; as long as the shortest of them.
+    """
+    streams = [[item.model_dice for item in result.interactions if item.step == 0] for result in group]
+    length = min((len(stream) for stream in streams), default=0)
+    if not length:
+        return np.empty(0)
+    values = np.array([stream[:length] for stream in streams], dtype=float)
+    windows = [values[:, max(0, end - window) : end] for end in range(1, length + 1)]
+    return np.array([float(np.nanmean(part)) if np.isfinite(part).any() else math.nan for part in windows])
+
+
+def forgetting(results: Results) -> list[Forgetting]:
+    """Every run of a stream that is ordered by site; empty for another stream."""
+    if len(results.groups) < 2:
+        return []
+    found = [_forgetting(name, group, results.groups) for name, group in runs_by_name(results).items()]
+    return [item for item in found if item is not None]
+
+
+def resample(values: Floats) -> Floats:
+    """Means of bootstrap samples.
+
+    Parameters
+    ----------
+    values
+        ``[cases]`` or ``[cases, columns]``; a case is drawn with all its columns.
+
+    Returns
+    -------
+    array
+        ``[RESAMPLES, columns]``. The draw depends on the number of cases only.
+    """
+    table = values[:, None] if values.ndim == 1 else values
+    places = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
+    drawn: Floats = np.stack([np.nanmean(column[places], axis=1) for column in table.T], axis=1)
+    return drawn
+
+
+def last_steps(result: ArmResult) -> list[Interaction]:
+    """The last step of every streamed case: what was paid for it, and what was learnt from."""
+    last: dict[tuple[str, int], Interaction] = {}
+    for item in result.interactions:
+        key = (item.case, item.round)
+        if key not in last or item.step > last[key].step:
+            last[key] = item
+    return list(last.values())
+
+
+def _point(name: str, group: Sequence[ArmResult]) -> Point:
+    proxies: dict[str, list[float]] = {}
+    for result in group:
+        for item in last_steps(result):
+            proxies.setdefault(item.case, []).append(item.proxy_dice)
+    return Point(
+        name=name,
+        family=group[0].family or name,
+        budget=group[0].budget,
+        seeds=tuple(sorted(result.seed for result in group)),
+        effort=Spread.of(result.effort.contour for result in group),
+        strict_effort=Spread.of(result.effort.strict for result in group),
+        dice=Interval.of(list(by_case(group).values())),
+        dice_seeds=Spread.of(Spread.of(case_scores(result).values()).mean for result in group),
+        proxy_dice=Interval.of([Spread.of(values).mean for values in proxies.values()]),
+        updates=Spread.of(float(result.updates) for result in group),
+        seconds=Spread.of(result.seconds.total for result in group),
+    )
+
+
+def _forgetting(name: str, group: Sequence[ArmResult], groups: Sequence[str]) -> Forgetting | None:
+    whole = [result for result in group if len(result.checkpoints) == len(groups)]
+    if not whole:
+        return None
+    # Group → [seeds, T, cases], with the same cases for every seed and row.
+    scores = {site: np.array([_on_group(result, site) for result in whole]) for site in groups}
+    tested = [site for site in groups if scores[site].size]
+    counts = [scores[site].shape[-1] for site in tested]
+    draws = [resample(scores[site].mean(axis=0).T) for site in tested]
+    places = [groups.index(site) for site in tested]
+
+    def measure(columns: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
+        """Average, backward transfer and forgetting from ``[R, T]`` for each tested group."""
+        last = np.stack([column[:, -1] for column in columns])
+        pairs = [(column, place) for column, place in zip(columns, places, strict=True) if place < len(groups) - 1]
+        if not pairs:
+            nothing = np.full(last.shape[1], math.nan)
+            return last.mean(axis=0), nothing, nothing
+        back = np.stack([column[:, -1] - column[:, place] for column, place in pairs])
+        lost = np.stack([column[:, :-1].max(axis=1) - column[:, -1] for column, _ in pairs])
+        return last.mean(axis=0), back.mean(axis=0), lost.mean(axis=0)
+
+    means = measure([np.nanmean(scores[site], axis=(0, 2))[None] for site in tested])
+    average, backward, forgotten = (
+        Interval.around(float(mean[0]), drawn, sum(counts)) for mean, drawn in zip(means, measure(draws), strict=True)
+    )
+    per_seed = measure([np.nanmean(scores[site], axis=2) for site in tested])[1]
+    rows = [
+        [float(np.nanmean(scores[site][:, row])) if site in tested else math.nan for site in groups]
+        for row in range(len(groups))
+    ]
+    return Forgetting(
+        name,
+        tuple(map(tuple, rows)),
+        average,
+        backward,
+        forgotten,
+        tuple(sorted(result.seed for result in whole)),
+        Spread.of(per_seed.tolist()),
+    )
+
+
+def _on_group(result: ArmResult, site: str) -> list[list[float]]:
+    """``[T, cases]``: Dice of every checkpoint on the test cases of one site, in the order of their names."""
+    rows: list[Mapping[str, float]] = []
+    for checkpoint in sorted(result.checkpoints, key=lambda item: item.round):
+        scored = [score for score in ModelResult(cases=checkpoint.cases).cases if site in score.sites]
+        rows.append({score.case: case_mean(score) for score in scored})
+    cases = sorted(set(itertools.chain.from_iterable(rows)))
+    return [[row.get(case, math.nan) for case in cases] for row in rows]
+
+
+def partner(results: Results, point: Point) -> str:
+    """The run that only sees the slices drawn with the same budget; empty where there is none."""
+    name = f"{SLICES_ONLY}-{point.budget}"
+    return name if point.name != name and name in runs_by_name(results) else ""
