@@ -129,14 +129,13 @@ class Site:
         DataError
             If the store has no such case.
         """
-        seed = np.random.SeedSequence([plan.seed, zlib.crc32(case_id.encode()), plan.round])
         extent = self._annotator.extent(case_id) if plan.extent and self._annotator else None
         return CaseSession(
             case_id,
             self._store.image(case_id),
             learner,
             plan,
-            np.random.default_rng(seed),
+            np.random.default_rng(_seed(plan, case_id)),
             extent,
             progress=(plan.round - 1) / plan.rounds if progress is None else progress,
         )
@@ -166,7 +165,7 @@ class Site:
             raise DataError("there is nothing to learn from", "no new case and an empty memory", "add a case")
         learner = self._learner(plan, weights)
         learner.load_optimiser_state(state.optimiser)
-        seed = np.random.SeedSequence([plan.seed, zlib.crc32(self.name.encode()), plan.round])
+        seed = _seed(plan, self.name)
         memory = ReplayMemory(self._folder / "memory", state.reservoir, plan.replay)
         rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
         work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing)
@@ -252,6 +251,11 @@ class Site:
             round=session.plan.round,
             effort=float(session.cost),
         )
+
+
+def _seed(plan: RoundPlan, name: str) -> np.random.SeedSequence:
+    """Of what is drawn at random for a case or a site in one round: another for each name and each round."""
+    return np.random.SeedSequence([plan.seed, zlib.crc32(name.encode()), plan.round])
 
 
 def _mean(values: list[Any]) -> float:

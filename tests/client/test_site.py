@@ -11,14 +11,16 @@ from wardround.client.annotation.prompts import ExtentPrompt, SlicePrompt, Slice
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
-from wardround.client.site import REFERENCE, Interaction, Site
+from wardround.client.learning.safeguard import Safeguard
+from wardround.client.learning.targets import make_target, proxy_share
+from wardround.client.site import REFERENCE, Interaction, Site, _seed
 from wardround.errors import DataError
 from wardround.models.catalogue import build
-from wardround.models.weights import weights_of
+from wardround.models.weights import load_arrays, weights_of
 from wardround.strategies.contract import TRAIN_METRICS
 from wardround.strategies.plan import RoundPlan
 
-CASES = {f"case-{n}": draw_phantom(np.random.default_rng(n), shape=(24, 32, 24)) for n in range(4)}
+CASES = {f"case-{n}": draw_phantom(np.random.default_rng(n), shape=(16, 24, 16)) for n in range(4)}
 
 
 def plan(round_: int = 1, **fields: object) -> RoundPlan:
@@ -29,7 +31,12 @@ def plan(round_: int = 1, **fields: object) -> RoundPlan:
     return RoundPlan.model_validate(settings | fields)
 
 
-def site(folder: Path, annotator: object = None, observer: object = None) -> Site:
+def site(
+    folder: Path,
+    annotator: object = None,
+    observer: object = None,
+    schedule: list[list[str]] = [["case-0", "case-1"], ["case-2"]],  # noqa: B006
+) -> Site:
     """A site with two cases in round 1, one in round 2, and one to test on."""
     folder.mkdir(parents=True, exist_ok=True)
     with CaseStore(folder / "store") as store:
@@ -38,8 +45,7 @@ def site(folder: Path, annotator: object = None, observer: object = None) -> Sit
             if number == 3:
                 store.save_label(name, labels, author=REFERENCE, round=0, effort=0.0)
     settings = {
-        "name": "north", "schedule": [["case-0", "case-1"], ["case-2"]], "test": ["case-3"],
-        "author": "tester", "store": "store",
+        "name": "north", "schedule": schedule, "test": ["case-3"], "author": "tester", "store": "store",
     }  # fmt: skip
     (folder / "site.json").write_text(json.dumps(settings))
     if annotator is None:
@@ -105,14 +111,56 @@ def test_a_round_that_is_asked_for_again_gives_the_same_bits(tmp_path: Path) -> 
     assert same(again.train(plan(2), one.weights).weights, two.weights)
 
 
-def test_what_nobody_drew_does_not_exist_for_the_learner(tmp_path: Path) -> None:
+OPTIONS: list[dict[str, object]] = [
+    {"suggestion": "information", "fusion_schedule": "constant", "replay": "class-balanced"},
+    {"suggestion": "even", "fusion_schedule": "sigmoid", "replay": "random-subset", "replay_capacity": 1},
+    {"suggestion": "random", "fusion_schedule": "inverse-sigmoid", "extent": False, "allocation": (1, 2, 1)},
+    {"suggestion": "residual-sampled", "fusion_schedule": "trust", "model_vote": 2.0, "adaptivity": 1.0},
+    {"fusion_schedule": "confidence", "confidence_weight": 1.0, "boundary_smoothing": 1.5},
+    {"suggestion": "information", "uncertainty": 2, "replay": "most-interfered", "validation_cases": 1},
+    {"supervision": "dense", "confidence_weight": 0.5, "validation_cases": 1, "annotation_rounds": 1},
+    {"supervision": "slices", "adaptivity": 2.0, "validation_cases": 1, "proximal_mu": 0.1},
+]
+EVERYTHING: dict[str, object] = {
+    "suggestion": "residual-sampled", "uncertainty": 2, "model_vote": 1.0, "fusion_schedule": "trust", "fusion": 0.5,
+    "confidence_weight": 0.5, "boundary_smoothing": 1.0, "adaptivity": 1.0, "replay": "most-interfered",
+    "validation_cases": 1, "updates_per_case": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", OPTIONS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_a_round_is_learnt_under_every_option(tmp_path: Path, fields: dict[str, object]) -> None:
+    north = site(tmp_path, schedule=[["case-0", "case-1"]])
+    update = north.train(plan(1, rounds=1, **({"updates_per_case": 2} | fields)), START)
+    assert not same(update.weights, START)
+    assert all(np.isfinite(array).all() for array in update.weights.values())
+    assert set(update.metrics) == TRAIN_METRICS
+    assert 0 < update.metrics["trust"] < 1  # type: ignore[operator]
+    assert [row["accepted"] for row in north.history() if "accepted" in row] == [True, True]
+
+
+def test_a_round_that_is_asked_for_again_gives_the_same_bits_under_all_options(tmp_path: Path) -> None:
+    first = site(tmp_path)
+    one = first.train(plan(1, **EVERYTHING), START)
+    two = first.train(plan(2, **EVERYTHING), one.weights)
+    history = first.history()
+    first.close()
+    again = site(tmp_path)
+    repeated = again.train(plan(2, **EVERYTHING), one.weights)
+    assert same(repeated.weights, two.weights)
+    assert again.history() == history
+    assert repeated.metrics["trust"] == two.metrics["trust"] != one.metrics["trust"]
+
+
+@pytest.mark.parametrize("fields", [{}, EVERYTHING], ids=["defaults", "everything"])
+def test_what_nobody_drew_does_not_exist_for_the_learner(tmp_path: Path, fields: dict[str, object]) -> None:
     recorder = Recorder()
     whole = site(tmp_path / "whole", observer=recorder)
-    expected = whole.train(plan(), START)
+    expected = whole.train(plan(**fields), START)
     asked = {(i.case_id, s.request) for i in recorder.seen for s in i.annotations.slices}
     inner = SimulatedAnnotator({name: Truth(labels) for name, (_, labels) in CASES.items()})
     blind = site(tmp_path / "blind", annotator=Forgetful(asked, inner))
-    assert same(blind.train(plan(), START).weights, expected.weights)
+    assert same(blind.train(plan(**fields), START).weights, expected.weights)
 
 
 def test_the_prediction_before_a_case_stays_as_it_was(tmp_path: Path) -> None:
@@ -168,18 +216,116 @@ def test_the_dense_arm_learns_the_whole_label_under_the_same_voxel_weights(tmp_p
     assert np.array_equal(last.proxy.labels, CASES["case-1"][1].array)
 
 
+class Watching(Recorder):
+    """Looks at the memory's files at every step, too."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self.files: list[dict[str, bytes]] = []
+
+    def observe(self, interaction: Interaction) -> dict[str, float]:
+        self.files.append({file.name: file.read_bytes() for file in self._folder.glob("*.safetensors")})
+        return super().observe(interaction)
+
+
 def test_memory_holds_the_last_target_of_every_case_and_never_the_truth(tmp_path: Path) -> None:
-    north = site(tmp_path)
-    north.train(plan(), START)
+    names = ["case-0", "case-1", "case-2"]
+    watching = Watching(tmp_path / "memory")
+    north = site(tmp_path, observer=watching, schedule=[[], names])
+    # In the second of four rounds the frozen prediction has a share in the target.
+    settings = plan(2, rounds=4, fusion=0.5, annotation_rounds=3, slices_per_case=6)
+    north.train(settings, START)
     state = north._snapshots.latest()
     assert state is not None
-    assert state.reservoir.kept == ("case-0", "case-1")
-    memory = sorted((tmp_path / "memory").glob("*.safetensors"))
-    assert len(memory) == 2
-    store = CaseStore(tmp_path / "store")
-    accepted = store.label("case-0", "tester")
+    assert state.reservoir.kept == tuple(names)
+    held = [load_arrays(file) for file in (tmp_path / "memory").glob("*.safetensors")]
+    assert len(held) == 3
+    for position, name in enumerate(names):
+        steps = [interaction for interaction in watching.seen if interaction.case_id == name]
+        assert [interaction.step for interaction in steps] == [0, 1, 2, 3]
+        image, truth = CASES[name]
+        targets = []
+        for last in steps[1:]:
+            assert last.proxy is not None
+            share = proxy_share("linear", 0.5, (1 + position / 3) / 4, 0.0, last.proxy.confidence)
+            smoothing = {"boundary_smoothing": 0.0, "spacing": image.spacing}
+            targets.append(make_target(last.proxy, steps[0].prediction, share, **smoothing))  # type: ignore[arg-type]
+        matches = [[np.array_equal(target, sample["target"]) for sample in held] for target in targets]
+        assert [sum(row) for row in matches] == [0, 0, 1]
+        exact = truth.array == np.arange(3)[:, None, None, None]
+        assert not any(np.array_equal(exact, sample["target"]) for sample in held)
+    for interaction, files in zip(watching.seen, watching.files, strict=True):
+        assert len(files) == names.index(interaction.case_id), "the case at hand entered memory before it was accepted"
+
+
+def test_memory_is_bounded_and_the_accepted_label_is_the_proxy(tmp_path: Path) -> None:
+    recorder = Recorder()
+    north = site(tmp_path, observer=recorder, schedule=[["case-0", "case-1", "case-2"]])
+    update = north.train(plan(replay_capacity=2, updates_per_case=1), START)
+    assert update.metrics["num-examples"] == 3
+    assert len(list((tmp_path / "memory").glob("*.safetensors"))) == 2
+    accepted = CaseStore(tmp_path / "store").label("case-0", "tester")
+    last = [interaction for interaction in recorder.seen if interaction.case_id == "case-0"][-1]
     assert accepted is not None
+    assert last.proxy is not None
+    assert np.array_equal(accepted.array, last.proxy.labels)
     assert not np.array_equal(accepted.array, CASES["case-0"][1].array)
+
+
+def test_a_case_that_is_taken_back_keeps_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second case is the first that anybody can judge."""
+    monkeypatch.setattr(Safeguard, "fall", lambda guard, learner: float(len(guard.samples)))
+    north = site(tmp_path)
+    settings = plan(validation_cases=1, rehearsal=0.0)
+    update = north.train(settings, START)
+    assert update.metrics["rejected"] == 1
+    assert update.metrics["num-examples"] == 1
+    assert update.metrics["cases"] == 2
+    state = north._snapshots.latest()
+    assert state is not None
+    assert state.reservoir.kept == ("case-0",)
+    assert [(row["case"], row["accepted"]) for row in state.history if "accepted" in row] == [
+        ("case-0", True), ("case-1", False),
+    ]  # fmt: skip
+    assert CaseStore(tmp_path / "store").label("case-1", "tester") is not None
+    alone = site(tmp_path / "alone", schedule=[["case-0"]])
+    assert same(alone.train(settings, START).weights, update.weights)
+
+
+def test_every_case_and_round_has_random_numbers_of_its_own(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    learner = north._learner(plan(), START)
+
+    def chosen(name: str, **fields: object) -> tuple[SliceRequest, ...]:
+        settings = plan(**({"suggestion": "random", "slices_per_case": 12, "extent": False} | fields))
+        return north.interact(name, settings, learner).suggest(0)
+
+    first = chosen("case-0")
+    assert chosen("case-0") == first
+    assert chosen("case-1") != first
+    assert chosen("case-0", round_=2) != first
+    assert chosen("case-0", seed=4) != first
+
+
+def test_random_draws_cover_the_cases_evenly() -> None:
+    counts = np.zeros(8)
+    for number in range(400):
+        rng = np.random.default_rng(_seed(plan(), f"case-{number}"))
+        counts[int(rng.integers(8))] += 1
+    assert ((counts - 50) ** 2 / 50).sum() < 24.3  # 7 degrees of freedom: p = 0.001
+
+
+def test_the_first_suggestion_needs_no_labels(tmp_path: Path) -> None:
+    site(tmp_path).close()
+    nobody = Site.open(tmp_path, None, device="cpu")
+    for rule in ("information", "residual", "residual-sampled", "even", "random"):
+        settings = plan(suggestion=rule)
+        session = nobody.interact("case-0", settings, nobody._learner(settings, START))
+        assert session.residual is None
+        requests = session.suggest(0)
+        assert requests
+        assert all(0 <= each.index < session.image.shape[each.axis] for each in requests)
 
 
 def test_evaluation_scores_held_back_cases_and_keeps_them_apart(tmp_path: Path) -> None:
@@ -188,6 +334,15 @@ def test_evaluation_scores_held_back_cases_and_keeps_them_apart(tmp_path: Path) 
     assert scores["num-examples"] == 1
     rows = json.loads((tmp_path / "evaluation.json").read_text())["cases"]
     assert [row["case"] for row in rows] == ["case-3"]
+
+
+def test_the_evaluation_of_every_round_is_kept(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    for number in (0, 2):
+        north.evaluate(plan(number), START)
+    kept = {file.name: json.loads(file.read_text()) for file in (tmp_path / "evaluations").iterdir()}
+    assert {name: content["round"] for name, content in kept.items()} == {"round-00000.json": 0, "round-00002.json": 2}
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == kept["round-00002.json"]
 
 
 def test_a_round_without_cases_rehearses_and_one_without_anything_is_refused(tmp_path: Path) -> None:
@@ -209,6 +364,17 @@ def test_history_stays_at_the_site(tmp_path: Path) -> None:
     assert [(row["case"], row["step"], row["slices"]) for row in state.history] == [
         ("case-0", 0, 0), ("case-0", 1, 2), ("case-0", 2, 4), ("case-1", 0, 0), ("case-1", 1, 2), ("case-1", 2, 4),
     ]  # fmt: skip
+
+
+def test_a_site_without_an_observer_has_a_history_as_well(tmp_path: Path) -> None:
+    north = site(tmp_path)
+    north.train(plan(updates_per_case=1), START)
+    rows = north.history()
+    assert [row["step"] for row in rows] == [0, 1, 2, 0, 1, 2]
+    assert [row["trust"] for row in rows[:3]] == [0.0, 0.0, 0.0]
+    assert rows[0]["disagreement"] is None
+    assert 0 < rows[3]["trust"] < 1
+    assert 0 < rows[5]["disagreement"] < 1
 
 
 def test_what_a_crash_left_is_swept_and_the_store_is_left_to_itself(tmp_path: Path) -> None:
