@@ -169,8 +169,18 @@ def test_the_width_is_in_voxels_of_the_finest_axis() -> None:
     coarse = soften_border(one.probabilities, one, 2.0, (1.0, 3.0, 1.0))[1, 4, :, 4]
     assert (fine != one.probabilities[1, 4, :, 4]).sum() == 6
     assert np.flatnonzero(coarse != one.probabilities[1, 4, :, 4]).tolist() == [5, 6]
+    blurred = ndimage.gaussian_filter1d(one.probabilities[1, 4, :, 4], 1 / 3, mode="nearest", truncate=3.0)
+    assert np.allclose(coarse, blurred, atol=1e-6)
     scaled = soften_border(one.probabilities, one, 2.0, (0.5, 1.5, 0.5))[1, 4, :, 4]
     assert np.allclose(coarse, scaled, atol=1e-6)
+
+
+@pytest.mark.parametrize(("spacing", "touched"), [((1.0, 1.0, 1.0), range(3, 9)), ((1.0, 3.0, 1.0), (5, 6))])
+def test_away_from_the_border_a_target_stays_as_it_is(spacing: tuple[float, float, float], touched: range) -> None:
+    one = half(0.0)
+    target = soft(3, classes=2)
+    changed = (soften_border(target, one, 2.0, spacing) != target).any(axis=(0, 1, 3))
+    assert np.flatnonzero(changed).tolist() == list(touched)
 
 
 def test_a_case_of_one_label_has_no_border() -> None:
