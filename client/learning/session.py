@@ -17,6 +17,7 @@ from wardround.client.learning.learner import OnlineLearner
 from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
 from wardround.client.learning.targets import make_target, proxy_share, voxel_weights
+from wardround.client.learning.uncertainty import augmented_predictions, entropy
 from wardround.strategies.plan import RoundPlan
 
 Probabilities = npt.NDArray[np.float32]
@@ -166,7 +167,7 @@ class CaseSession:
             step=step,
             proxy=self._propagated,
             prediction=self.prediction,
-            uncertainty=None,
+            uncertainty=self._doubt(),
             rng=self.rng,
         )
         self.chosen += requests
@@ -217,6 +218,12 @@ class CaseSession:
             supervision=plan.supervision,
         )
         return Sample(self.case_id, self.normalised, target, weight)
+
+    def _doubt(self) -> npt.NDArray[np.float32] | None:
+        """``[I, J, K]``, 0 … 1: what the model itself is unsure of, where the plan asks for it."""
+        if not self.plan.uncertainty:
+            return None
+        return entropy(augmented_predictions(self.learner, self.normalised, self.plan.uncertainty, self.rng))
 
     def _dense_mask(self) -> ProxyMask:
         """Dense labels as a mask: certain everywhere."""

@@ -1,0 +1,212 @@
+"""One case: what is frozen, what is blended, what the model may say, and what its agreement is worth."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.client.annotation.annotator import Truth
+from wardround.client.annotation.prompts import UNLABELLED, PointPrompt, ScribblePrompt, SliceRequest
+from wardround.client.annotation.propagation import ProxyMask
+from wardround.client.cases.volume import Volume
+from wardround.client.learning import session as module
+from wardround.client.learning.session import NEIGHBOURHOOD, CaseSession, disagreement
+from wardround.strategies.plan import RoundPlan
+
+SHAPE = (12, 14, 10)
+LABELS = np.zeros(SHAPE, np.uint8)
+LABELS[3:9, 3:11, 2:8] = 1
+TRUTH = Truth(Volume(LABELS, np.eye(4)))
+IMAGE = Volume((LABELS * 2 + np.random.default_rng(0).normal(0, 0.3, SHAPE)).astype(np.float32), np.eye(4))
+
+
+class Model:
+    """Predicts whatever its `object_here` says, surer from call to call."""
+
+    def __init__(self, object_here: np.ndarray, sure: float = 0.7) -> None:
+        self.object_here, self.sure, self.calls = object_here, sure, 0
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        probability = np.where(self.object_here, self.sure, 1 - self.sure).astype(np.float32)
+        self.sure = min(0.99, self.sure + 0.02)
+        return np.stack([1 - probability, probability])
+
+
+def plan(**fields: object) -> RoundPlan:
+    settings: dict[str, object] = {
+        "run": "test", "round": 2, "rounds": 4, "seed": 0, "model": "unet3d-small", "labels": 2, "slices_per_case": 6,
+        "annotation_rounds": 3, "suggestion": "residual",
+    }  # fmt: skip
+    return RoundPlan.model_validate(settings | fields)
+
+
+def session(model: Model | None = None, *, trust: float = 0.0, **fields: object) -> CaseSession:
+    rng = np.random.default_rng(4)
+    learner: Any = model or Model(LABELS == 1)
+    return CaseSession("a", IMAGE, learner, plan(**fields), rng, TRUTH.extent(), progress=0.5, trust=trust)
+
+
+def draw(case: CaseSession) -> None:
+    case.answer(*(TRUTH.slice(request) for request in case.suggest(len(case.steps))))
+
+
+def test_the_prediction_before_the_case_is_bit_identical_in_all_rounds() -> None:
+    case = session(fusion=0.5)
+    before, targets = case.before.copy(), []
+    for _ in range(3):
+        draw(case)
+        targets.append(case.sample().target)
+        case.refresh()
+        assert np.array_equal(case.before, before)
+        assert not np.array_equal(case.prediction, before)
+    assert case.proxy is not None
+    off = ~case.proxy.annotated
+    expected = 0.75 * case.proxy.probabilities[:, off] + 0.25 * before[:, off]
+    assert np.allclose(targets[-1][:, off], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant", "sigmoid", "inverse-sigmoid", "trust", "confidence"])
+def test_the_target_follows_the_frozen_prediction(schedule: str) -> None:
+    targets = []
+    for where in (LABELS == 1, LABELS == 0):
+        case = session(Model(where), trust=0.5, fusion=0.5, fusion_schedule=schedule)
+        case.answer(TRUTH.slice(SliceRequest(2, 5)))
+        targets.append(case.sample().target)
+    assert ((targets[0] > 0) & (targets[0] < 1)).any()
+    assert not np.array_equal(targets[0], targets[1])
+    assert np.array_equal(targets[0][..., 5], targets[1][..., 5])
+
+
+def test_how_far_the_stream_is_decides_the_share() -> None:
+    targets = []
+    for progress in (0.25, 0.75):
+        case = session(fusion=0.0)
+        case.progress = progress
+        case.answer(TRUTH.slice(SliceRequest(2, 5)))
+        targets.append(case.sample().target.astype(np.float32))
+        assert case.proxy is not None
+        share = 1 - progress
+        expected = share * case.proxy.probabilities[..., 0] + (1 - share) * case.before[..., 0]
+        assert np.allclose(targets[-1][..., 0], expected, atol=1e-3)
+
+
+def test_the_model_votes_with_its_earlier_prediction_and_with_the_weight_it_has_earned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    votes: list[tuple[Any, float]] = []
+    inner: Callable[..., ProxyMask] = module.propagate
+
+    def listening(*given: Any, prediction: Any, model_weight: float, **rest: Any) -> ProxyMask:
+        votes.append((prediction, model_weight))
+        return inner(*given, prediction=prediction, model_weight=model_weight, **rest)
+
+    monkeypatch.setattr(module, "propagate", listening)
+    case = session(trust=0.25, model_vote=2.0)
+    for _ in range(2):
+        draw(case)
+        case.refresh()
+    assert [weight for _, weight in votes] == [0.5, 0.5]
+    assert all(prediction is case.before for prediction, _ in votes)
+    votes.clear()
+    draw(session(trust=0.0, model_vote=2.0))
+    draw(session(trust=0.5, model_vote=0.0))
+    assert votes == [(None, 0.0), (None, 0.0)]
+
+
+def test_uncertainty_is_asked_for_where_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray | None] = []
+    inner = module.next_slices
+
+    def listening(*given: Any, uncertainty: Any, **rest: Any) -> tuple[SliceRequest, ...]:
+        seen.append(uncertainty)
+        return inner(*given, uncertainty=uncertainty, **rest)
+
+    monkeypatch.setattr(module, "next_slices", listening)
+    session().suggest(0)
+    model = Model(LABELS == 1)
+    case = session(model, uncertainty=3)
+    case.suggest(0)
+    assert seen[0] is None
+    assert seen[1] is not None
+    assert seen[1].shape == SHAPE
+    assert 0 < seen[1].max() <= 1
+    assert model.calls == 4
+
+
+def test_agreement_looks_at_drawn_voxels_only() -> None:
+    """The model is right on the drawn slice and wrong everywhere else; what it says there earns and costs nothing."""
+    where = LABELS == 0
+    where[..., 5] = LABELS[..., 5] == 1
+    case = session(Model(where), trust=1.0, model_vote=50.0)
+    case.answer(TRUTH.slice(SliceRequest(2, 5)))
+    assert case.agreement == 1.0
+    case.answer(TRUTH.slice(SliceRequest(2, 4)))
+    assert case.agreement < 0.7
+
+
+def test_a_slice_without_an_object_says_nothing_about_agreement() -> None:
+    case = session(Model(np.zeros(SHAPE, bool)))
+    case.answer(TRUTH.slice(SliceRequest(2, 0)))
+    assert np.isnan(case.agreement)
+
+
+def test_disagreement_is_that_of_the_first_proxy_and_stays() -> None:
+    case = session()
+    draw(case)
+    first = case.disagreement
+    assert first is not None
+    case.refresh()
+    draw(case)
+    assert case.disagreement == first
+
+
+def test_disagreement_is_the_mean_residual_round_the_object() -> None:
+    shape = (20, 20, 20)
+    labels = np.zeros(shape, np.uint8)
+    labels[10, 10, 10] = 1
+    sure = np.stack([1 - labels, labels]).astype(np.float32)
+    proxy = ProxyMask(sure, np.zeros(shape, bool), np.ones(shape, np.float32))
+    far, near = sure.copy(), sure.copy()
+    far[:, 0, 0, 0] = [0, 1]
+    near[:, 10, 10, 11] = [0, 1]
+    # Voxels within three steps along the axes: an octahedron.
+    octahedron = sum(4 * n * n + 2 for n in range(1, NEIGHBOURHOOD + 1)) + 1
+    assert disagreement(proxy, sure) == 0
+    assert disagreement(proxy, far) == 0
+    assert disagreement(proxy, near) == pytest.approx(1 / octahedron)
+    nothing = ProxyMask(np.stack([np.ones(shape), np.zeros(shape)]).astype(np.float32), proxy.annotated, sure[0])
+    assert disagreement(nothing, sure) == pytest.approx(1 / 20**3)
+
+
+def test_strokes_and_points_are_answers_too() -> None:
+    case = session()
+    stroke = np.full(SHAPE[:2], UNLABELLED, np.uint8)
+    stroke[5, 4:9] = 1
+    stroke[0, :] = 0
+    case.answer(ScribblePrompt(2, 5, stroke), PointPrompt((6, 6, 4), 1))
+    sample = case.sample()
+    drawn = np.zeros(SHAPE, bool)
+    drawn[..., 5] = stroke != UNLABELLED
+    drawn[6, 6, 4] = True
+    assert np.array_equal(sample.weight > 1, drawn)
+    assert (sample.target[1][drawn & (LABELS == 1)] == 1).all()
+    steps = case.rewind()
+    case.repeat(steps[0])
+    assert np.array_equal(case.sample().target, sample.target)
+
+
+def test_rewinding_returns_to_the_first_suggestion() -> None:
+    case = session(suggestion="random")
+    first = case.suggest(0)
+    case.answer(*(TRUTH.slice(request) for request in first))
+    second = case.suggest(1)
+    steps = case.rewind()
+    assert len(steps) == 1
+    assert case.chosen == ()
+    assert case.suggest(0) == first
+    case.rewind()
+    case.repeat(steps[0])
+    assert case.chosen == first
+    assert case.suggest(1) == second
