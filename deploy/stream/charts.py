@@ -54,7 +54,7 @@ def draw_curve(results: Results, theme: Theme) -> Sketch | None:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid()
     if dense is not None:
-        _dense_level(axes, dense, theme)
+        _dense_level(axes, dense, right, theme)
     styles = _styles(list(lines), theme)
     for family, own in lines.items():
         if family != DENSE:
@@ -222,12 +222,12 @@ def _styles(families: Sequence[str], theme: Theme) -> dict[str, tuple[str, str]]
     return styles
 
 
-def _dense_level(axes: Any, dense: Point, theme: Theme) -> None:
+def _dense_level(axes: Any, dense: Point, right: float, theme: Theme) -> None:
     hue = theme.hue(DENSE)
-    axes.axhline(dense.dice.mean, color=hue, lw=1.5)
-    axes.axhline(SHARE_OF_DENSE * dense.dice.mean, color=hue, lw=1.1, ls=(0, (5, 3)))
+    axes.plot([0, right], [dense.dice.mean] * 2, color=hue, lw=1.5)
+    axes.plot([0, right], [SHARE_OF_DENSE * dense.dice.mean] * 2, color=hue, lw=1.1, ls=(0, (5, 3)))
     if math.isfinite(dense.dice.low):
-        axes.axhspan(dense.dice.low, dense.dice.high, color=hue, alpha=0.08, lw=0)
+        axes.fill_between([0, right], dense.dice.low, dense.dice.high, color=hue, alpha=0.08, lw=0)
     axes.annotate(
         f"{dense.name} {dense.dice.mean:.3f}, effort {dense.effort.mean:.0%}",
         (0, dense.dice.mean),
@@ -299,7 +299,7 @@ def _group_bounds(axes: Any, results: Results, theme: Theme) -> None:
         axes.axvline(start + 0.5, color=theme.line, lw=1.2)
         axes.annotate(
             short(group, 14),
-            (start + 0.5, axes.get_ylim()[0]),
+            (max(start + 0.5, 1.0), axes.get_ylim()[0]),
             (4, 4),
             textcoords="offset points",
             fontsize=8,

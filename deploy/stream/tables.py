@@ -34,34 +34,25 @@ def stream_tables(results: Results) -> dict[str, Table]:
 def curve_table(results: Results) -> Table:
     """A row a run: effort, Dice with its interval, what was learnt from, and the paired differences."""
     dense = dense_point(results)
-    headers = (
-        "run",
-        "effort",
-        "strict effort",
-        "test Dice [95 %]",
-        "± over seeds",
-        "proxy Dice",
-        f"against {dense.name if dense else 'dense'}, points",
-        "against slices-only, points",
-        "updates",
-    )
+    found = points(results)
+    alone = any(partner(results, point) for point in found)
+    headers: tuple[str, ...] = ("run", "effort", "strict effort", "test Dice [95 %]", "± over seeds", "proxy Dice")
+    headers += (f"against {dense.name}, points",) if dense else ()
+    headers += ("against slices-only, points",) if alone else ()
     rows = []
-    for point in points(results):
-        proxy = f"{point.proxy_dice.mean:.3f}" if point.proxy_dice.known else NOTHING
-        rows.append(
-            (
-                point.name,
-                point.effort.text(3),
-                point.strict_effort.text(3),
-                point.dice.text(),
-                f"{point.dice_seeds.sd:.3f}" if math.isfinite(point.dice_seeds.sd) else NOTHING,
-                proxy,
-                _difference(against(results, point.name, dense.name) if dense else None),
-                _difference(against(results, point.name, partner(results, point))),
-                f"{point.updates.mean:.0f}" if point.updates.known else NOTHING,
-            )
+    for point in found:
+        cells: tuple[str, ...] = (
+            point.name,
+            point.effort.text(3),
+            point.strict_effort.text(3),
+            point.dice.text(),
+            f"{point.dice_seeds.sd:.3f}" if math.isfinite(point.dice_seeds.sd) else NOTHING,
+            f"{point.proxy_dice.mean:.3f}" if point.proxy_dice.known else NOTHING,
         )
-    return Table(headers, tuple(rows))
+        cells += (_difference(against(results, point.name, dense.name)),) if dense else ()
+        cells += (_difference(against(results, point.name, partner(results, point))),) if alone else ()
+        rows.append((*cells, f"{point.updates.mean:.0f}" if point.updates.known else NOTHING))
+    return Table((*headers, "updates"), tuple(rows))
 
 
 def reach_table(results: Results) -> Table:

@@ -1,0 +1,166 @@
+"""One site learns online from a few slices a case, in one pass over a stream: the table behind the README.
+
+Parts (``--parts``, all by default)
+    *curve*: hippocampus, 100 cases in shuffled order. Dice against effort for proxy masks and for the drawn slices
+    alone, beside dense labels. Two runs with the same budget have the same voxel weights; dense labels have those of
+    the largest. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the
+    other. *forgetting-lgg*: low-grade glioma, one institution after the other. Both compare no replay, a small memory
+    under several rules (*paper* keeps a random subset, as the method's authors do) and the default memory, under a
+    constant learning rate, so that a rate that falls cannot hide what is forgotten; *decaying* has the default rate.
+
+All runs of a seed start from the same weights, stream the same cases in the same order and spend the same number of
+updates, which the tables show. Settings were chosen on training cases. Test cases are read by the final model, and by
+the model after each site where the sites come one after the other. Ground truth reaches the simulated annotator and
+that metric.
+
+Run with a folder that holds the data sets ``hippocampus`` and ``lgg_multisite``, each with ``dataset.json`` and
+``split.json``::
+
+    OMP_NUM_THREADS=1 python benchmarks/online.py --data DATA --out runs/online
+
+An interrupted run goes on with the same command. ``--recipe gpu`` keeps the protocol and takes the larger network and
+many more updates. Options that are not known here go to every ``wardround stream``, to try it smaller. Tables are
+printed as Markdown, with the goals beside them; each part has its page in OUT/PART/report.html.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wardround.deploy.report.results import Results, load_results
+from wardround.deploy.stream.goals import StreamTargets, stream_goals
+from wardround.deploy.stream.summary import points
+from wardround.deploy.stream.tables import open_runs, stream_tables
+
+_SMALL = "replay_capacity=8"
+_CONSTANT_RATE = ("--plan", "learning_rate=0.002", "--plan", "learning_rate_end=0.002")
+_MEMORIES = (
+    *("--order", "by-site", "--arms", "proxy", *_CONSTANT_RATE),
+    *("--arm", "decaying:learning_rate=0.004,learning_rate_end=0.0002"),
+    *("--arm", "no-replay:replay_capacity=0"),
+    *("--arm", f"paper:replay=random-subset,{_SMALL}"),
+    *("--arm", f"reservoir:replay=reservoir,{_SMALL}"),
+)
+_MORE_MEMORIES = (
+    *("--arm", f"class-balanced:replay=class-balanced,{_SMALL}"),
+    *("--arm", f"most-interfered:replay=most-interfered,{_SMALL}"),
+)
+_BACKWARD = StreamTargets(backward=-1.0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stream.
+
+    Parameters
+    ----------
+    options
+        Of ``wardround stream``.
+    updates
+        A case, by recipe.
+    data
+        Folder of the data set; none for phantoms.
+    targets
+        What it is held to.
+    """
+
+    options: Sequence[str]
+    updates: dict[str, int]
+    data: str = ""
+    targets: StreamTargets = field(default_factory=StreamTargets)
+
+
+PARTS = {
+    "curve": Part(
+        ("--cases", "100", "--seeds", "0,1,2", "--arms", "dense,proxy,slices-only", "--budgets", "4,6,8,10"),
+        {"cpu": 20, "gpu": 192},
+        "hippocampus",
+        StreamTargets(
+            effort=0.30, dense_margin=1.5, slices_margin=5.0, total_effort=0.38, share_effort=0.25, backward=-1.0
+        ),
+    ),
+    "forgetting-phantoms": Part(
+        (
+            *("--sites", "4", "--cases", "36", "--tests", "24", "--shift", "2.5", "--seeds", "0,1,2"),
+            *("--budgets", "8", "--chunks", "12", *_MEMORIES, *_MORE_MEMORIES),
+        ),
+        {"cpu": 16, "gpu": 96},
+        targets=_BACKWARD,
+    ),
+    "forgetting-lgg": Part(
+        (
+            *("--cases", "32", "--seeds", "0", "--budgets", "8", "--chunks", "8", "--plan", "patch=96,96,24"),
+            *_MEMORIES,
+        ),
+        {"cpu": 8, "gpu": 192},
+        "lgg_multisite",
+        _BACKWARD,
+    ),
+}
+RECIPES = {"cpu": ("--model", "unet3d-small"), "gpu": ("--model", "unet3d", "--device", "cuda")}
+
+
+def main() -> int:
+    """Run or resume every part and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--recipe", choices=RECIPES, default="cpu")
+    parser.add_argument("--jobs", default="2")
+    options, more = parser.parse_known_args()
+    names = [name for name in options.parts.split(",") if name]
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; known are {', '.join(PARTS)}")
+
+    worst = 0
+    for name in names:
+        started = time.monotonic()
+        code = run_part(
+            PARTS[name], options.data, options.out / name, recipe=options.recipe, jobs=options.jobs, more=more
+        )
+        worst = worst or code
+        if code == 0:
+            print_part(name, load_results(options.out / name), PARTS[name].targets)
+            print(f"\n{name}: {(time.monotonic() - started) / 60:.1f} minutes in this call\n", flush=True)
+    return worst
+
+
+def run_part(part: Part, data: Path, out: Path, *, recipe: str, jobs: str, more: Sequence[str]) -> int:
+    """Start or go on with the stream in `out`; returns the exit code of ``wardround stream``."""
+    command = [sys.executable, "-m", "wardround.deploy.cli", "stream", "--jobs", jobs]
+    if (out / "experiment.json").exists():
+        command += ["--resume", str(out)]
+    else:
+        command += ["--data", str(data / part.data)] if part.data else []
+        command += ["--out", str(out), *part.options, *RECIPES[recipe]]
+        command += ["--plan", f"updates_per_case={part.updates[recipe]}", *more]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+
+
+def print_part(name: str, results: Results, targets: StreamTargets) -> None:
+    """Print tables and goals of one stream as Markdown."""
+    streamed = sum(site.stream for site in results.sites.values())
+    tested = max((point.dice.count for point in points(results)), default=0)
+    seeds = ", ".join(map(str, results.seed_list))
+    print(
+        f"\n## {name}\n\n{streamed} streamed cases, {tested} test cases, seeds {seeds}, load {results.machine.load}\n"
+    )
+    for title, table in stream_tables(results).items():
+        print(f"### {title}\n\n{table.markdown()}\n")
+    for note in open_runs(results):
+        print(f"- open: {note}")
+    totals = {point.name: point.updates.mean for point in points(results)}
+    same = len(set(totals.values())) == 1
+    print(f"- updates: {'the same in all runs' if same else 'not the same in all runs: ' + str(totals)}")
+    for line in stream_goals(results, targets):
+        print(f"- {line.title}: {line.text}" + ("" if line.met is None else " — reached" if line.met else " — missed"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
