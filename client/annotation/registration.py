@@ -6,7 +6,6 @@ plane form one batch, so that the cost is a few matrix products instead of one o
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wardround.client.annotation.sampling import (
+    SMALLEST_LEVEL,
+    filtered,
+    gaussian,
+    normalised,
+    rescale,
+    resize,
+    side_at,
+    warp,
+)
+from wardround.client.annotation.velocity import VelocitySettings, velocity_field
 from wardround.errors import UsageError
 
-# On fewer pixels than this along a side there is nothing left to align.
-SMALLEST_LEVEL = 12
+BACKENDS = ("demons", "velocity", "sitk")
+# Pixels of all pairs of a batch on the CPU.
+BATCH_PIXELS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,8 @@ class DemonsSettings:
     ----------
     iterations
         Steps on every pyramid level, coarsest first; level ``n`` of ``N`` has the resolution ``2 ** -(N - 1 - n)``.
-        A level on which a slice would be smaller than :data:`SMALLEST_LEVEL` is left out.
+        A level on which a slice would be smaller than
+        :data:`~wardround.client.annotation.sampling.SMALLEST_LEVEL` is left out.
     update_sigma
         Width of the Gaussian that smooths every update (fluid-like), in pixels of the level along its finer axis.
     field_sigma
@@ -49,6 +61,7 @@ def register(
     spacing: tuple[float, float] = (1.0, 1.0),
     *,
     settings: DemonsSettings = DemonsSettings(),
+    velocity: VelocitySettings | None = None,
     backend: str = "demons",
 ) -> Tensor:
     """Find where each pixel of `fixed` lies in `moving`.
@@ -62,9 +75,12 @@ def register(
         Distance between pixel centres along H and W, in any unit.
     settings
         Of the demons.
+    velocity
+        Of the stationary velocity field, by default its usual ones.
     backend
-        ``demons`` for the batched ones, ``sitk`` for SimpleITK's symmetric-forces demons, one pair after the other
-        (a reference, about ten times slower).
+        ``demons`` for the batched ones; ``velocity`` for a stationary velocity field, whose result is a diffeomorphism
+        (:mod:`wardround.client.annotation.velocity`); ``sitk`` for SimpleITK's symmetric-forces demons, one pair after
+        the other on the CPU, a reference.
 
     Returns
     -------
@@ -83,44 +99,23 @@ def register(
             "both must be [pairs, height, width]",
             "crop both from one volume",
         )
-    if backend == "sitk":
-        return _register_with_sitk(_normalised(moving), _normalised(fixed), spacing)
-    if backend != "demons":
-        raise UsageError(f"there is no registration called {backend!r}", "", "choose demons or sitk")
+    if backend not in BACKENDS:
+        raise UsageError(f"there is no registration called {backend!r}", "", f"choose one of {', '.join(BACKENDS)}")
     if not len(moving):
-        return moving.new_zeros((0, 2, *moving.shape[1:]))
-    with torch.inference_mode():
-        return _demons(_normalised(moving), _normalised(fixed), spacing, settings)
-
-
-def warp(images: Tensor, displacement: Tensor) -> Tensor:
-    """Pull images through displacements, bilinearly; beyond the edge the edge continues.
-
-    Parameters
-    ----------
-    images
-        Shape ``[P, C, H, W]``, float32.
-    displacement
-        Shape ``[P, 2, H, W]`` in pixels along H and W, as :func:`register` returns it.
-
-    Returns
-    -------
-    Tensor
-        ``[P, C, H, W]``: at ``x`` the value of the image at ``x + u(x)``.
-    """
-    height, width = images.shape[-2:]
-    dtype, device = displacement.dtype, displacement.device
-    rows = torch.arange(height, dtype=dtype, device=device)[:, None] + displacement[:, 0]
-    columns = torch.arange(width, dtype=dtype, device=device)[None, :] + displacement[:, 1]
-    grid = torch.stack([columns * (2 / max(width - 1, 1)) - 1, rows * (2 / max(height - 1, 1)) - 1], dim=-1)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def _normalised(images: Tensor) -> Tensor:
-    images = images.to(torch.float32)
-    centred = images - images.mean(dim=(1, 2), keepdim=True)
-    deviation = centred.square().mean(dim=(1, 2), keepdim=True).sqrt()
-    return centred / deviation.clamp_min(1e-6)
+        return torch.zeros((0, 2, *moving.shape[1:]), device=moving.device)
+    if backend == "sitk":
+        return _register_with_sitk(normalised(moving), normalised(fixed), spacing)
+    # Batches whose fields fit the processor's cache are faster than one large batch; a GPU takes all at once.
+    size = len(moving) if moving.is_cuda else max(1, BATCH_PIXELS // (moving.shape[1] * moving.shape[2]))
+    parts: list[Tensor] = []
+    for start in range(0, len(moving), size):
+        some_moving, some_fixed = moving[start : start + size], fixed[start : start + size]
+        if backend == "velocity":
+            parts.append(velocity_field(some_moving, some_fixed, spacing, velocity or VelocitySettings()))
+        else:
+            with torch.inference_mode():
+                parts.append(_demons(normalised(some_moving), normalised(some_fixed), spacing, settings))
+    return torch.cat(parts)
 
 
 def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], settings: DemonsSettings) -> Tensor:
@@ -134,20 +129,18 @@ def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], setting
         shrink = 2 ** (levels - 1 - level)
         if shrink > 1 and min(height, width) < SMALLEST_LEVEL * shrink:
             continue
-        sides = (_side(height, shrink), _side(width, shrink))
-        small_moving, small_fixed = (_resize(image, sides) for image in (moving, fixed))
+        sides = (side_at(height, shrink), side_at(width, shrink))
+        small_moving, small_fixed = (resize(image, sides) for image in (moving, fixed))
         displacement = (
-            moving.new_zeros((len(moving), 2, *sides))
-            if displacement is None
-            else _rescale(displacement, (height, width), sides)
+            moving.new_zeros((len(moving), 2, *sides)) if displacement is None else rescale(displacement, sides)
         )
         smooth_update, smooth_field = (
-            tuple(_gaussian(side, sigma * factor, device) for side, factor in zip(sides, scale, strict=True))
+            tuple(gaussian(side, sigma * factor, device) for side, factor in zip(sides, scale, strict=True))
             for sigma in (settings.update_sigma, settings.field_sigma)
         )
         for _ in range(iterations):
-            update = _apply(_force(small_moving, small_fixed, displacement, scale, settings.step), smooth_update)
-            displacement = _apply(update + warp(displacement, update), smooth_field)
+            update = filtered(_force(small_moving, small_fixed, displacement, scale, settings.step), smooth_update)
+            displacement = filtered(update + warp(displacement, update), smooth_field)
     assert displacement is not None
     return displacement
 
@@ -171,60 +164,6 @@ def _gradient(images: Tensor) -> Tensor:
     return torch.stack([rows, columns], dim=1)
 
 
-def _apply(fields: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
-    """Multiply along H and W: separable filters and resampling as matrix products."""
-    return matrices[0] @ (fields @ matrices[1].T)
-
-
-def _side(length: int, shrink: int) -> int:
-    return -(-length // shrink)
-
-
-def _resize(images: Tensor, sides: tuple[int, int]) -> Tensor:
-    height, width = images.shape[-2:]
-    if (height, width) == sides:
-        return images
-    return _apply(images, (_resampler(height, sides[0], images.device), _resampler(width, sides[1], images.device)))
-
-
-def _rescale(displacement: Tensor, whole: tuple[int, int], sides: tuple[int, int]) -> Tensor:
-    """Bring a displacement to a finer level; corners stay on corners."""
-    height, width = displacement.shape[-2:]
-    if (height, width) == sides:
-        return displacement
-    factors = [(new - 1) / max(old - 1, 1) for new, old in zip(sides, (height, width), strict=True)]
-    device = displacement.device
-    larger = _apply(displacement, (_interpolator(height, sides[0], device), _interpolator(width, sides[1], device)))
-    return larger * torch.tensor(factors, dtype=larger.dtype, device=larger.device)[:, None, None]
-
-
-@lru_cache(maxsize=256)
-def _gaussian(length: int, sigma: float, device: torch.device) -> Tensor:
-    """``[length, length]``: a Gaussian filter, renormalised at the edges."""
-    positions = np.arange(length, dtype=np.float64)
-    if sigma <= 0:
-        return torch.eye(length, device=device)
-    weights = np.exp(-0.5 * ((positions[:, None] - positions[None, :]) / sigma) ** 2)
-    weights[weights < 1e-4] = 0
-    return torch.from_numpy((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)).to(device)
-
-
-@lru_cache(maxsize=256)
-def _interpolator(length: int, new: int, device: torch.device) -> Tensor:
-    """``[new, length]``: linear interpolation, first and last sample kept."""
-    positions = np.linspace(0, length - 1, new)
-    weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(length)[None, :]))
-    return torch.from_numpy(weights.astype(np.float32)).to(device)
-
-
-@lru_cache(maxsize=256)
-def _resampler(length: int, new: int, device: torch.device) -> Tensor:
-    """``[new, length]``: anti-aliasing Gaussian, then linear interpolation."""
-    shrink = (length - 1) / max(new - 1, 1)
-    sigma = 0.5 * (shrink - 1) + 0.25 if shrink > 1 else 0.0
-    return _interpolator(length, new, device) @ _gaussian(length, sigma, device)
-
-
 def _register_with_sitk(moving: Tensor, fixed: Tensor, spacing: tuple[float, float]) -> Tensor:
     import SimpleITK as sitk
 
@@ -240,6 +179,4 @@ def _register_with_sitk(moving: Tensor, fixed: Tensor, spacing: tuple[float, flo
             image.SetSpacing(pixel.tolist())
         field = sitk.GetArrayFromImage(demons.Execute(*images)) / pixel
         fields.append(np.stack([field[..., 1], field[..., 0]]).astype(np.float32))
-    if not fields:
-        return moving.new_zeros((0, 2, *moving.shape[1:]))
     return torch.from_numpy(np.stack(fields)).to(moving.device)

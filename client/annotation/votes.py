@@ -20,7 +20,8 @@ from scipy import ndimage
 
 from wardround.client.annotation.crop import Box
 from wardround.client.annotation.prompts import UNLABELLED, Annotations
-from wardround.client.annotation.registration import DemonsSettings, register, warp
+from wardround.client.annotation.registration import DemonsSettings, register
+from wardround.client.annotation.sampling import warp
 from wardround.client.annotation.seeds import expand, seed_map
 
 FloatArray = npt.NDArray[np.float32]

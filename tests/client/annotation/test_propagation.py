@@ -91,7 +91,7 @@ class TestValue:
         confidence = propagate(image, annotate(labels, REQUESTS[:2]), 3).confidence
         low, high = annotate(labels).extent.lower, annotate(labels).extent.upper
         mean = confidence[low[0] : high[0], :, low[2] : high[2]].mean(axis=(0, 2))
-        assert mean[14] == 1 > mean[16] > mean[22] > mean[30]
+        assert mean[14] == 1 > mean[15] > mean[17] > mean[21]
 
     def test_confidence_orders_mistakes(self):
         image, labels = scene()
