@@ -1,10 +1,19 @@
-"""Where to draw next: the residual map, how a budget is shared between planes, and which slices to ask for."""
+"""Where to draw next: the residual map, how a budget is shared between planes, and which slices to ask for.
+
+The rule *information* plans all slices that the budget still allows from what is known of the shape (the model's
+calibrated prediction and what was drawn), draws the most telling ones first, and plans again. Where nothing is known
+yet it spaces slices as the nodes of Chebyshev interpolation, closer towards the ends of the object, where it changes
+most and drawing costs least. The rules *residual* and *residual-sampled* follow the disagreement of proxy and
+prediction, as Tian et al. 2023 (arXiv 2312.06072) do.
+"""
 
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from wardround.client.annotation.calibration import calibrate, shape_estimate
+from wardround.client.annotation.placement import Knots, knots, place
 from wardround.client.annotation.prompts import Annotations, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.errors import UsageError
@@ -19,6 +28,7 @@ THICK_SHAPE = 1 / 3
 THICK_SHARE = 0.375
 
 Counts = tuple[int, int, int]
+FloatArray = npt.NDArray[np.float32]
 
 
 def residual_map(proxy: ProxyMask, prediction: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -156,16 +166,119 @@ def next_slices(
     rng
         Only source of randomness.
     """
+    if rule not in RULES:
+        raise UsageError(f"there is no suggestion rule called {rule!r}", "", f"choose one of {', '.join(RULES)}")
+    if rule == "information":
+        planner = _Planner(annotations, shape, spacing, shape_estimate(annotations, proxy, prediction, uncertainty))
+        return planner.next_slices(allocation or planner.allocation(total), rounds, step)
+    low, high = _range(annotations, shape)
     if allocation is None:
-        extent = annotations.extent
-        size = shape
-        if extent is not None:
-            i, j, k = (high - low + 1 for low, high in zip(extent.lower, extent.upper, strict=True))
-            size = (i, j, k)
-        allocation = allocate(total, size, spacing, shape)
+        allocation = allocate(total, _size(low, high), spacing, shape)
     i, j, k = (slices_at(count, rounds, step) for count in allocation)
-    residual = None if proxy is None else suggestion_map(proxy, prediction)
+    residual = None if proxy is None else suggestion_map(proxy, calibrate(prediction, proxy))
     return suggest(annotations, shape, (i, j, k), rule=rule, residual=residual, rng=rng)
+
+
+def _range(annotations: Annotations, shape: Counts) -> tuple[Counts, Counts]:
+    """First and last voxel that may hold an object."""
+    if annotations.extent is not None:
+        return annotations.extent.lower, annotations.extent.upper
+    return (0, 0, 0), (shape[0] - 1, shape[1] - 1, shape[2] - 1)
+
+
+def _size(low: Counts, high: Counts) -> Counts:
+    return high[0] - low[0] + 1, high[1] - low[1] + 1, high[2] - low[2] + 1
+
+
+class _Planner:
+    """Plans all slices that a budget still allows, and asks for the most telling ones first.
+
+    Parameters
+    ----------
+    estimate
+        Probability of any structure ``[I, J, K]``, or None where nothing is known of the shape.
+    """
+
+    def __init__(
+        self, annotations: Annotations, shape: Counts, spacing: tuple[float, float, float], estimate: FloatArray | None
+    ) -> None:
+        self._annotations = annotations
+        self._shape, self._spacing = shape, spacing
+        self._estimate = estimate
+        self._low, self._high = _range(annotations, shape)
+        self._drawn = [{prompt.index for prompt in annotations.on_axis(axis)} for axis in range(3)]
+        self._planes: dict[int, Knots] = {}
+
+    def allocation(self, total: int) -> Counts:
+        """How many slices across each axis: all on one, for what is drawn on it bounds the slices between."""
+        counts = allocate(total, _size(self._low, self._high), self._spacing, self._shape)
+        axis = int(np.argmax(counts))
+        if any(self._drawn):
+            axis = int(np.argmax([len(indices) for indices in self._drawn]))
+        elif self._estimate is not None and _thick_axis(self._spacing, self._shape) is None:
+            axis = self._best_plane(axis, total)
+        if axis == int(np.argmax(counts)):
+            return counts
+        whole = min(total, self._high[axis] - self._low[axis] + 1)
+        return (whole, 0, 0) if axis == 0 else (0, whole, 0) if axis == 1 else (0, 0, whole)
+
+    def next_slices(self, allocation: Counts, rounds: int, step: int) -> tuple[SliceRequest, ...]:
+        """This round's share of the slices that are planned for this round and those to come."""
+        requests: list[SliceRequest] = []
+        for axis, whole in enumerate(allocation):
+            now = slices_at(whole, rounds, step)
+            left = sum(slices_at(whole, rounds, later) for later in range(step, rounds))
+            if not now:
+                continue
+            if self._estimate is None:
+                chosen = _spread(self._annotations, axis, self._low[axis], self._high[axis], now)
+            else:
+                plane, drawn = self._plane(axis), self._drawn[axis]
+                planned, _ = place(plane, left, drawn)
+                chosen, _ = place(plane, now, drawn, among=planned, price=0)
+            requests += [SliceRequest(axis, index) for index in sorted(chosen)]
+        return tuple(requests)
+
+    def _plane(self, axis: int) -> Knots:
+        assert self._estimate is not None
+        if axis not in self._planes:
+            closed = self._annotations.extent is not None
+            low, high = self._low[axis], self._high[axis]
+            self._planes[axis] = knots(self._estimate, axis, low, high, closed=closed, drawn=self._drawn[axis])
+        return self._planes[axis]
+
+    def _best_plane(self, usual: int, count: int) -> int:
+        """The plane with the least expected error for what `count` slices of the usual plane cost."""
+        chosen, least = place(self._plane(usual), count)
+        budget, best = self._plane(usual).cost(chosen), usual
+        for axis in {0, 1, 2} - {usual}:
+            for fewer in range(count, 0, -1):
+                chosen, error = place(self._plane(axis), fewer)
+                if self._plane(axis).cost(chosen) <= budget:
+                    best, least = (axis, error) if error < least else (best, least)
+                    break
+        return best
+
+
+def _spread(annotations: Annotations, axis: int, low: int, high: int, count: int) -> list[int]:
+    """Chebyshev nodes first; then the widest gap, up to the nearest drawn slice that shows no object."""
+    prompts = annotations.on_axis(axis)
+    if not prompts:
+        nodes = 0.5 - 0.5 * np.cos(np.pi * (np.arange(count) + 0.5) / count)
+        chosen = {int(node) for node in np.floor(low + nodes * (high - low + 1))}
+        return sorted(chosen) + _even(low, high, sorted(chosen), min(count, high - low + 1) - len(chosen))
+    shown = [prompt.index for prompt in prompts if prompt.labels.any()]
+    empty = [prompt.index for prompt in prompts if not prompt.labels.any()]
+    drawn = sorted(prompt.index for prompt in prompts)
+    inner_low, inner_high = low, high
+    if shown:
+        inner_low = max([low, *(index + 1 for index in empty if index < shown[0])])
+        inner_high = min([high, *(index - 1 for index in empty if index > shown[-1])])
+    inside = [index for index in drawn if inner_low <= index <= inner_high]
+    free = inner_high - inner_low + 1 - len(inside)
+    chosen = set(_even(inner_low, inner_high, inside, min(count, free)))
+    rest = min(count, high - low + 1 - len([n for n in drawn if low <= n <= high])) - len(chosen)
+    return sorted(chosen) + _even(low, high, sorted({*drawn, *chosen}), rest)
 
 
 def slices_at(total: int, rounds: int, step: int) -> int:

@@ -48,7 +48,7 @@ def entropy(predictions: Sequence[Probabilities]) -> npt.NDArray[np.float32]:
             "there are none, they have one class only, or they differ in shape",
             "predict one case several times",
         )
-    mean = np.mean(np.stack(predictions), axis=0, dtype=np.float64)
+    mean: npt.NDArray[np.float64] = np.stack(predictions).mean(axis=0, dtype=np.float64)
     terms = mean * np.log(np.maximum(mean, 1e-12))
     return np.asarray(np.clip(-terms.sum(axis=0) / np.log(len(mean)), 0, 1), dtype=np.float32)
 
