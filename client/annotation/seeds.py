@@ -42,8 +42,8 @@ class SeedSettings:
     """
 
     convention: Convention = "additive"
-    weight: float = 0.9
-    sweeps: int = 8
+    weight: float = 0.95
+    sweeps: int = 4
     smoothing: float = 0.5
     sharpness: float = 2.0
     reach: float = 20.0
@@ -187,6 +187,34 @@ def with_background(seeds: Labels3D) -> Labels3D:
         border = [np.isin(np.arange(side), (0, side - 1)) & (side > 2) for side in seeds.shape]
         rim = sum(np.ix_(*border)[axis].astype(np.uint8) for axis in range(3)) >= 2
     return np.where(rim & free, np.uint8(0), seeds)
+
+
+def beyond(shape: Shape, inner: tuple[slice, slice, slice]) -> npt.NDArray[np.bool_]:
+    """Where a crop that is larger than the object's extent is surely background: its outermost voxels.
+
+    Use these as background seeds where the extent is known, and not all that lies outside the extent: the object
+    touches the extent's faces but seldom fills its corners, and a background that starts right there takes half the
+    way to the first stroke of the object.
+
+    Parameters
+    ----------
+    shape
+        ``(I, J, K)`` of the crop.
+    inner
+        The extent within the crop; a side on which both end together has no background.
+
+    Returns
+    -------
+    ndarray
+        ``[I, J, K]``, bool.
+    """
+    rim = np.zeros(shape, dtype=bool)
+    for axis, (side, within) in enumerate(zip(shape, inner, strict=True)):
+        if within.start > 0:
+            rim[plane(axis, 0)] = True
+        if within.stop < side:
+            rim[plane(axis, side - 1)] = True
+    return rim
 
 
 def _check(image: FloatArray, seeds: Labels3D, labels: int) -> None:
