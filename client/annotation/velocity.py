@@ -109,7 +109,7 @@ def integrate(velocity: Tensor, squarings: int) -> Tensor:
     Tensor
         Displacement ``[P, 2, H, W]`` in pixels.
     """
-    displacement = velocity / 2**squarings
+    displacement = velocity / float(2**squarings)
     for _ in range(squarings):
         displacement = displacement + warp(displacement, displacement)
     return displacement
@@ -141,7 +141,7 @@ def local_correlation(one: Tensor, other: Tensor, window: int) -> Tensor:
     covariance = product - first * second
     variances = (first_square - first * first).clamp_min(0) * (second_square - second * second).clamp_min(0)
     # Where a window is nearly flat in units of the whole slice's deviation, there is nothing to correlate.
-    return torch.div(covariance.square(), variances + 1e-4)
+    return covariance.square() / (variances + 1e-4)
 
 
 def _optimised(

@@ -11,8 +11,21 @@ from scipy import ndimage
 from wardround.client.annotation import votes
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.guidance import suggest
-from wardround.client.annotation.prompts import Annotations, ExtentPrompt, SlicePrompt, SliceRequest
-from wardround.client.annotation.propagation import PropagationCache, PropagationSettings, propagate
+from wardround.client.annotation.prompts import (
+    UNLABELLED,
+    Annotations,
+    ExtentPrompt,
+    PointPrompt,
+    ScribblePrompt,
+    SlicePrompt,
+    SliceRequest,
+)
+from wardround.client.annotation.propagation import (
+    PropagationCache,
+    PropagationSettings,
+    calibrated_confidence,
+    propagate,
+)
 from wardround.client.cases.volume import Volume
 from wardround.errors import UsageError
 
@@ -305,3 +318,176 @@ class TestShapes:
         image, _ = scene()
         with pytest.raises(UsageError):
             propagate(image, annotations, 3)
+
+
+class TestModel:
+    def votes(self, labels, classes=3):
+        return (labels.array == np.arange(classes)[:, None, None, None]).astype(np.float32)
+
+    def test_weight_zero_is_silence(self):
+        image, labels = scene()
+        annotations = annotate(labels)
+        plain = propagate(image, annotations, 3)
+        assert identical(plain, propagate(image, annotations, 3, prediction=self.votes(labels), model_weight=0.0))
+        assert identical(plain, propagate(image, annotations, 3, model_weight=1.0))
+
+    def test_it_moves_the_proxy_off_the_drawings_only(self):
+        image, labels = scene()
+        annotations = annotate(labels, REQUESTS[:2])
+        wrong = self.votes(Volume((2 - labels.array).astype(np.uint8), labels.affine))
+        plain = propagate(image, annotations, 3)
+        moved = propagate(image, annotations, 3, prediction=wrong, model_weight=1.0)
+        drawn = plain.annotated
+        np.testing.assert_array_equal(moved.probabilities[:, drawn], plain.probabilities[:, drawn])
+        assert np.abs(moved.probabilities - plain.probabilities)[:, ~drawn].max() > 0.3
+        np.testing.assert_allclose(moved.probabilities.sum(axis=0), 1, atol=1e-5)
+
+    def test_a_good_model_helps_where_little_is_drawn(self):
+        image, labels = scene()
+        annotations = annotate(labels, REQUESTS[:1])
+        scores = [
+            dice(propagate(image, annotations, 3, prediction=self.votes(labels), model_weight=w).labels, labels.array)
+            for w in (0.0, 0.3)
+        ]
+        assert scores[1] > scores[0] + 0.05
+
+    def test_the_extent_bounds_it(self):
+        image, labels = scene()
+        annotations = replace(annotate(labels), extent=ExtentPrompt((10, 10, 10), (16, 30, 16)))
+        everywhere = np.zeros((3, *SHAPE), np.float32)
+        everywhere[1] = 1
+        proxy = propagate(image, annotations, 3, prediction=everywhere, model_weight=5.0)
+        assert (proxy.labels[:8][~proxy.annotated[:8]] == 0).all()
+
+    @pytest.mark.parametrize("options", [{"prediction": np.zeros((2, *SHAPE), np.float32)}, {"model_weight": -1.0}])
+    def test_what_does_not_fit_is_refused(self, options):
+        image, labels = scene()
+        with pytest.raises(UsageError):
+            propagate(image, annotate(labels), 3, **options)
+
+
+class TestStrokes:
+    def points(self, labels, count=40, seed=0):
+        rng = np.random.default_rng(seed)
+        index = np.concatenate(
+            [rng.permutation(np.argwhere(labels.array == label))[: count // 2] for label in range(3)]
+        )
+        return tuple(PointPrompt(tuple(at.tolist()), int(labels.array[tuple(at)])) for at in index)
+
+    @pytest.mark.parametrize("extent", [True, False])
+    def test_points_alone_make_a_proxy(self, extent):
+        image, labels = scene()
+        known = annotate(labels, (), extent).adding(*self.points(labels))
+        proxy = propagate(image, known, 3)
+        assert dice(proxy.labels > 0, labels.array > 0) > 0.6
+        assert np.count_nonzero(proxy.annotated) == 60
+        assert (proxy.confidence[proxy.annotated] == 1).all()
+        np.testing.assert_array_equal(proxy.labels[proxy.annotated], labels.array[proxy.annotated])
+        assert set(np.unique(proxy.probabilities[:, proxy.annotated])) == {0.0, 1.0}
+        inside = ~proxy.annotated
+        if extent:
+            low, high = known.extent.lower, known.extent.upper
+            bounds = zip(np.indices(SHAPE), low, high, strict=True)
+            inside &= np.all([(at >= first) & (at <= last) for at, first, last in bounds], axis=0)
+        assert proxy.confidence[inside].max() < 1
+        np.testing.assert_allclose(proxy.probabilities.sum(axis=0), 1, atol=1e-5)
+
+    def test_the_extent_bounds_strokes(self):
+        image, _ = scene()
+        extent = ExtentPrompt((10, 15, 8), (17, 25, 17))
+        proxy = propagate(image, Annotations(extent=extent).adding(PointPrompt((13, 20, 13), 1)), 3)
+        outside = np.ones(SHAPE, dtype=bool)
+        outside[10:18, 15:26, 8:18] = False
+        assert (proxy.labels[outside] == 0).all()
+        assert (proxy.confidence[outside] == 1).all()
+        assert proxy.labels.any()
+
+    def test_only_stroked_pixels_count_as_drawn(self):
+        image, labels = scene()
+        strokes = np.full((SHAPE[0], SHAPE[2]), UNLABELLED, np.uint8)
+        strokes[10:18, 13] = labels.array[10:18, 20, 13]
+        proxy = propagate(image, annotate(labels).adding(ScribblePrompt(1, 17, strokes)), 3)
+        np.testing.assert_array_equal(
+            np.argwhere(proxy.annotated[:, 17]), np.argwhere((strokes != UNLABELLED) | (np.arange(28) == 13)[:, None])
+        )
+
+    def test_a_stroke_corrects_its_neighbourhood_and_nothing_far_away(self):
+        image, labels = scene()
+        known = annotate(labels)
+        plain = propagate(image, known, 3).probabilities
+        at = (12, 17, 13)
+        label = (int(labels.array[at]) + 1) % 3
+        corrected = propagate(image, known.adding(PointPrompt(at, label)), 3)
+        assert corrected.labels[at] == label
+        change = np.abs(corrected.probabilities - plain).max(axis=0)
+        assert change[11:14, 16:19, 12:15].max() > 0.2
+        assert change[:, 30:].max() < 0.02
+
+    def test_later_words_hold(self):
+        image, labels = scene()
+        known = annotate(labels)
+        at = (12, 14, 13)
+        other = (int(labels.array[at]) + 1) % 3
+        assert propagate(image, known.adding(PointPrompt(at, other)), 3).labels[at] == other
+
+    def test_cache_does_not_matter(self):
+        image, labels = scene()
+        cache, known = PropagationCache(), annotate(labels, REQUESTS[:3])
+        for point in self.points(labels, 4):
+            known = known.adding(point)
+            assert identical(propagate(image, known, 3, cache=cache), propagate(image, known, 3))
+
+
+class TestConfidence:
+    def test_it_follows_evidence_distance_and_dissent(self):
+        def at(p=0.8, v=0.1, d=3.0):
+            return float(calibrated_confidence(*(np.array([value], np.float32) for value in (p, v, d)))[0])
+
+        assert at(p=0.9) > at() > at(p=0.6)
+        assert at(d=1) > at() > at(d=9)
+        assert at(v=0) > at() > at(v=0.5)
+
+    def test_it_stays_in_range(self):
+        values = np.array([0, 0.5, 1], np.float32)
+        grid = np.meshgrid(values, values, np.array([0, 10, np.inf], np.float32))
+        found = calibrated_confidence(*grid)
+        assert found.dtype == np.float32
+        assert 0 <= found.min() <= found.max() < 1
+
+    def test_it_is_near_the_share_that_is_right(self):
+        sure, right = [], []
+        for seed in range(3):
+            image, labels = scene(seed)
+            proxy = propagate(image, annotate(labels), 3)
+            off = ~proxy.annotated & (proxy.confidence < 1)
+            sure.append(proxy.confidence[off])
+            right.append((proxy.labels == labels.array)[off])
+        assert np.concatenate(sure).mean() == pytest.approx(np.concatenate(right).mean(), abs=0.08)
+
+
+class TestAnisotropy:
+    def test_the_same_object_on_two_grids_gives_the_same_proxy(self):
+        # Every second slice along k of a scene, as thick slices: what was drawn on axis 1 says the same of both.
+        image, labels = scene(shape=(28, 40, 52))
+        drawn = annotate(labels, REQUESTS[:5])
+        fine = propagate(Volume(image.array, np.diag([2.0, 2.0, 1.0, 1.0])), drawn, 3)
+        coarse_slices = tuple(SlicePrompt(p.axis, p.index, p.labels[:, ::2]) for p in drawn.slices)
+        low, high = drawn.extent.lower, drawn.extent.upper
+        extent = ExtentPrompt((low[0], low[1], low[2] // 2), (high[0], high[1], high[2] // 2))
+        thick = Volume(np.ascontiguousarray(image.array[..., ::2]), np.diag([2.0, 2.0, 2.0, 1.0]))
+        coarse = propagate(thick, Annotations(coarse_slices, extent), 3)
+        assert dice(coarse.labels > 0, fine.labels[..., ::2] > 0) > 0.95
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_thick_slices_in_every_orientation(self, axis):
+        image, labels = scene()
+        thin = [slice(None)] * 3
+        thin[axis] = slice(None, None, 4)
+        spacing = np.ones(4)
+        spacing[axis] = 4
+        thick_image, thick_labels = (Volume(v.array[tuple(thin)], np.diag(spacing)) for v in (image, labels))
+        count = thick_image.shape[axis]
+        requests = tuple(SliceRequest(axis, index) for index in range(1, count, 2))
+        requests += tuple(SliceRequest(other, 14) for other in range(3) if other != axis)
+        found = propagate(thick_image, annotate(thick_labels, requests), 3).labels
+        assert dice(found > 0, thick_labels.array > 0) > 0.85
