@@ -17,6 +17,7 @@ from scipy import ndimage
 from wardround.client.annotation.crop import Box, boxes, within
 from wardround.client.annotation.prompts import UNLABELLED, Annotations, plane
 from wardround.client.annotation.registration import DemonsSettings
+from wardround.client.annotation.seeds import beyond
 from wardround.client.annotation.votes import (
     FloatArray,
     Scene,
@@ -190,9 +191,8 @@ def propagate(
             if strokes is not None:
                 fixed = drawn[box].copy()
                 if annotations.extent is not None:
-                    outside = np.ones(fixed.shape, dtype=bool)
-                    outside[within(inner, box)] = False
-                    fixed[outside] = 0
+                    rim = beyond(fixed.shape, within(inner, box))
+                    fixed[rim & (fixed == UNLABELLED)] = 0
                 _add_strokes(merged, strokes[box], fixed, settings)
             if prediction is not None and model_weight > 0:
                 merged.add(prediction[(slice(None), *box)], np.float32(model_weight))
