@@ -14,7 +14,7 @@ LARGEST_SHARE = 0.5
 LEAST_CERTAINTY = 0.7
 LEAST_AGREEMENT = 0.5
 # Temperatures tried by calibration.
-TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 8, 31))
+TEMPERATURES = tuple(float(t) for t in np.geomspace(0.125, 8, 37))
 
 
 def calibrate(prediction: FloatArray, proxy: ProxyMask) -> FloatArray:

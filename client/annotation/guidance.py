@@ -55,8 +55,10 @@ def residual_map(proxy: ProxyMask, prediction: npt.NDArray[np.float32]) -> npt.N
     return np.asarray(0.5 * np.abs(proxy.probabilities - prediction).sum(axis=0), dtype=np.float32)
 
 
-def suggestion_map(proxy: ProxyMask, prediction: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The residual where the proxy itself is in doubt: ``(1 − max_c q_c) · ½ Σ_c |q_c − p_c|``.
+def suggestion_map(
+    proxy: ProxyMask, prediction: npt.NDArray[np.float32], uncertainty: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """The residual where the proxy itself, or the model, is in doubt: ``(1 − (1 − u) max_c q_c) · ½ Σ_c |q_c − p_c|``.
 
     The plain residual follows every mistake of a young network, also next to drawn slices where the proxy is right
     anyway. Weighted by the proxy's doubt it names slices whose drawing changes the proxy.
@@ -65,13 +67,16 @@ def suggestion_map(proxy: ProxyMask, prediction: npt.NDArray[np.float32]) -> npt
     ----------
     proxy, prediction
         As in :func:`residual_map`.
+    uncertainty
+        The model's own doubt u, ``[I, J, K]``, 0 … 1; None for 0.
 
     Returns
     -------
     ndarray
         ``[I, J, K]``, float32, 0 … 1.
     """
-    doubt = 1 - proxy.probabilities.max(axis=0)
+    certain = proxy.probabilities.max(axis=0)
+    doubt = 1 - (certain if uncertainty is None else (1 - uncertainty) * certain)
     return np.asarray(doubt * residual_map(proxy, prediction), dtype=np.float32)
 
 
@@ -175,7 +180,11 @@ def next_slices(
     if allocation is None:
         allocation = allocate(total, _size(low, high), spacing, shape)
     i, j, k = (slices_at(count, rounds, step) for count in allocation)
-    residual = None if proxy is None else suggestion_map(proxy, calibrate(prediction, proxy))
+    residual = None
+    if proxy is not None and rule == "residual-sampled":
+        residual = residual_map(proxy, prediction)
+    elif proxy is not None:
+        residual = suggestion_map(proxy, calibrate(prediction, proxy), uncertainty)
     return suggest(annotations, shape, (i, j, k), rule=rule, residual=residual, rng=rng)
 
 
@@ -211,16 +220,17 @@ class _Planner:
 
     def allocation(self, total: int) -> Counts:
         """How many slices across each axis: all on one, for what is drawn on it bounds the slices between."""
-        counts = allocate(total, _size(self._low, self._high), self._spacing, self._shape)
+        size = _size(self._low, self._high)
+        counts = allocate(total, size, self._spacing, self._shape)
         axis = int(np.argmax(counts))
         if any(self._drawn):
             axis = int(np.argmax([len(indices) for indices in self._drawn]))
         elif self._estimate is not None and _thick_axis(self._spacing, self._shape) is None:
-            axis = self._best_plane(axis, total)
-        if axis == int(np.argmax(counts)):
-            return counts
-        whole = min(total, self._high[axis] - self._low[axis] + 1)
-        return (whole, 0, 0) if axis == 0 else (0, whole, 0) if axis == 1 else (0, 0, whole)
+            axis = int(np.argmax(allocate(total, _size(*_bounds(self._estimate)), self._spacing)))
+        if not counts[axis]:
+            whole = min(total, size[axis])
+            return (whole, 0, 0) if axis == 0 else (0, whole, 0) if axis == 1 else (0, 0, whole)
+        return counts
 
     def next_slices(self, allocation: Counts, rounds: int, step: int) -> tuple[SliceRequest, ...]:
         """This round's share of the slices that are planned for this round and those to come."""
@@ -247,17 +257,12 @@ class _Planner:
             self._planes[axis] = knots(self._estimate, axis, low, high, closed=closed, drawn=self._drawn[axis])
         return self._planes[axis]
 
-    def _best_plane(self, usual: int, count: int) -> int:
-        """The plane with the least expected error for what `count` slices of the usual plane cost."""
-        chosen, least = place(self._plane(usual), count)
-        budget, best = self._plane(usual).cost(chosen), usual
-        for axis in {0, 1, 2} - {usual}:
-            for fewer in range(count, 0, -1):
-                chosen, error = place(self._plane(axis), fewer)
-                if self._plane(axis).cost(chosen) <= budget:
-                    best, least = (axis, error) if error < least else (best, least)
-                    break
-        return best
+
+def _bounds(estimate: FloatArray) -> tuple[Counts, Counts]:
+    """First and last voxel of the object along each axis."""
+    found = np.argwhere(estimate > 0.5)
+    (i, j, k), (last_i, last_j, last_k) = found.min(axis=0).tolist(), found.max(axis=0).tolist()
+    return (i, j, k), (last_i, last_j, last_k)
 
 
 def _spread(annotations: Annotations, axis: int, low: int, high: int, count: int) -> list[int]:
@@ -308,9 +313,11 @@ def suggest(
     rule
         ``even``: as far as possible from what is drawn. ``random``: uniform. ``residual``: one after the other the
         slice with the largest mass of the residual, which then counts less for its neighbours. ``residual-sampled``:
-        drawn without replacement with probability proportional to the mass (Tian et al. 2023).
+        drawn without replacement with probability proportional to the mass (Tian et al. 2023). ``information``: as
+        ``even``, because the budget of all rounds is not known here; see :func:`next_slices`.
     residual
-        ``[I, J, K]``, not negative. Both residual rules fall back to ``even`` without it, or where it is zero.
+        ``[I, J, K]``, not negative. Without it, or where it is zero, ``residual`` is as ``even`` and
+        ``residual-sampled`` as ``random``.
     rng
         Only source of randomness.
 
@@ -341,7 +348,7 @@ def suggest(
         if residual is not None and rule.startswith("residual"):
             others = tuple(other for other in range(3) if other != axis)
             mass = residual.sum(axis=others, dtype=np.float64)[free]
-        if rule == "random":
+        if rule == "random" or (rule == "residual-sampled" and mass.max() <= 0):
             chosen = rng.choice(free, size=count, replace=False).tolist()
         elif rule.startswith("residual") and mass.max() > 0:
             if rule == "residual":

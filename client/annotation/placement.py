@@ -22,8 +22,6 @@ FloatArray = npt.NDArray[np.float32]
 PRICE = 0.3
 # Larger planes and longer stacks are looked at in strides.
 LARGEST_SIDE = 48
-# Width of the soft border of an interpolated slice, in pixels.
-BORDER = 0.25
 MARGIN = 2
 
 
@@ -153,7 +151,8 @@ def _errors(planes: FloatArray, positions: npt.NDArray[np.int_], closed: bool) -
             between = (positions[first + 1 : second] - positions[first]) / (positions[second] - positions[first])
             share = between.astype(np.float32)[:, None, None]
             depth = (1 - share) * lower + share * upper
-            found = 1 / (1 + np.exp(np.clip(-depth / BORDER, -30, 30)))
+            # The share of a pixel that a border at this depth covers.
+            found = np.clip(depth + np.float32(0.5), 0, 1)
             errors[first, second] = (found + truth - 2 * found * truth).sum(dtype=np.float64)
     return errors
 
