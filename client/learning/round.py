@@ -76,8 +76,10 @@ class _Accepted:
     session: CaseSession
     learner: Checkpoint
     rng: Any
+    check_rng: Any
     losses: int
     updates: int
+    history: int
     safeguard: Safeguard
 
 
@@ -86,8 +88,8 @@ class OnlineRound:
     """The working set of one round: one case after the other is opened, annotated in steps and accepted.
 
     :meth:`learn` does all of it with an annotator who can be called; a viewer calls :meth:`open`, :meth:`step`,
-    :meth:`undo` and :meth:`accept` as the person in front of it goes on. Nothing that the case at hand leads to enters
-    memory before it is accepted.
+    :meth:`undo` and :meth:`accept` or :meth:`abandon` as the person in front of it goes on. Nothing that the case at
+    hand leads to enters memory before it is accepted.
 
     Parameters
     ----------
@@ -170,8 +172,9 @@ class OnlineRound:
             If another case is open.
         """
         if self._accepted is not None:
-            raise UsageError("another case is open", "a round learns from one case at a time", "accept that one first")
+            raise UsageError("another case is open", "a round learns from one case at a time", "accept or abandon it")
         session.trust = self.standing.trust
+        check_rng = self.check_rng.bit_generator.state
         with self.phase("predict"):
             safeguard = Safeguard.before_case(
                 session.case_id,
@@ -185,8 +188,10 @@ class OnlineRound:
             session,
             self.learner.checkpoint(),
             self.rng.bit_generator.state,
+            check_rng,
             len(self.losses),
             self.updates,
+            len(self.history),
             safeguard,
         )
         self._observe(session)
@@ -220,10 +225,7 @@ class OnlineRound:
         accepted = self._opened(session)
         if not session.steps:
             raise UsageError("there is nothing to undo", "nothing was drawn on this case yet", "draw a slice first")
-        self.learner.restore(accepted.learner)
-        self.rng.bit_generator.state = accepted.rng
-        self.updates = accepted.updates
-        del self.losses[accepted.losses :]
+        self._take_back(accepted)
         for step in session.rewind()[:-1]:
             with self.phase("propagate"):
                 session.repeat(step)
@@ -263,6 +265,21 @@ class OnlineRound:
         self._accepted = None
         return kept
 
+    def abandon(self, session: CaseSession) -> None:
+        """Close the open case as if it had never been opened; nothing is learnt from it and nothing charged.
+
+        Raises
+        ------
+        UsageError
+            If the case is not open.
+        """
+        accepted = self._opened(session)
+        self._take_back(accepted)
+        self.check_rng.bit_generator.state = accepted.check_rng
+        del self.history[accepted.history :]
+        session.rewind()
+        self._accepted = None
+
     def rehearse(self, cases: int) -> None:
         """Update from memory alone, as much as `cases` new cases allow."""
         self._update(lambda: self._recalled(0), rehearsal_updates(self.plan, cases), learning_rate(self.plan))
@@ -271,6 +288,12 @@ class OnlineRound:
         if self._accepted is None or self._accepted.session is not session:
             raise UsageError("the case is not open", "it was accepted, or never opened in this round", "open it first")
         return self._accepted
+
+    def _take_back(self, accepted: _Accepted) -> None:
+        self.learner.restore(accepted.learner)
+        self.rng.bit_generator.state = accepted.rng
+        self.updates = accepted.updates
+        del self.losses[accepted.losses :]
 
     def _learn_last_step(self, session: CaseSession) -> None:
         """Update from the case as it stands and from memory, then predict it again."""

@@ -180,6 +180,24 @@ def test_a_case_is_opened_once_and_accepted_once(tmp_path: Path, trained: Mappin
     assert scene.round.history[-1]["accepted"] is True
 
 
+def test_an_abandoned_case_was_never_opened(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    plain, scene = Scene(tmp_path / "plain", trained), Scene(tmp_path / "abandoned", trained)
+    looked_at = scene.session(8)
+    scene.round.open(looked_at)
+    scene.round.abandon(looked_at)
+    drawn_on = scene.session(7)
+    scene.round.open(drawn_on)
+    scene.round.step(drawn_on, scene.draw(drawn_on))
+    scene.round.abandon(drawn_on)
+    assert drawn_on.proxy is None
+    sessions = [one.session() for one in (plain, scene)]
+    for one, session in zip((plain, scene), sessions, strict=True):
+        one.round.learn(session, Truth(ball(9)[1]).slice)
+    assert differing(plain.state(sessions[0]), scene.state(sessions[1])) == []
+    assert plain.round.effort == scene.round.effort
+    assert len(scene.round.memory) == 4
+
+
 def test_the_steps_in_order_are_what_learn_does(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
     whole, stepwise = (Scene(tmp_path / name, trained) for name in ("whole", "stepwise"))
     one, other = whole.session(), stepwise.session()
