@@ -36,6 +36,7 @@ from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.stream.goals import StreamTargets, stream_goals
 from wardround.deploy.stream.summary import points
 from wardround.deploy.stream.tables import open_runs, stream_tables
+from wardround.errors import Interrupted
 
 _SMALL = "replay_capacity=8"
 _CONSTANT_RATE = ("--plan", "learning_rate=0.002", "--plan", "learning_rate_end=0.002")
@@ -94,7 +95,7 @@ PARTS = {
     ),
     "forgetting-lgg": Part(
         (
-            *("--cases", "32", "--seeds", "0", "--budgets", "8", "--chunks", "8", "--plan", "patch=96,96,24"),
+            *("--cases", "48", "--seeds", "0,1", "--budgets", "8", "--chunks", "8", "--plan", "patch=96,96,24"),
             *_MEMORIES,
         ),
         {"cpu": 8, "gpu": 192},
@@ -125,6 +126,8 @@ def main() -> int:
             PARTS[name], options.data, options.out / name, recipe=options.recipe, jobs=options.jobs, more=more
         )
         worst = worst or code
+        if code == Interrupted.exit_code:
+            break
         if code == 0:
             print_part(name, load_results(options.out / name), PARTS[name].targets)
             print(f"\n{name}: {(time.monotonic() - started) / 60:.1f} minutes in this call\n", flush=True)
@@ -140,7 +143,13 @@ def run_part(part: Part, data: Path, out: Path, *, recipe: str, jobs: str, more:
         command += ["--data", str(data / part.data)] if part.data else []
         command += ["--out", str(out), *part.options, *RECIPES[recipe]]
         command += ["--plan", f"updates_per_case={part.updates[recipe]}", *more]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The stream got it as well, stops at its next step and says how to go on.
+            continue
 
 
 def print_part(name: str, results: Results, targets: StreamTargets) -> None:

@@ -85,7 +85,8 @@ def stream(  # noqa: PLR0917 - one parameter an option
         if data is None:
             drawn = options.phantoms(sites, None, None, shift, shape)
             count = drawn.setdefault("sites", PHANTOM_SITES)
-            values["cases"], values["tests"] = cases or PHANTOM_CASES, tests or PHANTOM_TESTS
+            values["cases"] = cases if cases is not None else PHANTOM_CASES
+            values["tests"] = tests if tests is not None else PHANTOM_TESTS
             each = {name: -(-max(1, values[name]) // max(1, count)) for name in ("cases", "tests")}
             values["phantoms"] = drawn | each
         else:

@@ -72,9 +72,15 @@ def _against_dense(results: Results, targets: StreamTargets) -> list[GoalLine]:
     dense = dense_point(results)
     if dense is None:
         return []
-    within = [p for p in curves(results).get(targets.family, ()) if not p.effort.mean > targets.effort]
+    curve = curves(results).get(targets.family, [])
+    within = [point for point in curve if not point.effort.mean > targets.effort]
     lines = []
-    for point in curves(results).get(targets.family, ()):
+    if curve and not within:
+        text = f"no budget of {targets.family} stays within an effort of {targets.effort:.2f}"
+        lines.append(
+            GoalLine(f"{targets.family} − {dense.name}", math.nan, -targets.dense_margin, "points", False, text)
+        )
+    for point in curve:
         found = against(results, point.name, dense.name)
         if found is None:
             continue

@@ -298,21 +298,23 @@ def forgetting(results: Results) -> list[Forgetting]:
     return [item for item in found if item is not None]
 
 
-def resample(values: Floats) -> Floats:
+def resample(values: Floats, stream: int = 0) -> Floats:
     """Means of bootstrap samples.
 
     Parameters
     ----------
     values
         ``[cases]`` or ``[cases, columns]``; a case is drawn with all its columns.
+    stream
+        Independent draws have different numbers.
 
     Returns
     -------
     array
-        ``[RESAMPLES, columns]``. The draw depends on the number of cases only.
+        ``[RESAMPLES, columns]``. The draw depends on the number of cases and on `stream` only.
     """
     table = values[:, None] if values.ndim == 1 else values
-    places = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
+    places = np.random.default_rng([0, stream]).integers(len(table), size=(RESAMPLES, len(table)))
     drawn: Floats = np.stack([np.nanmean(column[places], axis=1) for column in table.T], axis=1)
     return drawn
 
@@ -355,7 +357,7 @@ def _forgetting(name: str, group: Sequence[ArmResult], groups: Sequence[str]) ->
     scores = {site: np.array([_on_group(result, site) for result in whole]) for site in groups}
     tested = [site for site in groups if scores[site].size]
     counts = [scores[site].shape[-1] for site in tested]
-    draws = [resample(scores[site].mean(axis=0).T) for site in tested]
+    draws = [resample(np.nanmean(scores[site], axis=0).T, number) for number, site in enumerate(tested)]
     places = [groups.index(site) for site in tested]
 
     def measure(columns: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
