@@ -219,7 +219,8 @@ class OnlineLearner:
         square = gradient.square()
         if state:
             square = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
-        return gradient / (square.sqrt() + group["eps"])
+        scaled: Tensor = gradient / (square.sqrt() + group["eps"])
+        return scaled
 
     def predict(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Class probabilities ``[C, I, J, K]`` of a normalised image ``[I, J, K]``."""
