@@ -128,12 +128,12 @@ class RoundPlan(BaseModel):
     labels: Annotated[int, Field(ge=2, le=64)]
     supervision: Supervision = "proxy"
     annotation_rounds: Annotated[int, Field(ge=1, le=16)] = 2
-    slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 12
+    slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 8
     allocation: tuple[int, int, int] | None = None
-    suggestion: Suggestion = "residual"
+    suggestion: Suggestion = "information"
     uncertainty: Annotated[int, Field(ge=0, le=64)] = 0
     extent: bool = True
-    model_vote: Annotated[float, Field(ge=0, le=100)] = 0.0
+    model_vote: Annotated[float, Field(ge=0, le=100)] = 0.4
     updates_per_case: Annotated[int, Field(ge=0, le=1_000_000)] = 24
     rehearsal: Annotated[float, Field(ge=0, le=1)] = 0.5
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
@@ -142,13 +142,13 @@ class RoundPlan(BaseModel):
     annotated_weight: Annotated[float, Field(ge=0, le=1e4)] = 4.0
     fusion: Annotated[float, Field(ge=0, le=1)] = 0.9
     fusion_schedule: FusionSchedule = "linear"
-    confidence_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    confidence_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
     boundary_smoothing: Annotated[float, Field(ge=0, le=8)] = 0.0
     adaptivity: Annotated[float, Field(ge=0, le=4)] = 0.0
     replay_capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     replay: Replay = "reservoir"
     validation_cases: Annotated[int, Field(ge=0, le=64)] = 4
-    rollback_drop: Annotated[float, Field(gt=0, le=1)] = 0.1
+    rollback_drop: Annotated[float, Field(gt=0, le=1)] = 0.05
     proximal_mu: Annotated[float, Field(ge=0, le=1e4)] = 0.0
     patch: tuple[int, int, int] | None = None
     amp: bool = True
