@@ -125,6 +125,7 @@ def _arm(runs: Sequence[_Run], tests: Mapping[str, Sequence[str]]) -> Record:
             "strict": _mean(row["strict_effort"] for row in final),
         },
         "updates": int(_total(report.metrics.get("updates") for report in reports)),
+        "rejected": int(_total(report.metrics.get("rejected") for report in reports)),
         "rounds": _rounds(runs, final),
         "interactions": interactions,
         "seconds": seconds | {"aggregate": aggregate, "evaluate": evaluate, "total": rounds_total + evaluate},

@@ -166,7 +166,8 @@ class ArmResult(_Record):
     """One arm of the comparison under one seed.
 
     `models` holds `"global"`, or one entry per site name for an arm in which every site keeps its own model. In a
-    stream, `family` is the arm without its budget, and `budget` counts the slices drawn on a case.
+    stream, `family` is the arm without its budget, and `budget` counts the slices drawn on a case. `rejected` counts
+    the cases whose updates were taken back.
     """
 
     arm: str
@@ -178,6 +179,7 @@ class ArmResult(_Record):
     checkpoints: tuple[Checkpoint, ...] = ()
     effort: Effort = Effort()
     updates: int = 0
+    rejected: int = 0
     rounds: tuple[RoundResult, ...] = ()
     interactions: tuple[Interaction, ...] = ()
     seconds: Seconds = Seconds()

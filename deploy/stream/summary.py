@@ -100,8 +100,8 @@ class Point:
         Of the final model on test cases; `dice_seeds` is its spread over seeds.
     proxy_dice
         Of what the learner was given, on the streamed cases; for dense labels 1.
-    updates, seconds
-        Over seeds.
+    updates, rejected, seconds
+        Over seeds; `rejected` counts cases whose updates were taken back.
     """
 
     name: str
@@ -114,6 +114,7 @@ class Point:
     dice_seeds: Spread
     proxy_dice: Interval
     updates: Spread
+    rejected: Spread
     seconds: Spread
 
 
@@ -345,6 +346,7 @@ def _point(name: str, group: Sequence[ArmResult]) -> Point:
         dice_seeds=Spread.of(Spread.of(case_scores(result).values()).mean for result in group),
         proxy_dice=Interval.of([Spread.of(values).mean for values in proxies.values()]),
         updates=Spread.of(float(result.updates) for result in group),
+        rejected=Spread.of(float(result.rejected) for result in group),
         seconds=Spread.of(result.seconds.total for result in group),
     )
 

@@ -51,8 +51,8 @@ def curve_table(results: Results) -> Table:
         )
         cells += (_difference(against(results, point.name, dense.name)),) if dense else ()
         cells += (_difference(against(results, point.name, partner(results, point))),) if alone else ()
-        rows.append((*cells, f"{point.updates.mean:.0f}" if point.updates.known else NOTHING))
-    return Table((*headers, "updates"), tuple(rows))
+        rows.append((*cells, f"{point.updates.mean:.0f}", f"{point.rejected.mean:.3g}"))
+    return Table((*headers, "updates", "cases taken back"), tuple(rows))
 
 
 def reach_table(results: Results) -> Table:
