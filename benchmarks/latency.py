@@ -59,6 +59,7 @@ class Options:
     learning: int
     updates: int
     backends: tuple[str, ...]
+    extent: bool
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ def load_cases(options: Options) -> Iterator[tuple[Volume, Volume]]:
         yield read_image(files.image), read_labels(files.label)
 
 
-def prompts_of(image: Volume, labels: Volume, total: int) -> tuple[Annotations, list[SlicePrompt]]:
-    """The extent, and slices in the order in which an even spacing asks for them."""
+def prompts_of(
+    image: Volume, labels: Volume, total: int, known_extent: bool = True
+) -> tuple[Annotations, list[SlicePrompt]]:
+    """The extent, if it is known, and slices in the order in which an even spacing asks for them."""
     annotator = SimulatedAnnotator({"": Truth(labels)})
     extent = annotator.extent("")
     assert extent is not None
@@ -107,14 +110,17 @@ def prompts_of(image: Volume, labels: Volume, total: int) -> tuple[Annotations, 
         requests = suggest(known, image.shape, one, rule="even", residual=None, rng=np.random.default_rng(SEED))
         drawn.append(annotator.draw("", requests[0]))
         known = known.adding(drawn[-1])
-    return start, drawn
+    return start if known_extent else Annotations(), drawn
 
 
 def measure(options: Options) -> list[str]:
     """All lines of the report for one size."""
     torch.set_num_threads(1)
     settings = PropagationSettings(device=options.device)
-    cases = [(image, labels, *prompts_of(image, labels, options.slices)) for image, labels in load_cases(options)]
+    cases = [
+        (image, labels, *prompts_of(image, labels, options.slices, options.extent))
+        for image, labels in load_cases(options)
+    ]
     warm_image, warm_labels = draw_phantom(np.random.default_rng(SEED), (24, 24, 24))
     begin, drawn = prompts_of(warm_image, warm_labels, 3)
     propagate(warm_image, begin.adding(*drawn), 3, settings=settings)
@@ -131,7 +137,8 @@ def measure(options: Options) -> list[str]:
     wall = options.device == "cuda"
     p95 = float(np.quantile([spent.wall if wall else spent.cpu for spent in prompts], 0.95))
     lines = [
-        f"{' x '.join(map(str, options.shape))}: {len(cases)} cases, {options.device}",
+        f"{' x '.join(map(str, options.shape))}: {len(cases)} cases, {options.device}, "
+        f"extent {'known' if options.extent else 'unknown'}, seed {SEED}",
         quantiles("prompt → proxy", prompts)
         + f"; goal p95 ≤ {goal:g} s {'reached' if p95 <= goal else 'MISSED'} ({'wall' if wall else 'CPU'})",
         f"  peak memory up to here: {memory:.0f} MiB",
@@ -227,6 +234,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8, help="of the model after each prompt")
     parser.add_argument("--learning", type=int, nargs=2, default=(6, 1), help="prompts with updates, small and large")
     parser.add_argument("--backends", nargs="+", default=["demons", "sitk"], help="the first one is the reference")
+    parser.add_argument("--without-extent", action="store_true", help="nobody says where the object lies")
     parser.add_argument("--size", choices=("small", "large"), help="only this one")
     arguments = parser.parse_args()
     shapes = {"small": (SMALL,), "large": (LARGE,)}.get(arguments.size, (SMALL, LARGE))
@@ -242,6 +250,7 @@ def main() -> None:
             steps,
             arguments.updates,
             tuple(arguments.backends),
+            not arguments.without_extent,
         )
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             print("\n".join(pool.submit(measure, options).result()), flush=True)

@@ -12,7 +12,7 @@ import torch
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.effort import effort_of
 from wardround.client.annotation.guidance import allocate, suggest
-from wardround.client.annotation.prompts import Annotations
+from wardround.client.annotation.prompts import UNLABELLED, Annotations, ScribblePrompt
 from wardround.client.annotation.propagation import propagate
 from wardround.client.annotation.registration import register, warp
 from wardround.client.cases.volume import Volume
@@ -37,13 +37,17 @@ def cases(name, count):
             return
 
 
-def proxy_of(image, labels, total):
+def annotated(image, labels, total):
     annotator = SimulatedAnnotator({"": Truth(labels)})
     annotations = Annotations(extent=annotator.extent(""))
     size = tuple(high - low + 1 for low, high in zip(annotations.extent.lower, annotations.extent.upper, strict=True))
     counts = allocate(total, size, image.spacing, image.shape)
     requests = suggest(annotations, image.shape, counts, rule="even", residual=None, rng=np.random.default_rng(0))
-    annotations = annotations.adding(*(annotator.draw("", request) for request in requests))
+    return annotations.adding(*(annotator.draw("", request) for request in requests)), annotator
+
+
+def proxy_of(image, labels, total):
+    annotations, annotator = annotated(image, labels, total)
     found = propagate(image, annotations, int(labels.array.max()) + 1).labels
     one, other = found > 0, labels.array > 0
     dice = 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other))
@@ -51,7 +55,8 @@ def proxy_of(image, labels, total):
 
 
 @pytest.mark.parametrize(
-    ("name", "total", "floor", "effort"), [("hippocampus", 12, 0.93, 0.36), ("lgg_multisite", 8, 0.86, 0.42)]
+    ("name", "total", "floor", "effort"),
+    [("hippocampus", 12, 0.93, 0.36), ("lgg_multisite", 8, 0.86, 0.42), ("acdc_scribbles", 8, 0.95, 0.45)],
 )
 def test_proxy_reaches_its_floor(name, total, floor, effort):
     figures = np.array([proxy_of(image, labels, total) for image, labels in cases(name, 10)])
@@ -73,3 +78,38 @@ def test_registration_improves_correlation_between_real_slices():
         better += sum(after > before for before, after in zip(*scores, strict=True))
         pairs += len(moving)
     assert better >= 0.9 * pairs
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "lgg_multisite", "acdc_scribbles"])
+def test_confidence_is_the_share_of_voxels_that_are_right(name):
+    sure, right = [], []
+    for image, labels in cases(name, 6):
+        annotations, _ = annotated(image, labels, 6)
+        proxy = propagate(image, annotations, int(labels.array.max()) + 1)
+        within = tuple(
+            slice(low, high + 1) for low, high in zip(annotations.extent.lower, annotations.extent.upper, strict=True)
+        )
+        off = ~proxy.annotated[within]
+        sure.append(proxy.confidence[within][off])
+        right.append((proxy.labels == labels.array)[within][off])
+    sure, right = np.concatenate(sure), np.concatenate(right)
+    assert sure.mean() == pytest.approx(right.mean(), abs=0.06)
+    # The quarter that is least sure holds most mistakes.
+    order = np.argsort(sure)
+    wrong = [np.count_nonzero(~part) for part in np.array_split(right[order], 4)]
+    assert wrong[0] > sum(wrong[1:])
+
+
+def test_strokes_on_real_slices_make_a_proxy():
+    for image, labels in cases("hippocampus", 3):
+        extent = annotated(image, labels, 1)[0].extent
+        rng = np.random.default_rng(0)
+        known = Annotations(extent=extent)
+        for axis in range(3):
+            index = (extent.lower[axis] + extent.upper[axis]) // 2
+            true = np.take(labels.array, index, axis)
+            strokes = np.where(rng.random(true.shape) < 0.15, true, UNLABELLED).astype(np.uint8)
+            known = known.adding(ScribblePrompt(axis, index, strokes))
+        proxy = propagate(image, known, int(labels.array.max()) + 1)
+        one, other = proxy.labels > 0, labels.array > 0
+        assert 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other)) > 0.7
