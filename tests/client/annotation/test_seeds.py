@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -105,6 +105,7 @@ def test_without_any_seed_there_is_background_and_no_confidence():
     assert (confidence == 0).all()
 
 
+@settings(max_examples=25)
 @given(st.floats(0.01, 1000), st.floats(-500, 500))
 def test_scale_and_offset_of_intensities_change_nothing(scale, offset):
     image = noise((8, 9, 7), 1.0)
