@@ -1,10 +1,10 @@
 """Where to draw next: the residual map, how a budget is shared between planes, and which slices to ask for.
 
 The rule *information* plans all slices that the budget still allows from what is known of the shape (the model's
-calibrated prediction and what was drawn), draws the most telling ones first, and plans again. Where nothing is known
-yet it spaces slices as the nodes of Chebyshev interpolation, closer towards the ends of the object, where it changes
-most and drawing costs least. The rules *residual* and *residual-sampled* follow the disagreement of proxy and
-prediction, as Tian et al. 2023 (arXiv 2312.06072) do.
+calibrated prediction), draws the most telling ones first, and plans again. Where the model knows nothing yet it spaces
+slices as the nodes of Chebyshev interpolation, closer towards the ends of the extent, where the object changes most and
+drawing costs least; and evenly where no extent is known either. The rules *residual* and *residual-sampled* follow the
+disagreement of proxy and prediction, as Tian et al. 2023 (arXiv 2312.06072) do.
 """
 
 from itertools import pairwise
@@ -266,8 +266,13 @@ def _bounds(estimate: FloatArray) -> tuple[Counts, Counts]:
 
 
 def _spread(annotations: Annotations, axis: int, low: int, high: int, count: int) -> list[int]:
-    """Chebyshev nodes first; then the widest gap, up to the nearest drawn slice that shows no object."""
+    """Chebyshev nodes of the extent, or even spacing where it is not known; then the widest gap near the object.
+
+    A drawn slice that shows no object bounds the search where others show it.
+    """
     prompts = annotations.on_axis(axis)
+    if not prompts and annotations.extent is None:
+        return _even(low, high, [], min(count, high - low + 1))
     if not prompts:
         nodes = 0.5 - 0.5 * np.cos(np.pi * (np.arange(count) + 0.5) / count)
         chosen = {int(node) for node in np.floor(low + nodes * (high - low + 1))}

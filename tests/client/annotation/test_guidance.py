@@ -348,6 +348,9 @@ class TestInformation:
             assert max(chosen[0] - 3, 27 - chosen[-1]) <= 2
             assert max(chosen[1] - chosen[0], chosen[-1] - chosen[-2]) <= max(np.diff(chosen[1:-1]))
 
+    def test_where_nothing_is_known_it_is_even(self):
+        assert ask() == ask(rule="even")
+
     def test_without_an_extent_the_prediction_tells_where_the_object_is(self):
         chosen = indices(ask(prediction=long_object()), 1)
         # Radius 12 round 15: an empty slice beyond an end is useful, one further out is not.
