@@ -201,18 +201,19 @@ class CaseSession:
     def sample(self) -> Sample:
         """What the learner learns from this case as it stands: see :mod:`wardround.client.learning.targets`.
 
-        The voxel weights follow what was drawn for the plan, also where dense labels are the target.
+        Which slices weigh more follows what was drawn for the plan, also where dense labels are the target; these are
+        certain everywhere.
         """
         assert self.proxy is not None, "answer() comes before sample()"
         assert self._propagated is not None
-        plan, drawn = self.plan, self._propagated
+        plan = self.plan
         share = proxy_share(plan.fusion_schedule, plan.fusion, self.progress, self.trust, self.proxy.confidence)
         target = make_target(
             self.proxy, self.before, share, boundary_smoothing=plan.boundary_smoothing, spacing=self.image.spacing
         )
         weight = voxel_weights(
-            drawn,
-            drawn.annotated,
+            self.proxy,
+            self._propagated.annotated,
             annotated_weight=plan.annotated_weight,
             confidence_weight=plan.confidence_weight,
             supervision=plan.supervision,

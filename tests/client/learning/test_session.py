@@ -92,6 +92,16 @@ def test_how_far_the_stream_is_decides_the_share() -> None:
         assert np.allclose(targets[-1][..., 0], expected, atol=1e-3)
 
 
+def test_dense_labels_are_certain_everywhere_and_heavier_where_slices_were_asked_for() -> None:
+    case = session(supervision="dense", annotated_weight=4.0, confidence_weight=1.0)
+    case.dense = tuple(TRUTH.slice(SliceRequest(2, k)) for k in range(SHAPE[2]))
+    draw(case)
+    asked = np.zeros(SHAPE, bool)
+    for request in case.chosen:
+        asked[(slice(None),) * request.axis + (request.index,)] = True
+    assert np.array_equal(case.sample().weight, np.where(asked, 5, 1))
+
+
 def test_the_model_votes_with_its_earlier_prediction_and_with_the_weight_it_has_earned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
