@@ -98,3 +98,11 @@ def test_large_volumes_are_looked_at_in_strides() -> None:
     assert len(plane.indices) < 50
     assert 7 in plane.indices
     assert place(plane, 5, {7})[0]
+
+
+def test_an_open_end_continues_the_outermost_slice_and_a_closed_one_shrinks_it() -> None:
+    tube = np.zeros((14, 10, 14), dtype=np.float32)
+    tube[4:10, :, 4:10] = 1
+    still, shrinking = (knots(tube, 1, 0, 9, closed=closed).errors for closed in (False, True))
+    assert still[0, 6] == still[6, 11] == 0
+    assert min(shrinking[0, 6], shrinking[6, 11]) > 20
