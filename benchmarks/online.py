@@ -2,8 +2,8 @@
 
 Parts (``--parts``, all by default)
     *curve*: hippocampus, 100 cases in shuffled order. Dice against effort for proxy masks and for the drawn slices
-    alone, beside dense labels. Two runs with the same budget have the same voxel weights; dense labels have those of
-    the largest. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the
+    alone, beside dense labels, whose drawn slices weigh as much as those of the largest budget. *plain* has no vote of
+    the model in the proxy, trusts every voxel of it alike and follows the residual alone. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the
     other. *forgetting-lgg*: low-grade glioma, one institution after the other. Both compare no replay, a small memory
     under several rules (*paper* keeps a random subset, as the method's authors do) and the default memory, under a
     constant learning rate, so that a rate that falls cannot hide what is forgotten; *decaying* has the default rate.
@@ -38,6 +38,7 @@ from wardround.deploy.stream.summary import points
 from wardround.deploy.stream.tables import open_runs, stream_tables
 from wardround.errors import Interrupted
 
+_PLAIN = "model_vote=0,confidence_weight=0,suggestion=residual"
 _SMALL = "replay_capacity=8"
 _CONSTANT_RATE = ("--plan", "learning_rate=0.002", "--plan", "learning_rate_end=0.002")
 _MEMORIES = (
@@ -78,7 +79,10 @@ class Part:
 
 PARTS = {
     "curve": Part(
-        ("--cases", "100", "--seeds", "0,1,2", "--arms", "dense,proxy,slices-only", "--budgets", "4,6,8,10"),
+        (
+            *("--cases", "100", "--seeds", "0,1,2", "--arms", "dense,proxy,slices-only", "--budgets", "2,4,8"),
+            *("--arm", f"plain:{_PLAIN},slices_per_case=4"),
+        ),
         {"cpu": 20, "gpu": 192},
         "hippocampus",
         StreamTargets(
