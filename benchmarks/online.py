@@ -3,10 +3,11 @@
 Parts (``--parts``, all by default)
     *curve*: hippocampus, 100 cases in shuffled order. Dice against effort for proxy masks and for the drawn slices
     alone, beside dense labels, whose drawn slices weigh as much as those of the largest budget. *plain* has no vote of
-    the model in the proxy, trusts every voxel of it alike and follows the residual alone. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the
-    other. *forgetting-lgg*: low-grade glioma, one institution after the other. Both compare no replay, a small memory
-    under several rules (*paper* keeps a random subset, as the method's authors do) and the default memory, under a
-    constant learning rate, so that a rate that falls cannot hide what is forgotten; *decaying* has the default rate.
+    the model in the proxy, trusts every voxel of it alike and follows the residual alone. *forgetting-phantoms*: drawn
+    cases whose sites differ strongly in their scanner, one site after the other. *forgetting-lgg*: low-grade glioma,
+    one institution after the other. Both compare no replay, a small memory under several rules (*paper* keeps a random
+    subset, as the method's authors do) and the default memory, under a constant learning rate, so that a rate that
+    falls cannot hide what is forgotten; *decaying* has the default rate.
 
 All runs of a seed start from the same weights, stream the same cases in the same order and spend the same number of
 updates, which the tables show. Settings were chosen on training cases. Test cases are read by the final model, and by
