@@ -1,7 +1,7 @@
 """Resampling of many small 2D slices at once: warping, pyramids and Gaussians, on the device of the tensors.
 
-Separable filters are matrix products, which on slices of this size are faster than convolutions. Their matrices are kept;
-they are ordinary tensors also where they are first asked for in inference mode, so that gradients may pass through them.
+Separable filters are matrix products, which on slices of this size are faster than convolutions. Their matrices are
+kept; they are ordinary tensors also where they are first asked for in inference mode, so that gradients may pass.
 """
 
 from functools import lru_cache
