@@ -44,12 +44,12 @@ _SMALL = "replay_capacity=8"
 _CONSTANT_RATE = ("--plan", "learning_rate=0.002", "--plan", "learning_rate_end=0.002")
 _MEMORIES = (
     *("--order", "by-site", "--arms", "proxy", *_CONSTANT_RATE),
-    *("--arm", "decaying:learning_rate=0.004,learning_rate_end=0.0002"),
     *("--arm", "no-replay:replay_capacity=0"),
     *("--arm", f"paper:replay=random-subset,{_SMALL}"),
     *("--arm", f"reservoir:replay=reservoir,{_SMALL}"),
 )
 _MORE_MEMORIES = (
+    *("--arm", "decaying:learning_rate=0.004,learning_rate_end=0.0002"),
     *("--arm", f"class-balanced:replay=class-balanced,{_SMALL}"),
     *("--arm", f"most-interfered:replay=most-interfered,{_SMALL}"),
 )
@@ -92,7 +92,7 @@ PARTS = {
     ),
     "forgetting-phantoms": Part(
         (
-            *("--sites", "4", "--cases", "36", "--tests", "24", "--shift", "2.5", "--seeds", "0,1,2"),
+            *("--sites", "4", "--cases", "36", "--tests", "24", "--shift", "2.5", "--seeds", "0,1"),
             *("--budgets", "8", "--chunks", "12", *_MEMORIES, *_MORE_MEMORIES),
         ),
         {"cpu": 16, "gpu": 96},
