@@ -36,9 +36,9 @@ def curve_table(results: Results) -> Table:
     dense = dense_point(results)
     found = points(results)
     alone = any(partner(results, point) for point in found)
-    headers: tuple[str, ...] = ("run", "effort", "strict effort", "test Dice [95 %]", "± over seeds", "proxy Dice")
-    headers += (f"against {dense.name}, points",) if dense else ()
-    headers += ("against slices-only, points",) if alone else ()
+    headers: tuple[str, ...] = ("run", "effort", "strict effort", "test Dice [95 %]", "± seeds", "proxy Dice")
+    headers += (f"− {dense.name}, points",) if dense else ()
+    headers += ("− slices-only, points",) if alone else ()
     rows = []
     for point in found:
         cells: tuple[str, ...] = (
@@ -52,7 +52,7 @@ def curve_table(results: Results) -> Table:
         cells += (_difference(against(results, point.name, dense.name)),) if dense else ()
         cells += (_difference(against(results, point.name, partner(results, point))),) if alone else ()
         rows.append((*cells, f"{point.updates.mean:.0f}", f"{point.rejected.mean:.3g}"))
-    return Table((*headers, "updates", "cases taken back"), tuple(rows))
+    return Table((*headers, "updates", "taken back"), tuple(rows))
 
 
 def reach_table(results: Results) -> Table:

@@ -56,11 +56,11 @@ def test_what_comes_from_the_data_is_escaped(curve: Results, tmp_path: Path) -> 
 
 def test_the_table_has_the_columns_that_there_are_numbers_for(curve: Results, ordered: Results) -> None:
     table = curve_table(curve)
-    assert table.headers[-4:-1] == ("against dense-8, points", "against slices-only, points", "updates")
+    assert table.headers[-4:-1] == ("− dense-8, points", "− slices-only, points", "updates")
     rows = {row[0]: row for row in table.rows}
     assert rows["proxy-8"][-4:] == ("+1.0 [+1.0, +1.0]", "+6.0 [+6.0, +6.0]", "100", "0")
     assert rows["dense-8"][-4] == "–"
-    assert curve_table(ordered).headers[-3:] == ("proxy Dice", "updates", "cases taken back")
+    assert curve_table(ordered).headers[-3:] == ("proxy Dice", "updates", "taken back")
     assert all(len(row) == len(table.headers) for table in (table, curve_table(ordered)) for row in table.rows)
 
 

@@ -1,0 +1,187 @@
+"""`wardround stream` as a user starts it, on phantoms: golden numbers, forgetting, and a run that is killed.
+
+The numbers hold within a tolerance: another processor rounds differently, and training carries that on.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from wardround.deploy.report.results import Results, load_results
+from wardround.deploy.stream.summary import dense_point, forgetting, points, reaches
+from wardround.errors import DataError, PlanError, UsageError
+
+COMMAND = [sys.executable, "-m", "wardround.deploy.cli", "stream"]
+PATIENCE_S = 900.0
+
+CURVE = [
+    *("--cases", "10", "--tests", "4", "--sites", "2", "--shape", "24,28,24", "--budgets", "4,8", "--chunks", "4"),
+    *("--plan", "updates_per_case=8", "--plan", "suggestion=even", "--jobs", "2"),
+]
+TINY = [
+    *("--cases", "6", "--tests", "4", "--sites", "2", "--shape", "24,24,24", "--budgets", "4", "--chunks", "4"),
+    *("--order", "by-site", "--arms", "proxy", "--plan", "updates_per_case=4", "--plan", "learning_rate_end=0.004"),
+]
+
+TOLERANCE = 0.03
+GOLDEN_DICE = {"proxy-4": 0.266, "proxy-8": 0.291, "dense-8": 0.307, "slices-only-4": 0.228, "slices-only-8": 0.273}
+# Even slices do not depend on the model, so what they cost does not depend on the processor.
+GOLDEN_EFFORT = {
+    "proxy-4": 0.2337653,
+    "proxy-8": 0.4201334,
+    "dense-8": 1.0000000,
+    "slices-only-4": 0.2337653,
+    "slices-only-8": 0.4201334,
+}
+
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+
+_STARTED: "list[subprocess.Popen[str]]" = []
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process() -> Iterator[None]:
+    yield
+    for process in _STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    _STARTED.clear()
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
+
+
+def stream(*arguments: str) -> str:
+    code, out, err = finish(start(*arguments))
+    assert code == 0, err
+    return out
+
+
+def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of every default arm."""
+    out = tmp_path_factory.mktemp("curve") / "out"
+    stream("--out", str(out), *CURVE)
+    return out
+
+
+@pytest.fixture(scope="module")
+def ordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites one after the other."""
+    out = tmp_path_factory.mktemp("ordered") / "out"
+    stream("--out", str(out), *TINY)
+    return out
+
+
+@pytest.fixture
+def measured(curve: Path) -> Results:
+    return load_results(curve)
+
+
+def test_dice_and_effort_are_those_of_this_version(measured: Results) -> None:
+    found = points(measured)
+    assert {point.name: point.dice.mean for point in found} == pytest.approx(GOLDEN_DICE, abs=TOLERANCE)
+    assert {point.name: point.effort.mean for point in found} == pytest.approx(GOLDEN_EFFORT, abs=1e-6)
+
+
+def test_the_proxy_teaches_more_than_the_drawn_slices_alone(measured: Results) -> None:
+    dice = {point.name: point.dice.mean for point in points(measured)}
+    assert dice["proxy-4"] > dice["slices-only-4"]
+    assert dice["proxy-8"] > dice["slices-only-8"]
+
+
+def test_every_run_is_trained_as_much_on_the_same_cases_in_the_same_order(measured: Results) -> None:
+    assert {arm.updates for arm in measured.arms} == {10 * 8}
+    orders = {tuple(item.case for item in arm.interactions if item.step == 0) for arm in measured.arms}
+    assert len(orders) == 1
+    assert len(set(next(iter(orders)))) == 10
+    # Before the first case was drawn on, all models are the same.
+    assert len({next(item.model_dice for item in arm.interactions if item.step == 0) for arm in measured.arms}) == 1
+
+
+def test_test_cases_are_read_by_the_final_model_only(curve: Path, measured: Results) -> None:
+    evaluations = sorted(path.name for path in curve.glob("arms/*/sites/stream/evaluations/*.json"))
+    assert evaluations == ["round-00004.json"] * len(measured.arms)
+
+
+def test_the_report_shows_the_curve(curve: Path, measured: Results) -> None:
+    page = (curve / "report.html").read_text()
+    assert all(point.name in page for point in points(measured))
+    assert (curve / "figures" / "curve.png").exists()
+    assert dense_point(measured) is not None
+    assert {item.family for item in reaches(measured)} == {"proxy", "slices-only"}
+
+
+def test_sites_one_after_the_other_give_a_matrix(ordered: Path) -> None:
+    (found,) = forgetting(load_results(ordered))
+    first, second = found.matrix
+    assert found.backward.mean == pytest.approx(second[0] - first[0], abs=1e-9)
+    # A model that has hardly begun to learn gains on the first site from the second.
+    assert found.backward.mean > 0
+    sites = [item.case.partition("_case")[0] for item in load_results(ordered).arms[0].interactions if item.step == 0]
+    assert sites == ["site_1"] * 3 + ["site_2"] * 3
+
+
+def test_a_killed_run_ends_with_the_same_numbers(ordered: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start("--out", str(out), *TINY)
+    # The first site is passed and scored, the second is not.
+    run = out / "arms" / "proxy-4-seed0"
+    wait_until((run / "sites" / "stream" / "evaluations" / "round-00002.json").exists, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process)
+    stream("--resume", str(out))
+    mine, theirs = load_results(out).arms[0], load_results(ordered).arms[0]
+    assert mine.checkpoints == theirs.checkpoints
+    assert mine.interactions == theirs.interactions
+    last = Path("journal", "rounds", "00004", "global.safetensors")
+    assert (run / last).read_bytes() == (ordered / "arms" / run.name / last).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--arms", "magic"], UsageError.exit_code),
+        (["--data", "nowhere"], DataError.exit_code),
+        (["--arm", "mine:fusion=2"], PlanError.exit_code),
+    ],
+)
+def test_a_mistake_ends_with_its_exit_code_and_no_folder(tmp_path: Path, options: list[str], code: int) -> None:
+    out = tmp_path / "out"
+    found, _, err = finish(start("--out", str(out), *options))
+    assert found == code
+    assert "fix" in err
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+def test_results_are_plain_json(curve: Path) -> None:
+    content = json.loads((curve / "results.json").read_text())
+    assert content["kind"] == "stream"
+    assert {arm["family"] for arm in content["arms"]} == {"proxy", "dense", "slices-only"}
