@@ -8,7 +8,7 @@ import typer
 from wardround.deploy import options
 from wardround.deploy.launch import launch
 
-PHANTOM_SITES, PHANTOM_CASES, PHANTOM_TESTS = 3, 24, 12
+PHANTOM_SITES, PHANTOM_CASES, PHANTOM_TESTS = 3, 18, 9
 """What a stream of phantoms has where nothing else is said."""
 
 
@@ -38,8 +38,8 @@ def stream(  # noqa: PLR0917 - one parameter an option
     ] = None,
     budgets: Annotated[str, typer.Option(help="Slices drawn on a case; each arm is run with each.")] = "4,8",
     order: Annotated[str, typer.Option(help="'shuffled', or 'by-site': one site after the other.")] = "shuffled",
-    cases: Annotated[int | None, typer.Option(help="At most so many streamed cases (phantoms: 24).")] = None,
-    tests: Annotated[int | None, typer.Option(help="At most so many test cases (phantoms: 12).")] = None,
+    cases: Annotated[int | None, typer.Option(help="At most so many streamed cases (phantoms: 18).")] = None,
+    tests: Annotated[int | None, typer.Option(help="At most so many test cases (phantoms: 9).")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of subjects to test on if the split names none.")] = 0.25,
     shift: Annotated[float, typer.Option(help="Phantoms: how far the sites' scanners differ.")] = 1.0,
     shape: Annotated[str, typer.Option(help="Phantoms: voxels along each axis.")] = "32,40,32",
