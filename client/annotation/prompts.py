@@ -120,13 +120,13 @@ class Annotations:
         A slice drawn again replaces its earlier version. Strokes and points add up; those that a later slice or stroke
         covers stay, because they were drawn and are paid for, and take over its labels.
         """
-        slices = tuple(prompt for prompt in prompts if isinstance(prompt, SlicePrompt))
-        new = {prompt.request for prompt in slices}
-        kept = tuple(prompt for prompt in self.slices if prompt.request not in new)
+        slices = {prompt.request: prompt for prompt in self.slices}
         scribbles, points = self.scribbles, self.points
         for prompt in prompts:
             match prompt:
                 case SlicePrompt():
+                    slices.pop(prompt.request, None)
+                    slices[prompt.request] = prompt
                     scribbles = tuple(_relabelled_strokes(stroke, prompt) for stroke in scribbles)
                     points = tuple(_relabelled_point(point, prompt) for point in points)
                 case ScribblePrompt():
@@ -134,7 +134,7 @@ class Annotations:
                     points = tuple(_relabelled_point(point, prompt) for point in points)
                 case PointPrompt():
                     points = (*points, prompt)
-        return replace(self, slices=kept + slices, scribbles=scribbles, points=points)
+        return replace(self, slices=tuple(slices.values()), scribbles=scribbles, points=points)
 
     def on_axis(self, axis: int) -> tuple[SlicePrompt, ...]:
         """The drawn slices of one plane, in ascending order of index."""
