@@ -139,10 +139,10 @@ def _errors(planes: FloatArray, positions: npt.NDArray[np.int_], closed: bool) -
     errors = np.zeros((last + 1, last + 1))
     for first in range(last):
         for second in range(first + 2, last + 1):
-            truth = planes[first : second - 1]
+            expected = planes[first : second - 1]
             lower, upper = depths[first], depths[second]
             if lower is None and upper is None:
-                errors[first, second] = truth.sum(dtype=np.float64)
+                errors[first, second] = expected.sum(dtype=np.float64)
                 continue
             if lower is None:
                 lower = upper if first == 0 and not closed else _gone(upper)
@@ -153,7 +153,7 @@ def _errors(planes: FloatArray, positions: npt.NDArray[np.int_], closed: bool) -
             depth = (1 - share) * lower + share * upper
             # The share of a pixel that a border at this depth covers.
             found = np.clip(depth + np.float32(0.5), 0, 1)
-            errors[first, second] = (found + truth - 2 * found * truth).sum(dtype=np.float64)
+            errors[first, second] = (found + expected - 2 * found * expected).sum(dtype=np.float64)
     return errors
 
 
