@@ -55,7 +55,8 @@ class ProxyMask:
         ``[I, J, K]``, bool: voxels on drawn slices, under strokes and at points.
     confidence
         ``[I, J, K]``, float32, 0 (a guess) … 1 (drawn): probability that the most probable label is the right one, as
-        :func:`calibrated_confidence` estimates it.
+        :func:`calibrated_confidence` estimates it from what was drawn. The model's vote does not add to it: a model
+        that learnt from its own certainty would confirm itself.
     """
 
     probabilities: FloatArray
@@ -194,9 +195,14 @@ def propagate(
                     rim = beyond(fixed.shape, within(inner, box))
                     fixed[rim & (fixed == UNLABELLED)] = 0
                 _add_strokes(merged, strokes[box], fixed, settings)
+            found = merged.mean(settings.smoothing)
+            sure = calibrated_confidence(found.max(axis=0), merged.doubt(), merged.nearest)
             if prediction is not None and model_weight > 0:
+                drawings_say = found.argmax(axis=0)
                 merged.add(prediction[(slice(None), *box)], np.float32(model_weight))
-            found, sure = merged.result(settings.smoothing)
+                found = merged.mean(settings.smoothing)
+                # Where the model overrules the drawings, what speaks for these speaks against the result.
+                sure = np.where(found.argmax(axis=0) == drawings_say, sure, 1 - sure)
             local = within(inner, box)
             probabilities[(slice(None), *inner)] = found[(slice(None), *local)]
             confidence[inner] = sure[local]
@@ -263,16 +269,19 @@ class _Merged:
         self.squares += weight * np.square(vote).sum(axis=0)
         self.weights += weight
 
-    def result(self, smoothing: float) -> tuple[FloatArray, FloatArray]:
-        """Probabilities ``[C, ...]`` and confidence."""
-        self.total /= self.weights
-        doubt = np.maximum(self.squares / self.weights - np.square(self.total).sum(axis=0), 0)
-        found = self.total
-        if smoothing:
-            finest = min(self.scene.spacing)
-            widths = [smoothing * finest / step for step in self.scene.spacing]
-            found = ndimage.gaussian_filter(found, (0, *widths), mode="nearest", truncate=3)
-        return found, calibrated_confidence(found.max(axis=0), doubt, self.nearest)
+    def mean(self, smoothing: float) -> FloatArray:
+        """Probabilities ``[C, ...]``, smoothed."""
+        found: FloatArray = self.total / self.weights
+        if not smoothing:
+            return found
+        finest = min(self.scene.spacing)
+        widths = [smoothing * finest / step for step in self.scene.spacing]
+        return np.asarray(ndimage.gaussian_filter(found, (0, *widths), mode="nearest", truncate=3), dtype=np.float32)
+
+    def doubt(self) -> FloatArray:
+        """Variance of the votes about their mean, summed over labels, 0 … 1."""
+        variance = self.squares / self.weights - np.square(self.total / self.weights).sum(axis=0)
+        return np.asarray(np.maximum(variance, 0), dtype=np.float32)
 
 
 def _add_planes(merged: _Merged, annotations: Annotations, settings: PropagationSettings) -> None:

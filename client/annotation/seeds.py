@@ -76,6 +76,19 @@ def seed_map(annotations: Annotations, shape: Shape) -> Labels3D:
     return seeds
 
 
+def drawn_labels(annotations: Annotations, shape: Shape) -> Labels3D:
+    """All that was drawn in one volume: slices, and the scribbles and points that hold where they lie on one.
+
+    Parameters and result are as of :func:`seed_map`.
+    """
+    labels = np.full(shape, UNLABELLED, dtype=np.uint8)
+    for prompt in annotations.slices:
+        labels[plane(prompt.axis, prompt.index)] = prompt.labels
+    seeds = seed_map(annotations, shape)
+    np.copyto(labels, seeds, where=seeds != UNLABELLED)
+    return labels
+
+
 def expand(
     image: FloatArray, spacing: Spacing, seeds: Labels3D, labels: int, settings: SeedSettings = SeedSettings()
 ) -> tuple[FloatArray, FloatArray]:

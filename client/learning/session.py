@@ -9,8 +9,16 @@ from scipy import ndimage
 
 from wardround.client.annotation.effort import contour_effort
 from wardround.client.annotation.guidance import next_slices, residual_map
-from wardround.client.annotation.prompts import Annotations, ExtentPrompt, Prompt, SlicePrompt, SliceRequest
+from wardround.client.annotation.prompts import (
+    UNLABELLED,
+    Annotations,
+    ExtentPrompt,
+    Prompt,
+    SlicePrompt,
+    SliceRequest,
+)
 from wardround.client.annotation.propagation import PropagationCache, ProxyMask, propagate
+from wardround.client.annotation.seeds import drawn_labels
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import OnlineLearner
@@ -124,13 +132,20 @@ class CaseSession:
         Only drawn voxels count. Elsewhere the proxy is a guess, and one in which the prediction may itself have had a
         vote: a model must not earn trust by agreeing with itself.
         """
-        assert self._propagated is not None, "answer() comes before agreement"
-        drawn = self._propagated.annotated
-        predicted, accepted = (
-            np.asarray(part[:, drawn].argmax(axis=0), dtype=np.uint8)
-            for part in (self.before, self._propagated.probabilities)
-        )
-        return mean_dice(predicted, accepted, self.plan.labels)
+        labels = drawn_labels(self.annotations, self.image.shape)
+        drawn = labels != UNLABELLED
+        predicted = np.asarray(self.before.argmax(axis=0)[drawn], dtype=np.uint8)
+        return mean_dice(predicted, labels[drawn], self.plan.labels)
+
+    @property
+    def vote(self) -> float:
+        """Weight of the prediction before the case in propagation.
+
+        It is the plan's weight times the trust that earlier cases have earned, or the agreement with what was drawn on
+        this one, if that is less: the drawings of a case that the model does not know overrule it everywhere.
+        """
+        agreement = self.agreement
+        return self.plan.model_vote * (self.trust if np.isnan(agreement) else min(self.trust, agreement))
 
     def rewind(self) -> tuple[Step, ...]:
         """Forget everything that was suggested and drawn, and return the steps that led here.
@@ -180,7 +195,7 @@ class CaseSession:
         is asked for its next slices by the same rule, from the same knowledge, as one that draws nothing else.
         """
         self.annotations = self.annotations.adding(*drawn)
-        vote = self.plan.model_vote * self.trust
+        vote = self.vote
         self._propagated = propagate(
             self.image,
             self.annotations,

@@ -351,6 +351,18 @@ class TestModel:
         ]
         assert scores[1] > scores[0] + 0.05
 
+    def test_it_adds_no_confidence(self):
+        image, labels = scene()
+        annotations = annotate(labels, REQUESTS[:2])
+        alone = propagate(image, annotations, 3)
+        for seen in (labels, labels.with_array(np.zeros_like(labels.array))):
+            voted = propagate(image, annotations, 3, prediction=self.votes(seen), model_weight=0.4)
+            same = voted.labels == alone.labels
+            assert np.array_equal(voted.confidence[same], alone.confidence[same])
+            overruled = voted.confidence[~same]
+            assert overruled.size > 0
+            assert np.allclose(overruled, 1 - alone.confidence[~same])
+
     def test_the_extent_bounds_it(self):
         image, labels = scene()
         annotations = replace(annotate(labels), extent=ExtentPrompt((10, 10, 10), (16, 30, 16)))

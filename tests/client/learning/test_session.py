@@ -220,3 +220,20 @@ def test_rewinding_returns_to_the_first_suggestion() -> None:
     case.repeat(steps[0])
     assert case.chosen == first
     assert case.suggest(1) == second
+
+
+def test_a_model_that_contradicts_this_cases_drawings_has_no_vote_on_it() -> None:
+    seen = []
+    for where in (LABELS == 1, LABELS == 9):
+        case = session(Model(where, sure=0.99), trust=0.9, model_vote=0.4)
+        case.answer(TRUTH.slice(SliceRequest(1, 4)), TRUTH.slice(SliceRequest(1, 9)))
+        assert case.proxy is not None
+        seen.append((case.vote, case.proxy.probabilities.copy(), case.proxy.confidence.copy()))
+    alone = session(model_vote=0.0)
+    alone.answer(TRUTH.slice(SliceRequest(1, 4)), TRUTH.slice(SliceRequest(1, 9)))
+    assert alone.proxy is not None
+    assert seen[0][0] == pytest.approx(0.4 * 0.9)
+    assert not np.array_equal(seen[0][1], alone.proxy.probabilities)
+    assert seen[1][0] == 0
+    assert np.array_equal(seen[1][1], alone.proxy.probabilities)
+    assert np.array_equal(seen[1][2], alone.proxy.confidence)
