@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wardround.client.annotation.allocation import allocate
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
-from wardround.client.annotation.guidance import allocate, suggest
+from wardround.client.annotation.guidance import suggest
 from wardround.client.annotation.prompts import Annotations, SlicePrompt
 from wardround.client.annotation.propagation import PropagationCache, PropagationSettings, propagate
 from wardround.client.cases.dataset import load_dataset, split_by_file

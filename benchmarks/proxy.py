@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from scipy import stats
 
+from wardround.client.annotation.allocation import allocate
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.effort import Effort, effort_of
-from wardround.client.annotation.guidance import allocate, next_slices, suggest
+from wardround.client.annotation.guidance import next_slices, suggest
 from wardround.client.annotation.prompts import Annotations
 from wardround.client.annotation.propagation import PropagationCache, PropagationSettings, ProxyMask, propagate
 from wardround.client.cases.dataset import load_dataset, split_by_file

@@ -1,4 +1,4 @@
-"""Where to draw next: the residual map, how a budget is shared between planes, and which slices to ask for.
+"""Where to draw next: the residual map, and which slices to ask for.
 
 The rule *information* plans all slices that the budget still allows from what is known of the shape (the model's
 calibrated prediction), draws the most telling ones first, and plans again. Where the model knows nothing yet it spaces
@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from wardround.client.annotation.allocation import Counts, allocate, slices_at, thick_axis
 from wardround.client.annotation.calibration import calibrate, shape_estimate
 from wardround.client.annotation.placement import Knots, knots, place
 from wardround.client.annotation.prompts import Annotations, SliceRequest
@@ -20,14 +21,6 @@ from wardround.errors import UsageError
 
 RULES = ("information", "residual", "residual-sampled", "even", "random")
 
-# A volume counts as thick-sliced along its last axis if its slices are that much further apart than its pixels, or if
-# it has that much fewer slices than pixels along the sides (for headers whose spacing is not physical).
-THICK_SPACING = 2.0
-THICK_SHAPE = 1 / 3
-# Share of a thick-sliced object's slices that is drawn at most.
-THICK_SHARE = 0.375
-
-Counts = tuple[int, int, int]
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -78,57 +71,6 @@ def suggestion_map(
     certain = proxy.probabilities.max(axis=0)
     doubt = 1 - (certain if uncertainty is None else (1 - uncertainty) * certain)
     return np.asarray(doubt * residual_map(proxy, prediction), dtype=np.float32)
-
-
-def allocate(
-    total: int,
-    size: tuple[int, int, int],
-    spacing: tuple[float, float, float],
-    shape: tuple[int, int, int] | None = None,
-) -> Counts:
-    """Share a budget of slices between the three array axes.
-
-    All of them go across the longest side of the object: those slices are the smallest, hence the cheapest, and the
-    object changes least from one to the next, so that registration carries the labels over the gaps. Where the volume
-    is thick-sliced, they go across the thick axis, because the other planes are too coarse to draw on; there each slice
-    is a large part of a full segmentation, so that no more than :data:`THICK_SHARE` of the object's slices are drawn.
-
-    Parameters
-    ----------
-    total
-        Slices to draw on one case.
-    size
-        Object extent in voxels; the volume's shape where the extent is not known.
-    spacing
-        Distance between voxel centres in millimetres.
-    shape
-        The volume's shape, by default `size`: a header's spacing need not be physical, so a volume with few slices and
-        many pixels also counts as thick-sliced.
-
-    Returns
-    -------
-    tuple of int
-        Slices across axes 0, 1 and 2; their sum is at most `total`.
-    """
-    counts = [0, 0, 0]
-    axis = _thick_axis(spacing, shape or size)
-    if axis is None:
-        lengths = [voxels * distance for voxels, distance in zip(size, spacing, strict=True)]
-        axis = int(np.argmax(lengths))
-        counts[axis] = min(total, size[axis])
-    else:
-        counts[axis] = min(total, max(1, round(THICK_SHARE * size[axis])))
-    return counts[0], counts[1], counts[2]
-
-
-def _thick_axis(spacing: tuple[float, float, float], shape: tuple[int, int, int]) -> int | None:
-    for axis in (2, 1, 0):
-        others = [other for other in range(3) if other != axis]
-        if spacing[axis] >= THICK_SPACING * max(spacing[other] for other in others):
-            return axis
-        if shape[axis] < THICK_SHAPE * min(shape[other] for other in others):
-            return axis
-    return None
 
 
 def next_slices(
@@ -225,7 +167,7 @@ class _Planner:
         axis = int(np.argmax(counts))
         if any(self._drawn):
             axis = int(np.argmax([len(indices) for indices in self._drawn]))
-        elif self._estimate is not None and _thick_axis(self._spacing, self._shape) is None:
+        elif self._estimate is not None and thick_axis(self._spacing, self._shape) is None:
             axis = int(np.argmax(allocate(total, _size(*_bounds(self._estimate)), self._spacing)))
         if not counts[axis]:
             whole = min(total, size[axis])
@@ -289,11 +231,6 @@ def _spread(annotations: Annotations, axis: int, low: int, high: int, count: int
     chosen = set(_even(inner_low, inner_high, inside, min(count, free)))
     rest = min(count, high - low + 1 - len([n for n in drawn if low <= n <= high])) - len(chosen)
     return sorted(chosen) + _even(low, high, sorted({*drawn, *chosen}), rest)
-
-
-def slices_at(total: int, rounds: int, step: int) -> int:
-    """How many of `total` slices of one plane to draw in annotation round `step` of `rounds`; early rounds get more."""
-    return -(-total * (step + 1) // rounds) + -total * step // rounds
 
 
 def suggest(

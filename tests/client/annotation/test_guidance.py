@@ -2,16 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from wardround.client.annotation.guidance import (
     RULES,
-    allocate,
     next_slices,
     residual_map,
-    slices_at,
     suggest,
     suggestion_map,
 )
@@ -89,40 +85,6 @@ class TestMaps:
     def test_maps_of_other_shape_are_refused(self):
         with pytest.raises(UsageError):
             residual_map(proxy_of(uniform(2)), uniform(3))
-
-
-class TestAllocation:
-    @pytest.mark.parametrize(
-        ("size", "spacing", "expected"),
-        [
-            ((22, 38, 25), (1, 1, 1), (0, 12, 0)),
-            ((38, 22, 25), (1, 1, 1), (12, 0, 0)),
-            # Millimetres decide, not voxels.
-            ((30, 38, 25), (1.5, 1, 1), (12, 0, 0)),
-        ],
-    )
-    def test_isotropic_budget_goes_across_the_longest_side(self, size, spacing, expected):
-        assert allocate(12, size, spacing) == expected
-
-    @pytest.mark.parametrize(
-        ("size", "spacing", "shape"),
-        [
-            ((40, 50, 8), (1, 1, 5), (128, 128, 60)),
-            # A header without physical spacing: the shape tells.
-            ((20, 20, 8), (1, 1, 1), (128, 128, 20)),
-            ((40, 50, 8), (1, 1, 1), None),
-        ],
-    )
-    def test_thick_slices_take_all(self, size, spacing, shape):
-        assert allocate(12, size, spacing, shape) == (0, 0, 3)
-
-    def test_thick_axis_may_be_any(self):
-        assert allocate(2, (40, 8, 50), (1, 6, 1)) == (0, 2, 0)
-
-    def test_never_more_than_there_is(self):
-        assert allocate(12, (3, 5, 4), (1, 1, 1)) == (0, 5, 0)
-        assert allocate(12, (40, 50, 1), (1, 1, 5)) == (0, 0, 1)
-        assert allocate(0, (22, 38, 25), (1, 1, 1)) == (0, 0, 0)
 
 
 class TestSuggest:
@@ -232,14 +194,6 @@ def test_where_no_residual_is_left_the_rest_is_spread_evenly() -> None:
     assert max(np.diff([0, *sorted(indices), 29])) <= 12
 
 
-@given(st.integers(0, 60), st.integers(1, 16))
-def test_all_slices_are_drawn_and_early_rounds_get_more(total: int, rounds: int) -> None:
-    parts = [slices_at(total, rounds, step) for step in range(rounds)]
-    assert sum(parts) == total
-    assert max(parts) - min(parts) <= 1
-    assert parts[0] == max(parts)
-
-
 def long_object(shape=SHAPE, axis=1):
     """Certain class probabilities of an ellipsoid that is long along `axis` and fills a part of the volume."""
     radii = [4.0, 4.0, 4.0]
@@ -297,6 +251,16 @@ class TestNextSlices:
             annotations = annotations.adding(*drawing(truth, *requests))
             proxy = proxy_with(truth, annotations)
         assert len(annotations.slices) == 8
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("step", [2, 5])
+    def test_whoever_draws_more_often_than_planned_is_asked_for_nothing_more(self, rule, step):
+        truth = long_object()
+        annotations = Annotations().adding(*drawing(truth, SliceRequest(1, 9), SliceRequest(1, 20)))
+        disagreeing = proxy_with(truth[::-1].copy(), annotations)
+        for known in ({"proxy": None, "prediction": uniform()}, {"proxy": disagreeing, "prediction": truth}):
+            assert ask(annotations, rule, total=8, rounds=2, step=step, **known) == ()
+            assert ask(annotations, rule, total=8, rounds=2, step=step, allocation=(3, 3, 3), **known) == ()
 
     def test_where_proxy_and_prediction_agree_sampling_is_uniform(self):
         truth = long_object()

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from wardround.client.annotation.allocation import allocate
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.effort import effort_of
-from wardround.client.annotation.guidance import allocate, suggest
+from wardround.client.annotation.guidance import suggest
 from wardround.client.annotation.prompts import UNLABELLED, Annotations, ScribblePrompt
 from wardround.client.annotation.propagation import propagate
 from wardround.client.annotation.registration import register, warp
