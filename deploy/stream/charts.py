@@ -27,11 +27,11 @@ from wardround.deploy.stream.summary import (
     Reach,
     curves,
     dense_point,
-    forgetting,
     prequential,
     reaches,
     runs_by_name,
 )
+from wardround.deploy.stream.transfer import forgetting
 
 PROXY = "proxy"
 MOST_MATRICES = 8
@@ -142,7 +142,7 @@ def draw_proxy(results: Results, theme: Theme) -> Sketch | None:
     return Sketch(figure, "What the learner was given", caption, "Dice of the proxy masks against effort. " + told)
 
 
-def draw_forgetting(results: Results, theme: Theme) -> Sketch | None:
+def draw_forgetting(results: Results) -> Sketch | None:
     """Dice on every group after every group, one matrix a run."""
     items = forgetting(results)[:MOST_MATRICES]
     if not items:

@@ -11,10 +11,10 @@ from wardround.deploy.stream.summary import (
     against,
     curves,
     dense_point,
-    forgetting,
     partner,
     reaches,
 )
+from wardround.deploy.stream.transfer import forgetting
 
 PROXY = "proxy"
 

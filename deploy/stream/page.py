@@ -21,8 +21,9 @@ from wardround.deploy.stream.charts import (
     draw_transfer,
 )
 from wardround.deploy.stream.goals import stream_goals
-from wardround.deploy.stream.summary import SHARE_OF_DENSE, against, curves, dense_point, forgetting, points, reaches
+from wardround.deploy.stream.summary import SHARE_OF_DENSE, against, curves, dense_point, points, reaches
 from wardround.deploy.stream.tables import curve_table, forgetting_table, matrix_table, open_runs, reach_table
+from wardround.deploy.stream.transfer import forgetting
 
 FILE_NAME = "report.html"
 
@@ -72,7 +73,7 @@ def _draw_all(results: Results, examples: Sequence[Example], theme: Theme) -> di
         "curve": lambda: draw_curve(results, theme),
         "prequential": lambda: draw_prequential(results, theme),
         "proxy": lambda: draw_proxy(results, theme),
-        "forgetting": lambda: draw_forgetting(results, theme),
+        "forgetting": lambda: draw_forgetting(results),
         "transfer": lambda: draw_transfer(results, theme),
         "examples": lambda: draw_examples(results, examples, theme),
     }

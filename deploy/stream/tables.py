@@ -9,12 +9,12 @@ from wardround.deploy.stream.summary import (
     SHARE_OF_DENSE,
     against,
     dense_point,
-    forgetting,
     partner,
     points,
     reaches,
     runs_by_name,
 )
+from wardround.deploy.stream.transfer import forgetting
 
 
 def stream_tables(results: Results) -> dict[str, Table]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from wardround.deploy.report.results import Results, load_results
-from wardround.deploy.stream.summary import dense_point, forgetting, points, reaches
+from wardround.deploy.stream.summary import dense_point, points, reaches
+from wardround.deploy.stream.transfer import forgetting
 from wardround.errors import DataError, PlanError, UsageError
 
 COMMAND = [sys.executable, "-m", "wardround.deploy.cli", "stream"]
