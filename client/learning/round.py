@@ -281,7 +281,9 @@ class OnlineRound:
         self._accepted = None
 
     def rehearse(self, cases: int) -> None:
-        """Update from memory alone, as much as `cases` new cases allow."""
+        """Update from memory alone, as much as `cases` new cases allow; not at all where nothing is remembered."""
+        if not len(self.memory):
+            return
         self._update(lambda: self._recalled(0), rehearsal_updates(self.plan, cases), learning_rate(self.plan))
 
     def _opened(self, session: CaseSession) -> _Accepted:

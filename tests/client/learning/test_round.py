@@ -291,6 +291,23 @@ def test_a_person_may_draw_more_often_than_the_plan_foresees(tmp_path: Path, tra
     assert scene.round.updates == 4
 
 
+def test_where_nothing_is_remembered_nothing_is_rehearsed(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    scene = Scene(tmp_path, trained, rehearsal=0.5)
+    kept = scene.round.memory
+    scene.round.memory = ReplayMemory(tmp_path / "empty", Reservoir(8), scene.plan.replay)
+    session = scene.session()
+    scene.round.open(session)
+    scene.round.step(session, scene.draw(session))
+    scene.round.abandon(session)
+    scene.round.rehearse(2)
+    assert (scene.round.updates, scene.round.losses, scene.round.loss) == (0, [], 0.0)
+    assert differing(trained, scene.learner.weights()) == []
+    scene.round.memory = kept
+    scene.round.rehearse(2)
+    assert scene.round.updates == 6
+    assert differing(trained, scene.learner.weights()) != []
+
+
 class Peeking:
     """Looks into memory at every step."""
 
