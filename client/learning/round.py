@@ -16,7 +16,7 @@ from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.learner import Checkpoint, OnlineLearner
 from wardround.client.learning.replay import ReplayMemory, Sample
-from wardround.client.learning.safeguard import Safeguard
+from wardround.client.learning.safeguard import PATIENCE, Safeguard
 from wardround.client.learning.schedule import interactive_updates, learning_rate, rehearsal_updates
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Standing
@@ -235,8 +235,10 @@ class OnlineRound:
     def accept(self, session: CaseSession) -> bool:
         """Close the open case: it enters memory, unless its updates made the model worse on remembered cases.
 
-        Then they are taken back and the case enters neither memory nor the site's standing. What was drawn is the
-        annotator's work either way: it is charged, and the site keeps it as the case's label.
+        Then they are taken back and the case enters neither memory nor the site's trust. After
+        :data:`~wardround.client.learning.safeguard.PATIENCE` such cases in a row the next one is accepted without being
+        judged. What was drawn is the annotator's work either way: it is charged, and the site keeps it as the case's
+        label.
 
         Returns
         -------
@@ -252,12 +254,14 @@ class OnlineRound:
         if session.disagreement is None:
             raise UsageError("there is nothing to accept", "nothing was drawn on this case yet", "draw a slice first")
         with self.phase("predict"):
-            kept = accepted.safeguard.fall(self.learner) <= self.plan.rollback_drop
+            patient = self.standing.refused < PATIENCE
+            kept = not patient or accepted.safeguard.fall(self.learner) <= self.plan.rollback_drop
         if kept:
             self.memory.offer(session.sample(), self.rng)
             self.standing = self.standing.accepting(session.agreement, session.disagreement)
         else:
             self.learner.restore(accepted.learner)
+            self.standing = self.standing.refusing()
             self.rejected += 1
         self.effort["contour"] += session.cost
         self.effort["strict"] += strict_effort(session.paid)

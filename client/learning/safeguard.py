@@ -7,6 +7,11 @@ after. No truth is involved: the annotator's accepted work judges.
 
 What this cannot tell apart is a wrong case and a right one that is unlike all before it, such as the first of another
 scanner: if learning it costs more on the old cases than the plan allows, it is refused as well. Its label is kept.
+
+As a refusal leaves the model exactly as it was, a site that changes its scanner for good would be refused every case
+from then on. Refusals in a row are therefore counted, from round to round. One wrong case is an accident; a third in a
+row is a change of the world: after :data:`PATIENCE` refusals in a row the next case is accepted whatever the judges
+say, and the count starts again. The price is that the third of three wrong cases in a row is learnt.
 """
 
 from collections.abc import Sequence
@@ -22,6 +27,8 @@ from wardround.client.learning.replay import ReplayMemory, Sample
 # Mean Dice on the remembered cases from which a model counts as one that works: below, there is little to lose, and a
 # young model's scores go up and down by more than any sensible tolerance.
 WORKING = 0.5
+# Refusals in a row after which the next case is accepted.
+PATIENCE = 2
 
 Scores = npt.NDArray[np.float64]
 

@@ -7,7 +7,7 @@ answer.
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,26 @@ class Standing:
         what was drawn. It starts at 0, so that a model has to earn its say, and falls again where the model fails.
     disagreement
         0 … 1: exponential average of the cases' first residual round the object; None before the first case.
+    refused
+        How many cases were refused in a row, up to now, see :mod:`wardround.client.learning.safeguard`.
     """
 
     trust: float = 0.0
     disagreement: float | None = None
+    refused: int = 0
 
     def accepting(self, agreement: float, disagreement: float) -> "Standing":
-        """The standing after one more accepted case; an `agreement` of NaN (nothing to compare) leaves the trust."""
+        """The standing after one more accepted case, which ends a run of refusals.
+
+        An `agreement` of NaN (nothing to compare) leaves the trust.
+        """
         trust = self.trust if math.isnan(agreement) else (1 - NEWEST) * self.trust + NEWEST * agreement
         usual = disagreement if self.disagreement is None else self.disagreement
         return Standing(trust, (1 - NEWEST) * usual + NEWEST * disagreement)
+
+    def refusing(self) -> "Standing":
+        """The standing after one more refused case: it counts, and is no reason for trust or doubt."""
+        return replace(self, refused=self.refused + 1)
 
     def ratio(self, disagreement: float) -> float:
         """How much more than usual a case disagrees: 1 is as usual, and the answer where nothing is usual yet."""
@@ -127,6 +137,7 @@ class Snapshots:
                 "effort": state.effort,
                 "trust": state.standing.trust,
                 "disagreement": state.standing.disagreement,
+                "refused": state.standing.refused,
             }
             (folder / "state.json").write_text(json.dumps(content))
         for number in sorted(self._rounds())[: -self.KEPT]:
@@ -145,7 +156,7 @@ class Snapshots:
                 load_arrays(folder / "optimiser.safetensors"),
                 tuple(content["history"]),
                 content["effort"],
-                Standing(content.get("trust", 0.0), content.get("disagreement")),
+                Standing(content.get("trust", 0.0), content.get("disagreement"), content.get("refused", 0)),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(

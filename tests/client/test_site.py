@@ -293,6 +293,20 @@ def test_a_case_that_is_taken_back_keeps_its_label(tmp_path: Path, monkeypatch: 
     assert same(alone.train(settings, START).weights, update.weights)
 
 
+def test_refusals_in_a_row_are_counted_from_round_to_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Safeguard, "fall", lambda guard, learner: float(len(guard.samples)))
+    settings = {"validation_cases": 1, "updates_per_case": 1, "rounds": 3}
+    schedule = [["case-0", "case-1"], ["case-2"], ["case-3"]]
+    for number, refused in ((1, 1), (2, 2), (3, 0)):
+        resumed = site(tmp_path, schedule=schedule)
+        assert resumed.train(plan(number, **settings), START).metrics["rejected"] == (number < 3)
+        state = resumed._snapshots.latest()
+        assert state is not None
+        assert state.standing.refused == refused
+        resumed.close()
+    assert state.reservoir.kept == ("case-0", "case-3")
+
+
 def test_every_case_and_round_has_random_numbers_of_its_own(tmp_path: Path) -> None:
     north = site(tmp_path)
     learner = north._learner(plan(), START)

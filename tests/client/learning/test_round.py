@@ -15,7 +15,7 @@ from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
 from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
 from wardround.client.learning.round import Interaction, OnlineRound
-from wardround.client.learning.safeguard import stored_dice
+from wardround.client.learning.safeguard import Safeguard, stored_dice
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Standing
 from wardround.errors import UsageError
@@ -247,10 +247,42 @@ def test_a_bad_case_poisons_a_model_without_the_check_and_not_with_it(
     assert checked.learner.optimiser_state() == {}
     assert len(checked.round.memory) == 3
     assert checked.round.rejected == 1
-    assert checked.round.standing == Standing(0.5, 0.1)
+    assert checked.round.standing == Standing(0.5, 0.1, refused=1)
     assert [row.get("accepted") for row in checked.round.history] == [None, None, None, False]
     assert checked.round.effort["contour"] == session.cost > 0
     assert checked.round.updates == free.round.updates
+
+
+def judged(scene: Scene, monkeypatch: pytest.MonkeyPatch, verdicts: str) -> str:
+    """What becomes of one case after the other, where the judges find each bad (``b``) or good (``g``)."""
+    found = ""
+    for number, verdict in enumerate(verdicts):
+        monkeypatch.setattr(Safeguard, "fall", lambda guard, learner, verdict=verdict: float(verdict == "b"))
+        session = scene.session(20 + number)
+        scene.round.open(session)
+        scene.round.step(session, scene.draw(session, ball(20 + number)[1]))
+        found += "+" if scene.round.accept(session) else "-"
+    return found
+
+
+def test_a_third_bad_case_in_a_row_is_a_change_of_the_world(
+    tmp_path: Path, trained: Mapping[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, trained, updates_per_case=1, slices_per_case=3)
+    assert judged(scene, monkeypatch, "bb") == "--"
+    assert scene.round.standing == Standing(0.5, 0.1, refused=2)
+    assert differing(trained, scene.learner.weights()) == []
+    assert judged(scene, monkeypatch, "bbb") == "+--"
+    assert scene.round.rejected == 4
+    assert len(scene.round.memory) == 4
+
+
+def test_a_good_case_in_between_starts_the_count_again(
+    tmp_path: Path, trained: Mapping[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, trained, updates_per_case=1, slices_per_case=3)
+    assert judged(scene, monkeypatch, "bgbb") == "-+--"
+    assert scene.round.standing.refused == 2
 
 
 def test_trust_and_usual_disagreement_follow_the_accepted_cases(

@@ -95,6 +95,19 @@ def test_a_snapshot_of_an_older_version_knows_no_trust(tmp_path: Path) -> None:
     assert latest.reservoir == Reservoir(4, 1, ("a",))
 
 
+def test_the_count_of_refusals_comes_back_and_is_nothing_in_an_older_version(tmp_path: Path) -> None:
+    standing = Standing(0.5, 0.25).refusing().refusing()
+    assert standing == Standing(0.5, 0.25, 2)
+    Snapshots(tmp_path).save(SiteState(1, Reservoir(4), standing=standing))
+    assert Snapshots(tmp_path).before(2, capacity=4).standing == standing
+    file = tmp_path / "round-00001" / "state.json"
+    content = json.loads(file.read_text())
+    del content["refused"]
+    file.write_text(json.dumps(content))
+    assert Snapshots(tmp_path).before(2, capacity=4).standing == Standing(0.5, 0.25)
+    assert standing.accepting(0.5, 0.25).refused == 0
+
+
 def test_trust_starts_at_nothing_grows_with_agreement_and_falls_without() -> None:
     standing = Standing()
     trusts = [standing.trust]
