@@ -104,5 +104,3 @@ def _resampler(length: int, new: int, device: torch.device) -> Tensor:
     shrink = (length - 1) / max(new - 1, 1)
     sigma = 0.5 * (shrink - 1) + 0.25 if shrink > 1 else 0.0
     return _interpolator(length, new, device) @ gaussian(length, sigma, device)
-
-
