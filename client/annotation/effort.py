@@ -4,6 +4,10 @@ The unit is the boundary pixel, what a hand has to trace. Effort is a fraction: 
 planes over pixels that a full manual segmentation would need (every slice of array axis 2). A slice costs its contours,
 as the literature counts it; a scribble costs its stroke's pixels, which the hand traces as well. Looking and clicking
 cost something in the strict count alone.
+
+What is charged are the drawings as they stand: a slice that was drawn again counts once, as it was drawn last, and a
+step that was undone counts nothing, though both took a hand's time. Adding a drawing therefore never lowers effort,
+unless it is a slice drawn again with fewer boundary pixels.
 """
 
 from dataclasses import dataclass

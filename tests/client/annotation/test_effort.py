@@ -100,6 +100,7 @@ def test_adding_a_slice_never_lowers_effort(requests):
 
 
 PROMPTS = st.one_of(
+    # One object, so that a slice drawn again is the same again.
     st.builds(lambda axis, index: cut(cube(9), axis, index), st.integers(0, 2), st.integers(0, 19)),
     st.builds(
         ScribblePrompt,
@@ -112,7 +113,7 @@ PROMPTS = st.one_of(
 
 
 @given(st.lists(PROMPTS, max_size=8))
-def test_adding_anything_never_lowers_effort(prompts):
+def test_adding_anything_but_a_smaller_redrawing_never_lowers_effort(prompts):
     annotations, before = Annotations(), (0, 0.0)
     for prompt in prompts:
         annotations = annotations.adding(prompt)
@@ -158,10 +159,12 @@ def test_every_plane_is_paid():
     assert contour_effort(annotations) == 3 * 24
 
 
-def test_slice_drawn_again_is_paid_once():
-    labels = cube(7)
-    annotations = Annotations().adding(cut(labels, 2, 6)).adding(cut(labels, 2, 6))
-    assert contour_effort(annotations) == 24
+def test_slice_drawn_again_is_paid_once_as_it_was_drawn_last():
+    once = Annotations().adding(cut(cube(7), 2, 6))
+    assert contour_effort(once.adding(cut(cube(7), 2, 6))) == contour_effort(once) == 24
+    smaller, larger = (once.adding(cut(cube(side), 2, 6)) for side in (5, 9))
+    assert [contour_effort(again) for again in (smaller, larger)] == [16, 32]
+    assert [strict_effort(again) for again in (smaller, larger)] == [16 + VIEWED_SLICE_COST, 32 + VIEWED_SLICE_COST]
 
 
 def test_all_axial_slices_are_the_full_effort():
