@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.summary import GoalLine, signed
 from wardround.deploy.stream.arms import DENSE, SLICES_ONLY
+from wardround.deploy.stream.settings import told_plan_field
 from wardround.deploy.stream.summary import (
     SHARE_OF_DENSE,
+    Point,
     against,
     curves,
     dense_point,
+    last_steps,
     partner,
     reaches,
+    runs_by_name,
 )
 from wardround.deploy.stream.transfer import forgetting
 
 PROXY = "proxy"
+
+# Power of the confidence in the weight of a voxel that was not drawn; the learner's own stands in a module that takes
+# seconds to import.
+CERTAINTY = 16
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,13 @@ class StreamTargets:
     slices_margin
         Dice points that it has to lie above an arm which learns from the same number of drawn slices alone.
     total_effort
-        No run that draws slices may pay more.
+        No run that draws slices may pay more, as a mean over its cases.
     share_effort
         Largest effort at which :data:`SHARE_OF_DENSE` of the Dice on dense labels is reached.
     backward
         Least backward transfer in Dice points, of a stream that is ordered by site.
+    backward_families
+        The arms that are held to it.
     """
 
     family: str = PROXY
@@ -48,6 +58,7 @@ class StreamTargets:
     total_effort: float = math.nan
     share_effort: float = math.nan
     backward: float = math.nan
+    backward_families: tuple[str, ...] = (PROXY,)
 
 
 def stream_goals(results: Results, targets: StreamTargets | None = None) -> list[GoalLine]:
@@ -86,11 +97,22 @@ def _against_dense(results: Results, targets: StreamTargets) -> list[GoalLine]:
             continue
         judged = bool(within) and point is max(within, key=lambda item: item.budget)
         goal = -targets.dense_margin if judged else math.nan
-        weights = "the same" if point.budget == dense.budget else f"those of {dense.budget} slices"
         text = f"{found.text()} Dice points over {found.cases} test cases at effort {point.effort.mean:.3f}"
-        text += f"; voxel weights of dense: {weights}"
+        text += f"; {_weights(results, point, dense)}"
         lines.append(_line(f"{point.name} − {dense.name}", found.mean, goal, "points", text, at_least=True))
     return lines
+
+
+def _weights(results: Results, point: Point, dense: Point) -> str:
+    """In what the voxel weights of a run differ from those of dense labels, which are certain everywhere."""
+    doubt = float(told_plan_field(results.settings, point.family, "confidence_weight"))
+    off = "1"
+    if doubt > 0:
+        off = f"confidence^{CERTAINTY}" if doubt == 1 else f"{1 - doubt:g} + {doubt:g} · confidence^{CERTAINTY}"
+    return (
+        f"off the drawn slices each voxel weighs 1 for {dense.name} and {off} for {point.name}, on them 1 + λ for both "
+        f"({dense.budget} slices for {dense.name}, {point.budget} for {point.name})"
+    )
 
 
 def _against_slices(results: Results, targets: StreamTargets) -> list[GoalLine]:
@@ -110,10 +132,10 @@ def _efforts(results: Results, targets: StreamTargets) -> list[GoalLine]:
     drawing = [p for family, own in curves(results).items() if family not in (DENSE, SLICES_ONLY) for p in own]
     if drawing:
         most = max(drawing, key=lambda point: point.effort.mean)
-        text = f"{most.effort.mean:.3f} of contouring every slice, at most, by {most.name}"
-        lines.append(
-            _line("largest total effort", most.effort.mean, targets.total_effort, "share", text, at_least=False)
-        )
+        text = f"{most.effort.mean:.3f} of contouring every slice, mean over cases, at most, by {most.name}"
+        text += _above(results, most, targets.total_effort)
+        title = "largest total effort, mean over cases"
+        lines.append(_line(title, most.effort.mean, targets.total_effort, "share", text, at_least=False))
     for item in reaches(results):
         if item.family == targets.family:
             title = f"effort at {SHARE_OF_DENSE:.0%} of dense"
@@ -122,13 +144,23 @@ def _efforts(results: Results, targets: StreamTargets) -> list[GoalLine]:
     return lines
 
 
+def _above(results: Results, point: Point, limit: float) -> str:
+    """How many streamed cases of a run cost more than `limit`, over its seeds."""
+    efforts = [item.effort for result in runs_by_name(results)[point.name] for item in last_steps(result)]
+    known = [effort for effort in efforts if math.isfinite(effort)]
+    if not known or not math.isfinite(limit):
+        return ""
+    share = sum(effort > limit for effort in known) / len(known)
+    return f"; {share:.0%} of its streamed cases lie above {limit:.2f}"
+
+
 def _transfer(results: Results, targets: StreamTargets) -> list[GoalLine]:
     families = {result.arm: result.family for result in results.arms}
     return [
         _line(
             f"backward transfer, {item.name}",
             100 * item.backward.mean,
-            targets.backward if families[item.name] == targets.family else math.nan,
+            targets.backward if families[item.name] in targets.backward_families else math.nan,
             "points",
             f"{item.backward.points()} Dice points; average Dice {item.average.text()}",
             at_least=True,

@@ -1,5 +1,6 @@
 """What a stream experiment is, as one frozen value."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
@@ -104,6 +105,27 @@ class StreamSettings(ExperimentSettings):
         for arm, fields in self.arms.items():
             flat[f"arms.{arm}"] = ", ".join(f"{name}={value}" for name, value in fields.items())
         return flat
+
+
+def told_plan_field(flat: Mapping[str, object], arm: str, name: str) -> str:
+    """A field of the plan of an arm, read from what :meth:`StreamSettings.flat` told; its default where it is not.
+
+    Parameters
+    ----------
+    flat
+        Settings as the results of a stream hold them.
+    arm
+        Without its budget.
+    name
+        Of a field that holds one value.
+
+    Returns
+    -------
+    str
+        The value as text.
+    """
+    own = re.search(rf"(?:^|, ){re.escape(name)}=([^,]*)", str(flat.get(f"arms.{arm}", "")))
+    return own[1] if own else str(flat.get(f"plan.{name}", RoundPlan.model_fields[name].default))
 
 
 def stream_settings_from(values: Mapping[str, object]) -> StreamSettings:
