@@ -27,13 +27,14 @@ from wardround.deploy.stream.transfer import forgetting
 
 FILE_NAME = "report.html"
 
-_METHOD = (
+_DICE = (
     "Dice is the overlap of thresholded label maps on the original grid, averaged over the labels of a test case, then "
     "over test cases; each case is averaged over seeds first. Intervals are 95 % bootstrap intervals over test cases. "
-    "A difference is taken case by case under the same seed. Test cases are read by the final model of a run only, and "
-    "where a stream is ordered by site, after every site as well.",
+    "A difference is taken case by case under the same seed."
+)
+_EFFORT = (
     "Effort is the share of a full contouring of every axial slice; strict effort also charges for every slice viewed "
-    "and every click. All arms of a seed start from the same weights and see the same cases in the same order.",
+    "and every click. All arms of a seed start from the same weights and see the same cases in the same order."
 )
 
 
@@ -88,7 +89,7 @@ def _draw_all(results: Results, examples: Sequence[Example], theme: Theme) -> di
 
 def _render(results: Results, light: Mapping[str, Drawing], dark: Mapping[str, Drawing]) -> str:
     figures = {name: html.figure(drawing, dark.get(name)) for name, drawing in light.items()}
-    note = "".join(f"<p class='note'>{html.text(line)}</p>" for line in _METHOD)
+    note = "".join(f"<p class='note'>{html.text(line)}</p>" for line in (f"{_DICE} {_readings(results)}", _EFFORT))
     parts = [_head(results), html.tile_row(_tiles(results)), html.warning(open_runs(results))]
     # Where sites come one after the other, what is kept of them is the question.
     order = ("forgetting", "transfer") if results.groups else ()
@@ -150,6 +151,17 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     if kept is not None:
         tiles.append(("Backward transfer", signed(100 * kept.backward.mean), "Dice points"))
     return tiles
+
+
+def _readings(results: Results) -> str:
+    """When test cases were read."""
+    every = int(str(results.settings.get("evaluate_every") or 0))
+    if results.groups:
+        return "Test cases are read by the model after every site, and by nothing else."
+    if every:
+        chunks = "chunk" if every == 1 else f"{every} chunks"
+        return f"Test cases are read by the model after every {chunks} of the stream and by the final model."
+    return "Test cases are read by the final model of a run only."
 
 
 def _forgetting_note() -> str:

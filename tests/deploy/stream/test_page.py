@@ -36,6 +36,25 @@ def test_a_stream_that_is_ordered_by_site(ordered: Results, tmp_path: Path) -> N
         assert text in page
 
 
+@pytest.mark.parametrize(
+    ("name", "every", "told"),
+    [
+        ("curve", 0, "final model of a run only"),
+        ("curve", 1, "model after every chunk of the stream and by the final model"),
+        ("curve", 2, "model after every 2 chunks of the stream and by the final model"),
+        ("ordered", 0, "model after every site, and by nothing else"),
+    ],
+)
+def test_the_page_says_when_test_cases_were_read(
+    name: str, every: int, told: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    results: Results = request.getfixturevalue(name)
+    save_results(results.model_copy(update={"settings": {"evaluate_every": every}}), tmp_path)
+    page = write_stream_report(tmp_path).read_text()
+    assert page.count("Test cases are read by the") == 1
+    assert f"Test cases are read by the {told}." in page
+
+
 def test_a_stream_that_stopped_says_what_is_missing(curve: Results, tmp_path: Path) -> None:
     arms = tuple(arm.model_copy(update={"models": {}}) if arm.arm == "proxy-8" else arm for arm in curve.arms[:-1])
     partial = curve.model_copy(update={"arms": arms})
