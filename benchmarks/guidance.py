@@ -155,7 +155,11 @@ def spend(subject: Subject, rule: Rule, budget: int, extent: bool, seed: int) ->
 
 
 def curve(subject: Subject, rule: Rule, extent: bool, seed: int, grid: np.ndarray) -> np.ndarray:
-    """Dice at the efforts of `grid`: linear between budgets; a budget that costs no more than a smaller one is void."""
+    """Dice at the efforts of `grid`, linear between budgets.
+
+    A budget is void where a larger one costs no more: who can pay for both asks for the larger one, and gets its Dice
+    even where that is less. The choice must not look at the Dice.
+    """
     points = [(0.0, 0.0)]
     for budget in BUDGETS:
         effort, found = spend(subject, rule, budget, extent, seed)
@@ -278,7 +282,8 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         curves: list[np.ndarray] = []
         for rule in rules:
-            kept = options.out / f"{rule} {'with' if extent else 'without'} {len(subjects)}.npy".replace(" ", "-")
+            name = f"{rule} {'with' if extent else 'without'} {len(subjects)} {low:g} to {high:g}.npy"
+            kept = options.out / name.replace(" ", "-")
             if not kept.exists():
                 np.save(kept, [curve(subject, rule, extent, n, fine) for n, subject in enumerate(subjects)])
             whole = np.load(kept)
