@@ -24,7 +24,12 @@ def normalise(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
 
 
 def padded_shape(shape: tuple[int, ...], stride: int) -> tuple[int, ...]:
-    """Round every side of `shape` up to a multiple of `stride`."""
+    """Round every side of `shape` up to a multiple of `stride`, and all of them to two where one would do for each.
+
+    A network's lowest level has one voxel a stride, and a single voxel has no variance to normalise by.
+    """
+    if all(side <= stride for side in shape):
+        return (2 * stride,) * len(shape)
     return tuple(-(-side // stride) * stride for side in shape)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wardround.client.learning.augmentation import Augmentation
-from wardround.client.learning.inference import normalise, predict
+from wardround.client.learning.inference import normalise, padded_shape, predict
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, _window, resolve_device
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
@@ -40,6 +40,25 @@ def test_it_learns_a_ball_it_has_not_seen() -> None:
     sample, labels = ball(9)
     found = model.predict(sample.image).argmax(0)
     assert 2 * (found & labels).sum() / (found.sum() + labels.sum()) > 0.8
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 5), (8, 8, 8)])
+def test_volumes_within_one_stride_are_predicted_and_learnt(shape: tuple[int, int, int]) -> None:
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    target = np.stack([np.zeros(shape), np.ones(shape)]).astype(np.float16)
+    sample = Sample("tiny", image, target, np.ones(shape, np.float16))
+    model = learner()
+    assert np.isfinite(model.update(lambda: [sample], 2, 1e-3, np.random.default_rng(0)))
+    found = model.predict(image)
+    assert found.shape == (2, *shape)
+    np.testing.assert_allclose(found.sum(axis=0), 1, rtol=1e-5)
+
+
+def test_only_volumes_within_one_stride_are_padded_by_more_than_they_need() -> None:
+    assert padded_shape((1, 1, 1), 8) == padded_shape((8, 8, 8), 8) == (16, 16, 16)
+    assert padded_shape((9, 1, 8), 8) == (16, 8, 8)
+    assert padded_shape((18, 22, 14), 8) == (24, 24, 16)
+    assert padded_shape((100, 96, 4), 16) == (112, 96, 16)
 
 
 def test_the_same_seeds_give_the_same_bits() -> None:
