@@ -330,6 +330,25 @@ def test_random_draws_cover_the_cases_evenly() -> None:
     assert ((counts - 50) ** 2 / 50).sum() < 24.3  # 7 degrees of freedom: p = 0.001
 
 
+class Reticent:
+    """An annotator who says where the object lies to nobody."""
+
+    def extent(self, case_id: str) -> ExtentPrompt | None:
+        raise AssertionError("the extent was asked for")
+
+    def draw(self, case_id: str, request: SliceRequest) -> SlicePrompt:
+        return Truth(CASES[case_id][1]).slice(request)
+
+
+def test_the_extent_is_asked_for_only_where_the_plan_says_so(tmp_path: Path) -> None:
+    north = site(tmp_path, annotator=Reticent(), schedule=[["case-0"]])
+    settings = plan(extent=False, updates_per_case=1)
+    assert north.interact("case-0", settings, north._learner(settings, START)).extent is None
+    assert north.train(settings, START).metrics["cases"] == 1
+    with pytest.raises(AssertionError, match="the extent was asked for"):
+        north.interact("case-0", plan(), north._learner(plan(), START))
+
+
 def test_the_first_suggestion_needs_no_labels(tmp_path: Path) -> None:
     site(tmp_path).close()
     nobody = Site.open(tmp_path, None, device="cpu")
@@ -348,15 +367,6 @@ def test_evaluation_scores_held_back_cases_and_keeps_them_apart(tmp_path: Path) 
     assert scores["num-examples"] == 1
     rows = json.loads((tmp_path / "evaluation.json").read_text())["cases"]
     assert [row["case"] for row in rows] == ["case-3"]
-
-
-def test_the_evaluation_of_every_round_is_kept(tmp_path: Path) -> None:
-    north = site(tmp_path)
-    for number in (0, 2):
-        north.evaluate(plan(number), START)
-    kept = {file.name: json.loads(file.read_text()) for file in (tmp_path / "evaluations").iterdir()}
-    assert {name: content["round"] for name, content in kept.items()} == {"round-00000.json": 0, "round-00002.json": 2}
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == kept["round-00002.json"]
 
 
 def test_a_round_without_cases_rehearses_and_one_without_anything_is_refused(tmp_path: Path) -> None:
