@@ -83,7 +83,7 @@ class Part:
 PARTS = {
     "curve": Part(
         (
-            *("--cases", "100", "--seeds", "0,1,2", "--arms", "dense,proxy,slices-only", "--budgets", "4,8"),
+            *("--cases", "100", "--seeds", "0,1,2", "--arms", "dense,slices-only,proxy", "--budgets", "4,8"),
             *("--arm", "no-extent:extent=false,slices_per_case=8"),
         ),
         {"cpu": 20, "gpu": 192},
