@@ -42,10 +42,6 @@ BEYOND = 0.99
 # half of the cases that the fit did not see, the expected calibration error is 0.009 (0.339 before calibration), and
 # 0.025 within three voxels of the object.
 OFFSET, EVIDENCE, REMOTENESS, DISSENT = 1.42, 0.52, 0.49, 0.57
-# The same for proxies in which a model has a vote of the weight VOTE: 288,000 voxels within three voxels of the object,
-# of 24 training hippocampi that the model (mean Dice 0.85) had not learnt from. Error on the other half: 0.009.
-VOTE = 0.3
-VOTED_OFFSET, VOTED_EVIDENCE, VOTED_REMOTENESS, VOTED_DISSENT = 0.77, 1.39, 0.58, -1.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +56,8 @@ class ProxyMask:
         ``[I, J, K]``, bool: voxels on drawn slices, under strokes and at points.
     confidence
         ``[I, J, K]``, float32, 0 (a guess) … 1 (drawn): probability that the most probable label is the right one, as
-        :func:`calibrated_confidence` estimates it.
+        :func:`calibrated_confidence` estimates it from what was drawn. The model's vote adds nothing to it, although
+        agreement is evidence: a model that learns from its own certainty confirms its own mistakes.
     """
 
     probabilities: FloatArray
@@ -199,12 +196,14 @@ def propagate(
                     rim = beyond(fixed.shape, within(inner, box))
                     fixed[rim & (fixed == UNLABELLED)] = 0
                 _add_strokes(merged, strokes[box], fixed, settings)
-            doubt, weight = merged.doubt(), 0.0
-            if prediction is not None and model_weight > 0:
-                merged.add(prediction[(slice(None), *box)], np.float32(model_weight))
-                weight = model_weight
             found = merged.mean(settings.smoothing)
-            sure = calibrated_confidence(found.max(axis=0), doubt, merged.nearest, weight)
+            sure = calibrated_confidence(found.max(axis=0), merged.doubt(), merged.nearest)
+            if prediction is not None and model_weight > 0:
+                drawings_say = found.argmax(axis=0)
+                merged.add(prediction[(slice(None), *box)], np.float32(model_weight))
+                found = merged.mean(settings.smoothing)
+                # Where the model overrules the drawings, what speaks for these speaks against the result.
+                sure = np.where(found.argmax(axis=0) == drawings_say, sure, 1 - sure)
             local = within(inner, box)
             probabilities[(slice(None), *inner)] = found[(slice(None), *local)]
             confidence[inner] = sure[local]
@@ -227,43 +226,30 @@ def _check(prediction: FloatArray | None, model_weight: float, labels: int, shap
         )
 
 
-def calibrated_confidence(
-    probability: FloatArray, doubt: FloatArray, distance: FloatArray, model_weight: float = 0.0
-) -> FloatArray:
+def calibrated_confidence(probability: FloatArray, doubt: FloatArray, distance: FloatArray) -> FloatArray:
     """Probability that the most probable label is the right one.
 
     A logistic regression (Platt 1999, "Probabilistic outputs for support vector machines"), so that confidence grows
     with the merged probability and falls with distance and disagreement:
-    ``logit c = 1.42 + 0.52 logit p - 0.49 log(1 + d) - 0.57 v``. Where the model has a vote, a merged probability says
-    more, because the model errs in other places than propagation does:
-    ``logit c = 0.77 + 1.39 logit p - 0.58 log(1 + d) + 1.15 v`` at a vote of :data:`VOTE`, and in between below it.
+    ``logit c = 1.42 + 0.52 logit p - 0.49 log(1 + d) - 0.57 v``.
 
     Parameters
     ----------
     probability
         p, of the most probable label after merging, 0 … 1.
     doubt
-        v, variance of the votes without the model's about their mean, summed over labels, 0 … 1.
+        v, variance of the votes about their mean, summed over labels, 0 … 1.
     distance
         d, to the nearest drawn slice along the axis that it cuts, or to the nearest stroke, in voxels of the finest
         axis.
-    model_weight
-        Weight of the model's vote, at least 0. It should be small for a model that contradicts what was drawn.
 
     Returns
     -------
     ndarray
         Same shape, float32, 0 … 1.
     """
-    share = min(model_weight / VOTE, 1.0)
-
-    def between(alone: float, voted: float) -> float:
-        return (1 - share) * alone + share * voted
-
     safe = np.clip(probability, 1e-3, 1 - 1e-4)
-    odds = np.exp(between(OFFSET, VOTED_OFFSET) - between(DISSENT, VOTED_DISSENT) * doubt)
-    odds *= (safe / (1 - safe)) ** between(EVIDENCE, VOTED_EVIDENCE)
-    odds *= (1 + distance) ** -between(REMOTENESS, VOTED_REMOTENESS)
+    odds = np.exp(OFFSET - DISSENT * doubt) * (safe / (1 - safe)) ** EVIDENCE * (1 + distance) ** -REMOTENESS
     return np.asarray(odds / (1 + odds), dtype=np.float32)
 
 
