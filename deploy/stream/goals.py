@@ -24,7 +24,7 @@ PROXY = "proxy"
 
 # Power of the confidence in the weight of a voxel that was not drawn; the learner's own stands in a module that takes
 # seconds to import.
-CERTAINTY = 16
+CERTAINTY = 64
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from wardround.deploy.dealing import ArmRun
 from wardround.deploy.preparation import ARM, INDEX, claim, prepare, stored_settings
 from wardround.deploy.settings import SimulationSettings, changed_settings
 from wardround.deploy.stream.layout import SITE, chunks_per_group, spread, stream_order
-from wardround.deploy.stream.settings import StreamSettings
+from wardround.deploy.stream.settings import StreamSettings, told_plan_field
 from wardround.errors import UsageError
+from wardround.strategies.plan import RoundPlan
 
 PHANTOMS = {"sites": 2, "cases": 5, "tests": 2, "shape": (24, 24, 24)}
 
@@ -42,6 +43,15 @@ def test_runs_are_arms_times_budgets_and_dense_has_the_largest_only() -> None:
     }
     names = [name for name, _, _ in settings(arms=arms, budgets=(4, 8)).runs()]
     assert names == ["proxy-4", "proxy-8", "dense-8", "own-5"]
+
+
+def test_the_plan_of_an_arm_is_read_back_from_what_the_results_tell() -> None:
+    own = {"allocation": (2, 2, 0), "confidence_weight": 0.5, "fusion": 0.7}
+    told = settings(arms={"proxy": {"supervision": "proxy"}, "own": own}, plan={"fusion": 0.8}).flat()
+    assert told_plan_field(told, "own", "confidence_weight") == "0.5"
+    assert (told_plan_field(told, "own", "fusion"), told_plan_field(told, "proxy", "fusion")) == ("0.7", "0.8")
+    usual = RoundPlan.model_fields["confidence_weight"].default
+    assert float(told_plan_field(told, "proxy", "confidence_weight")) == usual
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), chunks=st.integers(1, 12), seed=st.integers(0, 3))
