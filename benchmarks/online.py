@@ -2,20 +2,22 @@
 
 Parts (``--parts``, all by default)
     *curve*: hippocampus, 100 cases in shuffled order. Dice against effort for proxy masks and for the drawn slices
-    alone, beside dense labels; *no-extent* are proxy masks without the object's first and last slices. Dense labels are
-    certain everywhere: off the drawn slices each voxel weighs 1 for them and confidence^16 for the proxy, on the drawn
-    slices, of which dense has as many as the largest budget, both weigh 1 + λ. *forgetting-phantoms*: drawn cases whose
-    sites differ strongly in their scanner, one site after the other. *forgetting-lgg*: low-grade glioma, one
-    institution after the other, under one seed: a look, not a result. Both compare no replay, a small memory under
-    several rules (*paper* keeps a random subset, as the method's authors do) and the default memory, under a constant
-    learning rate, so that a rate that falls cannot hide what is forgotten; *decaying*, on phantoms, has the default
-    rate. No case's updates are checked on remembered ones, since that takes a memory: only memory differs. Without it a
-    batch holds the new case alone and all updates go to it, none to rehearsal.
+    alone, beside dense labels. These are certain everywhere: off the drawn slices each voxel weighs 1 for dense and
+    confidence^64 for the proxy, on the drawn slices, of which dense has as many as the largest budget, both weigh
+    1 + λ. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the other.
+    *forgetting-lgg*: low-grade glioma, one institution after the other, under one seed: a look, not a result. Both
+    compare no replay, a small memory under two rules (*paper* keeps a random subset, as the method's authors do) and
+    the default memory, under a constant learning rate, so that a rate that falls cannot hide what is forgotten. No
+    case's updates are checked on remembered ones, since that takes a memory: only memory differs. Without it a batch
+    holds the new case alone and all updates go to it, none to rehearsal.
 
 All runs of a seed start from the same weights, stream the same cases in the same order and spend the same number of
 updates, which the tables show. Settings were chosen on training cases. Test cases are read by the final model, and by
 the model after each site where the sites come one after the other. Ground truth reaches the simulated annotator and
 that metric.
+
+``--more`` adds arms: proxy masks without the object's first and last slices to the curve, the default learning rate
+(*decaying*) and two more rules of memory to the phantoms.
 
 Run with a folder that holds the data sets ``hippocampus`` and ``lgg_multisite``, each with ``dataset.json`` and
 ``split.json``::
@@ -70,6 +72,8 @@ class Part:
         A case, by recipe.
     data
         Folder of the data set; none for phantoms.
+    more
+        Options for the arms that are run if asked for.
     targets
         What it is held to.
     """
@@ -77,25 +81,25 @@ class Part:
     options: Sequence[str]
     updates: dict[str, int]
     data: str = ""
+    more: Sequence[str] = ()
     targets: StreamTargets = field(default_factory=StreamTargets)
 
 
 PARTS = {
     "curve": Part(
-        (
-            *("--cases", "100", "--seeds", "0,1,2", "--arms", "dense,slices-only,proxy", "--budgets", "4,8"),
-            *("--arm", "no-extent:extent=false,slices_per_case=8"),
-        ),
+        (*("--cases", "100", "--seeds", "0,1,2", "--arms", "dense,proxy,slices-only", "--budgets", "4,8"),),
         {"cpu": 20, "gpu": 192},
         "hippocampus",
+        ("--arm", "no-extent:extent=false,slices_per_case=8"),
         StreamTargets(effort=0.30, dense_margin=1.5, slices_margin=5.0, total_effort=0.38, share_effort=0.25),
     ),
     "forgetting-phantoms": Part(
         (
             *("--sites", "4", "--cases", "36", "--tests", "24", "--shift", "2.5", "--seeds", "0,1"),
-            *("--budgets", "8", "--chunks", "12", *_MEMORIES, *_MORE_MEMORIES),
+            *("--budgets", "8", "--chunks", "12", *_MEMORIES),
         ),
         {"cpu": 16, "gpu": 96},
+        more=_MORE_MEMORIES,
         targets=_BACKWARD,
     ),
     "forgetting-lgg": Part(
@@ -105,7 +109,7 @@ PARTS = {
         ),
         {"cpu": 8, "gpu": 192},
         "lgg_multisite",
-        _BACKWARD,
+        targets=_BACKWARD,
     ),
 }
 RECIPES = {"cpu": ("--model", "unet3d-small"), "gpu": ("--model", "unet3d", "--device", "cuda")}
@@ -119,7 +123,8 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--recipe", choices=RECIPES, default="cpu")
     parser.add_argument("--jobs", default="2")
-    options, more = parser.parse_known_args()
+    parser.add_argument("--more", action="store_true", help="run the additional arms as well")
+    options, passed = parser.parse_known_args()
     names = [name for name in options.parts.split(",") if name]
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; known are {', '.join(PARTS)}")
@@ -127,14 +132,13 @@ def main() -> int:
     worst = 0
     for name in names:
         started = time.monotonic()
-        code = run_part(
-            PARTS[name], options.data, options.out / name, recipe=options.recipe, jobs=options.jobs, more=more
-        )
+        part, more = PARTS[name], (*PARTS[name].more * options.more, *passed)
+        code = run_part(part, options.data, options.out / name, recipe=options.recipe, jobs=options.jobs, more=more)
         worst = worst or code
         if code == Interrupted.exit_code:
             break
         if code == 0:
-            print_part(name, load_results(options.out / name), PARTS[name].targets)
+            print_part(name, load_results(options.out / name), part.targets)
             print(f"\n{name}: {(time.monotonic() - started) / 60:.1f} minutes in this call\n", flush=True)
     return worst
 
