@@ -96,7 +96,7 @@ class RoundPlan(BaseModel):
     validation_cases
         Remembered cases on which every new case's updates are checked before they stay; 0 for no check.
     rollback_drop
-        Fall of their mean Dice from which a case's updates are taken back.
+        Fall of their mean Dice from which a case's updates are taken back, at most two cases in a row.
     proximal_mu
         μ of FedProx (Li et al. 2020, eq. 2): the site adds ``μ/2 · ‖w − w_global‖²`` to its loss.
     patch

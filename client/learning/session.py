@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from wardround.client.annotation.calibration import LEAST_AGREEMENT
 from wardround.client.annotation.effort import contour_effort
 from wardround.client.annotation.guidance import next_slices, residual_map
 from wardround.client.annotation.prompts import (
@@ -141,11 +142,12 @@ class CaseSession:
     def vote(self) -> float:
         """Weight of the prediction before the case in propagation.
 
-        It is the plan's weight times the trust that earlier cases have earned, or the agreement with what was drawn on
-        this one, if that is less: the drawings of a case that the model does not know overrule it everywhere.
+        It is the plan's weight times the trust that earlier cases have earned. A prediction that agrees with the
+        drawings of this very case to a Dice of less than :data:`LEAST_AGREEMENT` has none: far from them it would
+        overrule what little was drawn.
         """
         agreement = self.agreement
-        return self.plan.model_vote * (self.trust if np.isnan(agreement) else min(self.trust, agreement))
+        return 0.0 if agreement < LEAST_AGREEMENT else self.plan.model_vote * self.trust
 
     def rewind(self) -> tuple[Step, ...]:
         """Forget everything that was suggested and drawn, and return the steps that led here.

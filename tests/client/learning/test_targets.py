@@ -197,14 +197,14 @@ def test_drawn_voxels_weigh_more_and_unsure_ones_less() -> None:
     assert weight.dtype == np.float16
     assert (weight[..., 3] == 5).all()
     away = ~one.annotated
-    assert np.allclose(weight[away], 0.5 + 0.5 * one.confidence[away] ** 64, atol=1e-3)
+    assert np.allclose(weight[away], 0.5 + 0.5 * one.confidence[away] ** 16, atol=1e-3)
     plain = voxel_weights(one, one.annotated, annotated_weight=4, confidence_weight=0, supervision="proxy")
     assert (plain[away] == 1).all()
 
 
 def test_with_confidence_a_voxel_as_good_as_a_guess_counts_nothing_and_a_sure_one_in_full() -> None:
     one = half(0.0)
-    for confidence, low, high in ((0.5, 0.0, 0.001), (0.95, 0.02, 0.05), (0.99, 0.5, 0.55), (1.0, 1.0, 1.0)):
+    for confidence, low, high in ((0.5, 0.0, 0.001), (0.8, 0.01, 0.05), (0.95, 0.4, 0.5), (1.0, 1.0, 1.0)):
         sure = ProxyMask(one.probabilities, one.annotated, np.full(SHAPE, confidence, np.float32))
         weight = voxel_weights(sure, one.annotated, annotated_weight=4, confidence_weight=1, supervision="proxy")
         assert ((weight >= low) & (weight <= high)).all()
