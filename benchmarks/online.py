@@ -3,7 +3,7 @@
 Parts (``--parts``, all by default)
     *curve*: hippocampus, 100 cases in shuffled order. Dice against effort for proxy masks and for the drawn slices
     alone, beside dense labels. These are certain everywhere: off the drawn slices each voxel weighs 1 for dense and
-    confidence^64 for the proxy, on the drawn slices, of which dense has as many as the largest budget, both weigh
+    confidence^16 for the proxy, on the drawn slices, of which dense has as many as the largest budget, both weigh
     1 + λ. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the other.
     *forgetting-lgg*: low-grade glioma, one institution after the other, under one seed: a look, not a result. Both
     compare no replay, a small memory under two rules (*paper* keeps a random subset, as the method's authors do) and

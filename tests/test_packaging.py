@@ -186,6 +186,11 @@ def test_a_wheel_carries_the_licence(wheel: list[str]) -> None:
 def test_a_wheel_holds_every_file_that_is_no_module(wheel: list[str]) -> None:
     """Templates and style sheets beside the code are read at run time: they must be declared as package data."""
     files = [file for room in ROOMS for file in (CHECKOUT / room).rglob("*") if file.is_file()]
-    beside = {str(file.relative_to(CHECKOUT)) for file in files if file.suffix not in {".py", ".pyc"}}
+    beside = {str(file.relative_to(CHECKOUT)) for file in files if file.suffix != ".py" and not _is_cache(file)}
     packed = {name.removeprefix("wardround/") for name in wheel}
     assert {name.removeprefix("core/") for name in beside} <= packed
+
+
+def _is_cache(file: Path) -> bool:
+    """Python's and Numba's compiled code."""
+    return "__pycache__" in file.parts

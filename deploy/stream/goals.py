@@ -24,7 +24,7 @@ PROXY = "proxy"
 
 # Power of the confidence in the weight of a voxel that was not drawn; the learner's own stands in a module that takes
 # seconds to import.
-CERTAINTY = 64
+CERTAINTY = 16
 
 
 @dataclass(frozen=True)

@@ -417,11 +417,11 @@ def test_without_memory_a_site_learns_all_the_same(tmp_path: Path) -> None:
 
 
 def test_both_arms_are_asked_for_slices_by_the_same_rule(tmp_path: Path) -> None:
-    """Dense labels are the target of their arm; they decide nothing about the voxel weights."""
+    """Dense labels are the target of their arm; they decide nothing about which voxels weigh more."""
     asked = []
     for supervision in ("proxy", "dense"):
         north = site(tmp_path / supervision)
-        one = plan(supervision=supervision, annotation_rounds=3, slices_per_case=6)
+        one = plan(supervision=supervision, annotation_rounds=3, slices_per_case=6, confidence_weight=0.0)
         session = north.interact("case-0", one, north._learner(one, START))
         truth = Truth(CASES["case-0"][1])
         if supervision == "dense":

@@ -90,9 +90,9 @@ def test_the_share_of_cases_above_the_effort_is_told(curve: Results) -> None:
 @pytest.mark.parametrize(
     ("settings", "off"),
     [
-        ({}, "confidence^64"),
+        ({}, "confidence^16"),
         ({"plan.confidence_weight": 0.0}, "1"),
-        ({"plan.confidence_weight": 0.25}, "0.75 + 0.25 · confidence^64"),
+        ({"plan.confidence_weight": 0.25}, "0.75 + 0.25 · confidence^16"),
         ({"plan.confidence_weight": 0.25, "arms.proxy": "supervision=proxy, confidence_weight=0"}, "1"),
     ],
 )
