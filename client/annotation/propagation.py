@@ -40,7 +40,8 @@ BEYOND = 0.99
 # Coefficients of the calibrated confidence, fitted by logistic regression to 400,000 voxels off the drawn slices of 104
 # training cases (hippocampus, LGG, ACDC; 2 to 12 slices on one or three planes, with and without the extent). On the
 # half of the cases that the fit did not see, the expected calibration error is 0.009 (0.339 before calibration), and
-# 0.025 within three voxels of the object. No model had a vote in these proxies.
+# 0.025 within three voxels of the object. No model had a vote in these proxies; where a good one has (weight 0.3, mean
+# Dice 0.85, 24 training hippocampi that it had not learnt from), the error there is 0.047, on the cautious side.
 OFFSET, EVIDENCE, REMOTENESS, DISSENT = 1.42, 0.52, 0.49, 0.57
 
 
