@@ -44,7 +44,7 @@ GOLDEN_DICE = {
     "even-4": 0.758,
 }
 # Which slices are drawn follows the model, and so does, a little, what they cost.
-EFFORT_TOLERANCE = 0.01
+EFFORT_TOLERANCE = 0.03
 GOLDEN_EFFORT = {
     "proxy-4": 0.186,
     "proxy-8": 0.380,
@@ -127,7 +127,7 @@ def test_dice_and_effort_are_those_of_this_version(measured: Results) -> None:
 
 
 def test_dense_labels_teach_more_than_four_slices(measured: Results) -> None:
-    # The one difference here that is larger than the tolerance.
+    # Differences between the other arms lie within the tolerance.
     dice = {point.name: point.dice.mean for point in points(measured)}
     assert dice["dense-8"] > dice["proxy-4"]
     assert dice["dense-8"] > dice["slices-only-4"]
