@@ -19,7 +19,8 @@ from wardround.deploy.report.results import load_results
 
 COMMAND = [sys.executable, "-m", "wardround.deploy.cli"]
 TINY = ["--sites", "2", "--cases", "2", "--tests", "1", "--shape", "24,24,24"]
-FAST = ["--plan", "updates_per_case=4", "--effort", "4"]
+# Enough updates that a round lasts long enough to be killed in.
+FAST = ["--plan", "updates_per_case=12", "--effort", "4"]
 # Three rounds of two cases: the last one only rehearses.
 RUN = [*TINY, *FAST, "--rounds", "3", "--compare", ""]
 # Of a hanging process; a machine that is busy with other things may need minutes for what takes ten seconds.
