@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from wardround.client.annotation.sampling import (
-    SMALLEST_LEVEL,
     filtered,
     gaussian,
     normalised,
+    pyramid,
     rescale,
     resize,
-    side_at,
     warp,
 )
 from wardround.client.annotation.velocity import VelocitySettings, velocity_field
@@ -123,13 +122,9 @@ def _demons(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], setting
     finest = min(spacing)
     # Smoothing is isotropic in the patient, hence narrower in pixels along a coarse axis.
     scale = (finest / spacing[0], finest / spacing[1])
-    levels, device = len(settings.iterations), fixed.device
+    device = fixed.device
     displacement: Tensor | None = None
-    for level, iterations in enumerate(settings.iterations):
-        shrink = 2 ** (levels - 1 - level)
-        if shrink > 1 and min(height, width) < SMALLEST_LEVEL * shrink:
-            continue
-        sides = (side_at(height, shrink), side_at(width, shrink))
+    for sides, iterations in pyramid((height, width), settings.iterations):
         small_moving, small_fixed = (resize(image, sides) for image in (moving, fixed))
         displacement = (
             moving.new_zeros((len(moving), 2, *sides)) if displacement is None else rescale(displacement, sides)

@@ -4,6 +4,7 @@ Separable filters are matrix products, which on slices of this size are faster t
 kept; they are ordinary tensors also where they are first asked for in inference mode, so that gradients may pass.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -52,9 +53,22 @@ def filtered(fields: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
     return matrices[0] @ (fields @ matrices[1].T)
 
 
-def side_at(length: int, shrink: int) -> int:
-    """Pixels along a side of `length` on a pyramid level that is `shrink` times coarser."""
-    return -(-length // shrink)
+def pyramid(sides: tuple[int, int], iterations: Sequence[int]) -> Iterator[tuple[tuple[int, int], int]]:
+    """The levels of a coarse-to-fine search: sides in pixels, and steps to take there.
+
+    Parameters
+    ----------
+    sides
+        Height and width of the slices at full resolution.
+    iterations
+        Steps on every level, coarsest first; level ``n`` of ``N`` has the resolution ``2 ** -(N - 1 - n)``. Levels on
+        which a side would be shorter than :data:`SMALLEST_LEVEL` are left out, save the last.
+    """
+    height, width = sides
+    for level, steps in enumerate(iterations):
+        shrink = 2 ** (len(iterations) - 1 - level)
+        if shrink == 1 or min(sides) >= SMALLEST_LEVEL * shrink:
+            yield (-(-height // shrink), -(-width // shrink)), steps
 
 
 def resize(images: Tensor, sides: tuple[int, int]) -> Tensor:

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from wardround.client.annotation.sampling import (
-    SMALLEST_LEVEL,
     filtered,
     gaussian,
     normalised,
+    pyramid,
     rescale,
     resize,
-    side_at,
     warp,
 )
 
@@ -82,11 +81,7 @@ def velocity_field(moving: Tensor, fixed: Tensor, spacing: tuple[float, float], 
         scale = torch.tensor([min(spacing) / spacing[0], min(spacing) / spacing[1]], device=fixed.device)
         scale = scale[:, None, None]
         velocity: Tensor | None = None
-        for level, iterations in enumerate(settings.iterations):
-            shrink = 2 ** (len(settings.iterations) - 1 - level)
-            if shrink > 1 and min(height, width) < SMALLEST_LEVEL * shrink:
-                continue
-            sides = (side_at(height, shrink), side_at(width, shrink))
+        for sides, iterations in pyramid((height, width), settings.iterations):
             start = fixed.new_zeros((len(fixed), 2, *sides)) if velocity is None else rescale(velocity, sides)
             pair = (resize(moving, sides), resize(fixed, sides))
             velocity = _optimised(start, pair, scale, iterations, settings)
