@@ -23,6 +23,10 @@ Suggestion = Literal["information", "residual", "residual-sampled", "even", "ran
 FusionSchedule = Literal["linear", "constant", "sigmoid", "inverse-sigmoid", "trust", "confidence"]
 Replay = Literal["reservoir", "class-balanced", "most-interfered", "random-subset"]
 
+# Steepness of the voxel weight in the proxy's confidence: a voxel that is right in 19 of 20 cases counts 0.44, one in 4
+# of 5 counts 0.03. A proxy of few slices is wrong in the same way in every case, which no amount of cases averages out.
+CERTAINTY = 16
+
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+:@-]{0,127}$"
 
 # What Flower's strategies add to the record they are given.
@@ -83,7 +87,8 @@ class RoundPlan(BaseModel):
     fusion_schedule
         How that share develops over the stream, as :func:`wardround.client.learning.targets.proxy_share` has it.
     confidence_weight
-        How far the weight of a voxel off the drawn slices follows the proxy's confidence: 0 not at all, 1 entirely.
+        How far the weight of a voxel off the drawn slices follows the proxy's confidence to the power of
+        :data:`CERTAINTY`: 0 not at all, 1 entirely.
     boundary_smoothing
         Width in voxels over which a target is softened at the proxy's border where confidence is low; 0 for none.
     adaptivity

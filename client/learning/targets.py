@@ -11,13 +11,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from wardround.client.annotation.propagation import ProxyMask
-from wardround.strategies.plan import FusionSchedule, Supervision
+from wardround.strategies.plan import CERTAINTY, FusionSchedule, Supervision
 
 Share = float | npt.NDArray[np.float32]
-
-# Steepness of the voxel weight in the proxy's confidence: a voxel that is right in 19 of 20 cases counts 0.44, one in 4
-# of 5 counts 0.03. A proxy of few slices is wrong in the same way in every case, which no amount of cases averages out.
-CERTAINTY = 16
 
 # Reach of the Gaussian of boundary smoothing, in standard deviations.
 _TRUNCATE = 3.0
@@ -171,9 +167,10 @@ def voxel_weights(
 ) -> npt.NDArray[np.float16]:
     """How much each voxel counts in the loss: ``1 + λ`` where it was drawn (Tian et al. 2023), less elsewhere.
 
-    Elsewhere the weight is ``1 − γ + γ · confidence^m`` with γ = `confidence_weight` and m = :data:`CERTAINTY`: unsure
-    voxels count less. Under slices-only supervision it is 0. Where dense labels are the target, `asked` decides in
-    place of what was drawn, so that all arms of an experiment weigh by the same rule.
+    Elsewhere the weight is ``1 − γ + γ · confidence^m`` with γ = `confidence_weight` and m =
+    :data:`~wardround.strategies.plan.CERTAINTY`: unsure voxels count less. Under slices-only supervision it is 0. Where
+    dense labels are the target, `asked` decides in place of what was drawn, so that all arms of an experiment weigh by
+    the same rule.
 
     Parameters
     ----------

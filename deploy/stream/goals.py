@@ -19,12 +19,9 @@ from wardround.deploy.stream.summary import (
     runs_by_name,
 )
 from wardround.deploy.stream.transfer import forgetting
+from wardround.strategies.plan import CERTAINTY
 
 PROXY = "proxy"
-
-# Power of the confidence in the weight of a voxel that was not drawn; the learner's own stands in a module that takes
-# seconds to import.
-CERTAINTY = 16
 
 
 @dataclass(frozen=True)
