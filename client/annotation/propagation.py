@@ -15,9 +15,9 @@ import torch
 from scipy import ndimage
 
 from wardround.client.annotation.crop import Box, boxes, within
-from wardround.client.annotation.prompts import UNLABELLED, Annotations, plane
+from wardround.client.annotation.prompts import UNLABELLED, Annotations
 from wardround.client.annotation.registration import DemonsSettings
-from wardround.client.annotation.seeds import beyond
+from wardround.client.annotation.seeds import beyond, drawn_labels
 from wardround.client.annotation.votes import (
     FloatArray,
     Scene,
@@ -176,9 +176,7 @@ def propagate(
     probabilities = np.zeros((labels, *shape), dtype=np.float32)
     probabilities[0] = 1
     confidence = np.zeros(shape, dtype=np.float32)
-    drawn = np.full(shape, UNLABELLED, dtype=np.uint8)
-    for prompt in annotations.slices:
-        drawn[plane(prompt.axis, prompt.index)] = prompt.labels
+    drawn = drawn_labels(annotations, shape)
     strokes = stroke_map(annotations, shape)
     if annotations.slices or strokes is not None:
         box, inner = boxes(shape, annotations, strokes, settings.margin)
@@ -203,8 +201,6 @@ def propagate(
             local = within(inner, box)
             probabilities[(slice(None), *inner)] = found[(slice(None), *local)]
             confidence[inner] = sure[local]
-    if strokes is not None:
-        np.copyto(drawn, strokes, where=strokes != UNLABELLED)
     annotated = drawn != UNLABELLED
     probabilities[:, annotated] = one_hot(drawn[annotated], labels)
     confidence[annotated] = 1

@@ -84,8 +84,9 @@ def drawn_labels(annotations: Annotations, shape: Shape) -> Labels3D:
     labels = np.full(shape, UNLABELLED, dtype=np.uint8)
     for prompt in annotations.slices:
         labels[plane(prompt.axis, prompt.index)] = prompt.labels
-    seeds = seed_map(annotations, shape)
-    np.copyto(labels, seeds, where=seeds != UNLABELLED)
+    if annotations.scribbles or annotations.points:
+        seeds = seed_map(annotations, shape)
+        np.copyto(labels, seeds, where=seeds != UNLABELLED)
     return labels
 
 

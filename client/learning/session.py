@@ -146,8 +146,8 @@ class CaseSession:
         drawings of this very case to a Dice of less than :data:`LEAST_AGREEMENT` has none: far from them it would
         overrule what little was drawn.
         """
-        agreement = self.agreement
-        return 0.0 if agreement < LEAST_AGREEMENT else self.plan.model_vote * self.trust
+        weight = self.plan.model_vote * self.trust
+        return 0.0 if not weight or self.agreement < LEAST_AGREEMENT else weight
 
     def rewind(self) -> tuple[Step, ...]:
         """Forget everything that was suggested and drawn, and return the steps that led here.
