@@ -10,6 +10,10 @@
     ├── PlanError                      5   a plan is invalid, or a run is resumed with another plan
     ├── RoundError                     6   a round could not be closed (no quorum, all sites failed)
     ├── ReplyRefused                   7   a site's reply does not keep the contract of the round
+    ├── GateRefused                    8   a site's gate let something neither in nor out
+    ├── ConnectionFailed               9   the coordinator or the agent cannot be reached
+    ├── AuthRefused                   10   the other side was reached, and does not accept who asks
+    ├── DoctorFailed                  11   a check of the doctor found a fault
     └── Interrupted                  130   stopped by the user; what is on disk can be resumed
 
 Every error says what happened (``problem``), why (``cause``) and what to do (``fix``). None of the three may hold
@@ -82,6 +86,41 @@ class ReplyRefused(WardroundError):
     """A site's reply does not keep the contract of the round."""
 
     exit_code = 7
+
+
+class GateRefused(WardroundError):
+    """A site's gate let something neither in nor out.
+
+    Parameters
+    ----------
+    code
+        Why, in lower case with hyphens: ``bundle-not-approved``. It is what a ledger and a coordinator may know, and
+        holds no name, number or text that came with what was refused.
+    """
+
+    exit_code = 8
+
+    def __init__(self, problem: str, cause: str = "", fix: str = "", *, code: str = "refused") -> None:
+        super().__init__(problem, cause, fix)
+        self.code = code
+
+
+class ConnectionFailed(WardroundError):
+    """The coordinator or the agent cannot be reached: name, proxy, TLS, or nobody listens."""
+
+    exit_code = 9
+
+
+class AuthRefused(WardroundError):
+    """The other side was reached and does not accept who asks: key not registered, wrong token, wrong user."""
+
+    exit_code = 10
+
+
+class DoctorFailed(WardroundError):
+    """A check of the doctor found a fault."""
+
+    exit_code = 11
 
 
 class Interrupted(WardroundError):

@@ -46,3 +46,9 @@ def test_an_error_carries_problem_cause_and_fix(kind: type[errors.WardroundError
 
 def test_an_error_without_a_cause_has_no_dangling_arrow() -> None:
     assert str(errors.WardroundError("it broke", fix="mend it")) == "it broke → mend it"
+
+
+def test_what_the_gate_refuses_has_a_code_and_the_code_is_not_in_the_text() -> None:
+    error = errors.GateRefused("refused", "not approved", "approve it", code="bundle-not-approved")
+    assert error.code == "bundle-not-approved"
+    assert str(error) == "refused → not approved → approve it"
