@@ -14,7 +14,14 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "models", "strategies", "client", "server", "deploy")
-GROUND = ("wardround", "wardround.__version__", "wardround.errors", "wardround.files")
+GROUND = (
+    "wardround",
+    "wardround.__version__",
+    "wardround.errors",
+    "wardround.files",
+    "wardround.pages",
+    "wardround.processes",
+)
 """The folder ``core/``: what every room stands on."""
 
 
