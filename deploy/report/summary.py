@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from wardround.deploy.report.results import GLOBAL, ArmResult, CaseScore, ModelResult, Results
+from wardround.pages import NOTHING
 
 ARM_ORDER = ("federated", "dense", "pooled", "local", "slices-only")
-NOTHING = "–"
 MAIN_ARM = "federated"
 LOCAL_ARM = "local"
 
