@@ -1,16 +1,29 @@
 """How the ClientApp finds its site, without importing anything heavy.
 
 Whoever owns sites in this process (a simulation, a worker of Flower's engine) attaches them by name; a node says whose
-messages it carries.
+messages it carries. At a live site nothing is attached: the node says where its agent listens, and every question goes
+there.
 """
 
-from typing import Protocol
+import logging
+import time
+from pathlib import Path
+from typing import Literal, Protocol
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 
-from wardround.errors import UsageError
-from wardround.strategies.contract import Update, Weights
+from wardround.client.wire import FrameRefused, ask
+from wardround.errors import ConnectionFailed, UsageError
+from wardround.strategies.contract import ARRAYS, METRICS, PLAN, Update, Weights, weights_from_record, weights_to_record
 from wardround.strategies.plan import RoundPlan
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["train", "evaluate", "status"]
+
+PATIENCE_S = 120.0
+"""For how long a courier waits for an agent that went away: whoever keeps it alive starts it again meanwhile."""
+_PAUSE_S = 0.2
 
 
 class SiteLike(Protocol):
@@ -26,6 +39,82 @@ class SiteLike(Protocol):
         """Counts that a coordinator may know."""
 
 
+class Door(Protocol):
+    """Where a message goes in and its answer comes out."""
+
+    def answer(self, kind: Kind, content: RecordDict) -> RecordDict:
+        """What the site has to say to a message with `content`."""
+
+
+class AttachedSite:
+    """The door to a site in this very process."""
+
+    def __init__(self, site: SiteLike) -> None:
+        self._site = site
+
+    def answer(self, kind: Kind, content: RecordDict) -> RecordDict:
+        """Decode plan and weights, call the site, encode what it returns."""
+        if kind == "status":
+            return RecordDict({METRICS: MetricRecord(dict(self._site.status()))})
+        plan = RoundPlan.from_record(content.config_records[PLAN])
+        weights = weights_from_record(content.array_records[ARRAYS])
+        if kind == "evaluate":
+            return RecordDict({METRICS: MetricRecord(dict(self._site.evaluate(plan, weights)))})
+        update = self._site.train(plan, weights)
+        return RecordDict({ARRAYS: weights_to_record(update.weights), METRICS: MetricRecord(dict(update.metrics))})
+
+
+class AgentSite:
+    """The door to the agent of a live site.
+
+    Arrays pass through as they are, undecoded in both directions: what leaves is byte for byte what the gate released.
+    An agent that goes away is waited for and asked again, which is safe: asked for the same round it answers the same.
+
+    Parameters
+    ----------
+    socket
+        Where the agent listens.
+    patience_s
+        For how long it may be away.
+    """
+
+    def __init__(self, socket: Path, patience_s: float = PATIENCE_S) -> None:
+        self._socket = socket
+        self._patience_s = patience_s
+
+    def answer(self, kind: Kind, content: RecordDict) -> RecordDict:
+        """Ask the agent.
+
+        Raises
+        ------
+        GateRefused
+            If the agent answers with the name of an error, as ``code``.
+        ConnectionFailed
+            If it stays away.
+        """
+        header: dict[str, object] = {"op": kind}
+        arrays = {}
+        if kind != "status":
+            header["plan"] = dict(content.config_records[PLAN])
+            arrays = dict(content.array_records[ARRAYS])
+        away_since: float | None = None
+        while True:
+            try:
+                answer, found = ask(self._socket, header, arrays, timeout=None)
+            except FrameRefused:
+                raise
+            except ConnectionFailed as error:
+                now = time.monotonic()
+                away_since = now if away_since is None else away_since
+                if now - away_since > self._patience_s:
+                    raise
+                log.warning("%s", error)
+                time.sleep(_PAUSE_S)
+                continue
+            records = RecordDict({METRICS: MetricRecord(answer["metrics"])})
+            return RecordDict({ARRAYS: ArrayRecord(found), **records}) if kind == "train" else records
+
+
 _SITES: dict[str, SiteLike] = {}
 
 
@@ -39,18 +128,24 @@ def detach_all() -> None:
     _SITES.clear()
 
 
-def open_site(context: Context) -> SiteLike:
-    """The site that `context` speaks for: the one attached under ``node_config["site"]``.
+def open_site(context: Context) -> Door:
+    """The door to the site that `context` speaks for.
+
+    It is the one attached under ``node_config["site"]``, else the agent that listens on the socket
+    ``node_config["agent"]``.
 
     Raises
     ------
     UsageError
-        If the context names no attached site.
+        If the context names neither.
     """
     name = str(context.node_config.get("site", ""))
-    try:
-        return _SITES[name]
-    except KeyError:
-        raise UsageError(
-            "this node has no site", "its configuration names none that is attached in this process", "attach it first"
-        ) from None
+    if name in _SITES:
+        return AttachedSite(_SITES[name])
+    if agent := str(context.node_config.get("agent", "")):
+        return AgentSite(Path(agent))
+    raise UsageError(
+        "this node has no site",
+        "its configuration names none that is attached in this process, and no agent",
+        "attach it first, or start the node with `wardround site serve`",
+    )

@@ -7,13 +7,14 @@ else: the annotator is a person, or, in a simulation, an object that alone may s
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wardround.client.annotation.annotator import Annotator
+from wardround.client.arrivals import IMPORTED, Arrivals
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
@@ -24,7 +25,7 @@ from wardround.client.learning.round import Interaction, Observer, OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import SiteState, Snapshots
 from wardround.errors import DataError
-from wardround.files import sweep, write_text
+from wardround.files import remove_folder, sweep, write_text
 from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import RoundPlan
 
@@ -40,14 +41,18 @@ class Site:
     Parameters
     ----------
     folder
-        The site's folder, with ``site.json`` in it: ``name``; ``schedule``, a list of case ids for each round;
-        ``test``, ids that are only evaluated on; ``author`` of accepted labels; ``store``, the case store's folder.
+        The site's folder, with ``site.json`` in it: ``name``; ``author`` of accepted labels; ``store``, the case store's
+        folder; in a simulation ``schedule``, a list of case ids for each round, and ``test``, ids that are only
+        evaluated on. Without these two the site is a live one: a round takes the labelled cases that have arrived, the
+        store knows which are for testing, and what it remembers is kept apart for every run.
     annotator
         Who draws; without one the site can evaluate but not train.
     observer
         Sees every interaction, may be None.
     device
         ``auto``, ``cpu`` or ``cuda``.
+    cases_per_round
+        How many of the cases that have arrived a live site takes into one round at most.
 
     Raises
     ------
@@ -56,14 +61,20 @@ class Site:
     """
 
     def __init__(
-        self, folder: Path, annotator: Annotator | None = None, observer: Observer | None = None, device: str = "auto"
+        self,
+        folder: Path,
+        annotator: Annotator | None = None,
+        observer: Observer | None = None,
+        device: str = "auto",
+        cases_per_round: int = 20,
     ) -> None:
         self._folder = folder
         try:
             settings = json.loads((folder / "site.json").read_text())
             self.name: str = settings["name"]
-            self._schedule: list[list[str]] = settings["schedule"]
-            self._tests: list[str] = settings["test"]
+            live = "schedule" not in settings
+            self._schedule: list[list[str]] | None = None if live else settings["schedule"]
+            self._tests: list[str] | None = None if live else settings["test"]
             self._author: str = settings["author"]
             store = folder / settings["store"]
         except (OSError, ValueError, KeyError) as error:
@@ -73,18 +84,27 @@ class Site:
         self._device = resolve_device(device)
         self._annotator = annotator
         self._observer = observer
+        self._cases_per_round = cases_per_round
         sweep(folder, deep=False)
         sweep(folder / "memory")
         sweep(folder / "evaluations")
-        self._snapshots = Snapshots(folder / "state")
+        self._arrivals: Arrivals | None = None
+        if live:
+            sweep(folder / "runs")
+            self._arrivals = Arrivals(folder / "rounds.json")
         self._store = CaseStore(store)
 
     @classmethod
     def open(
-        cls, folder: Path, annotator: Annotator | None = None, observer: Observer | None = None, device: str = "auto"
+        cls,
+        folder: Path,
+        annotator: Annotator | None = None,
+        observer: Observer | None = None,
+        device: str = "auto",
+        cases_per_round: int = 20,
     ) -> "Site":
         """Open the site in `folder` and repair what a crash may have left there."""
-        return cls(folder, annotator, observer, device)
+        return cls(folder, annotator, observer, device, cases_per_round)
 
     def close(self) -> None:
         """Release the store."""
@@ -96,7 +116,7 @@ class Site:
 
     def status(self) -> dict[str, float]:
         """Counts that a coordinator may know: cases held, cases learnt from, last round."""
-        latest = self._snapshots.latest()
+        latest = self._latest()
         return {
             "cases": float(len(self._store.cases())),
             "seen": float(latest.reservoir.seen if latest else 0),
@@ -105,7 +125,7 @@ class Site:
 
     def history(self) -> tuple[dict[str, Any], ...]:
         """What the observer recorded in all rounds so far. It never leaves with an update."""
-        latest = self._snapshots.latest()
+        latest = self._latest()
         return latest.history if latest else ()
 
     def interact(
@@ -140,11 +160,17 @@ class Site:
             progress=(plan.round - 1) / plan.rounds if progress is None else progress,
         )
 
-    def train(self, plan: RoundPlan, weights: Weights) -> Update:
+    def train(self, plan: RoundPlan, weights: Weights, between: Callable[[], None] = lambda: None) -> Update:
         """Learn online from this round's new cases, then rehearse, starting from the global weights.
 
         The answer is a function of the snapshot before the round, the plan, the weights and what the annotator draws:
         asked again, the site answers the same.
+
+        Parameters
+        ----------
+        between
+            Called after every batch and between the phases of a step. Others may use the device meanwhile; what it
+            raises ends the round, as if it had not begun.
 
         Returns
         -------
@@ -159,16 +185,18 @@ class Site:
         annotator = self._annotator
         if annotator is None:
             raise DataError("the site has no annotator", "it was opened to evaluate only", "open it with an annotator")
-        state = self._snapshots.before(plan.round, plan.replay_capacity)
-        cases = self._schedule[plan.round - 1] if plan.round <= len(self._schedule) else []
+        folder = self._kept(plan.run)
+        snapshots = Snapshots(folder / "state")
+        state = snapshots.before(plan.round, plan.replay_capacity)
+        cases = self._cases(plan, state.round)
         if not cases and not state.reservoir.kept:
             raise DataError("there is nothing to learn from", "no new case and an empty memory", "add a case")
         learner = self._learner(plan, weights)
         learner.load_optimiser_state(state.optimiser)
         seed = _seed(plan, self.name)
-        memory = ReplayMemory(self._folder / "memory", state.reservoir, plan.replay)
+        memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
         rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
-        work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing)
+        work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing, between)
         for position, case_id in enumerate(cases):
             with work.phase("predict"):
                 session = self.interact(case_id, plan, learner, (plan.round - 1 + position / len(cases)) / plan.rounds)
@@ -179,7 +207,7 @@ class Site:
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
-        self._snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, work.standing))
+        snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, work.standing))
         memory.discard_unnamed(*state.reservoir.kept)
         metrics: dict[str, float | list[float]] = {
             "num-examples": float(memory.reservoir.seen),
@@ -193,11 +221,18 @@ class Site:
         }
         return Update(learner.weights(), metrics)
 
-    def evaluate(self, plan: RoundPlan, weights: Weights) -> dict[str, float | list[float]]:
+    def evaluate(
+        self, plan: RoundPlan, weights: Weights, between: Callable[[], None] = lambda: None
+    ) -> dict[str, float | list[float]]:
         """Score the global weights on the site's held-back cases.
 
         Per-case scores stay at the site, in ``evaluations/round-00003.json`` for round 3 and the latest also in
         ``evaluation.json``; only counts and means are returned.
+
+        Parameters
+        ----------
+        between
+            Called before every case, as in :meth:`train`.
 
         Returns
         -------
@@ -209,11 +244,13 @@ class Site:
         DataError
             If there is no test case, or one has no reference label.
         """
-        if not self._tests:
+        tests = self._store.cases("test") if self._tests is None else self._tests
+        if not tests:
             raise DataError("there is nothing to evaluate on", "the site has no test case", "hold some cases back")
         learner = self._learner(plan, weights)
         rows = []
-        for case_id in self._tests:
+        for case_id in tests:
+            between()
             image = self._store.image(case_id)
             reference = self._store.label(case_id, REFERENCE)
             if reference is None:
@@ -223,10 +260,33 @@ class Site:
             scores = {str(n): score(labels, truth, n, image.spacing) for n in range(1, plan.labels)}
             rows.append({"case": case_id} | _columns(scores))
         text = json.dumps({"round": plan.round, "cases": rows})
-        write_text(self._folder / "evaluations" / f"round-{plan.round:05d}.json", text)
+        write_text(self._kept(plan.run) / "evaluations" / f"round-{plan.round:05d}.json", text)
         write_text(self._folder / "evaluation.json", text)
         means = {f"dice-{n}": _mean([row["dice"][str(n)] for row in rows]) for n in range(1, plan.labels)}
         return {"num-examples": float(len(rows)), "dice": _mean(list(means.values())), **means}
+
+    def _kept(self, run: str) -> Path:
+        """Where snapshots and memory of a run lie."""
+        return self._folder if self._arrivals is None else self._folder / "runs" / run
+
+    def _latest(self) -> SiteState | None:
+        if self._arrivals is None:
+            return Snapshots(self._folder / "state").latest()
+        run = self._arrivals.latest
+        return None if run is None else Snapshots(self._kept(run) / "state").latest()
+
+    def _cases(self, plan: RoundPlan, since: int) -> list[str]:
+        """This round's new cases; `since` is the last round before it that was learnt."""
+        if self._schedule is not None:
+            return self._schedule[plan.round - 1] if plan.round <= len(self._schedule) else []
+        assert self._arrivals is not None
+        labelled = self._store.labelled(IMPORTED)
+        waiting = [case for case in self._store.cases("stream") if case in labelled]
+        cases = self._arrivals.take(plan.run, plan.round, since, waiting, self._cases_per_round)
+        for path in sorted(self._folder.glob("runs/[!.]*")):
+            if path.name not in self._arrivals.runs:
+                remove_folder(path)
+        return cases
 
     def _learner(self, plan: RoundPlan, weights: Weights) -> OnlineLearner:
         settings = LearningSettings(

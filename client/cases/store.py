@@ -181,6 +181,11 @@ class CaseStore:
         with self._reading() as connection:
             return tuple(connection.scalars(query))
 
+    def labelled(self, author: str) -> frozenset[str]:
+        """Ids of the cases of which `author` has saved a label."""
+        with self._reading() as connection:
+            return frozenset(connection.scalars(sa.select(_labels.c.case_id).where(_labels.c.author == author)))
+
     def image(self, case_id: str) -> Volume:
         """The image of a case: float32, on the very grid it was added with.
 

@@ -232,6 +232,7 @@ class OnlineLearner:
         updates: int,
         learning_rate: float,
         rng: np.random.Generator,
+        between: Callable[[], None] = lambda: None,
     ) -> float:
         """Take `updates` gradient steps.
 
@@ -245,6 +246,8 @@ class OnlineLearner:
             Of AdamW, the same for all these steps.
         rng
             Source of windows and augmentation.
+        between
+            Called after each step; others may use the device before it returns.
 
         Returns
         -------
@@ -257,6 +260,7 @@ class OnlineLearner:
         total = 0.0
         for _ in range(updates):
             total += self._step(*self._assemble(batch(), rng, self.settings.augmentation))
+            between()
         return total / updates if updates else float("nan")
 
     def _step(self, image: Tensor, target: Tensor, weight: Tensor) -> float:

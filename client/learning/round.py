@@ -110,6 +110,9 @@ class OnlineRound:
         Sees every step, may be None.
     standing
         How far the model has agreed with the annotator before the round.
+    between
+        Called between batches and between the phases of a step: others may use the device before it returns, and what
+        it raises ends the round. The time that it takes is charged to no phase.
     """
 
     site: str
@@ -120,6 +123,7 @@ class OnlineRound:
     check_rng: np.random.Generator
     observer: Observer | None = None
     standing: Standing = field(default_factory=Standing)
+    between: Callable[[], None] = lambda: None
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     effort: dict[str, float] = field(default_factory=lambda: {"contour": 0.0, "strict": 0.0})
@@ -127,15 +131,17 @@ class OnlineRound:
     updates: int = 0
     rejected: int = 0
     _accepted: _Accepted | None = field(init=False, default=None)
+    _aside: float = field(init=False, default=0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Charge the time of a block to one of :data:`PHASES`."""
-        start = time.perf_counter()
+        self._step_aside()
+        start, aside = time.perf_counter(), self._aside
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] += time.perf_counter() - start - (self._aside - aside)
 
     @property
     def loss(self) -> float:
@@ -321,8 +327,15 @@ class OnlineRound:
 
     def _update(self, batch: Callable[[], Sequence[Sample]], updates: int, rate: float) -> None:
         with self.phase("update"):
-            self.losses.append(self.learner.update(batch, updates, rate, self.rng))
+            self.losses.append(self.learner.update(batch, updates, rate, self.rng, self._step_aside))
         self.updates += updates
+
+    def _step_aside(self) -> None:
+        start = time.perf_counter()
+        try:
+            self.between()
+        finally:
+            self._aside += time.perf_counter() - start
 
     def _observe(self, session: CaseSession) -> None:
         step = len(session.steps)

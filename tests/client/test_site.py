@@ -236,7 +236,7 @@ def test_memory_holds_the_last_target_of_every_case_and_never_the_truth(tmp_path
     # In the second of four rounds the frozen prediction has a share in the target.
     settings = plan(2, rounds=4, fusion=0.5, annotation_rounds=3, slices_per_case=6)
     north.train(settings, START)
-    state = north._snapshots.latest()
+    state = north._latest()
     assert state is not None
     assert state.reservoir.kept == tuple(names)
     held = [load_arrays(file) for file in (tmp_path / "memory").glob("*.safetensors")]
@@ -282,7 +282,7 @@ def test_a_case_that_is_taken_back_keeps_its_label(tmp_path: Path, monkeypatch: 
     assert update.metrics["rejected"] == 1
     assert update.metrics["num-examples"] == 1
     assert update.metrics["cases"] == 2
-    state = north._snapshots.latest()
+    state = north._latest()
     assert state is not None
     assert state.reservoir.kept == ("case-0",)
     assert [(row["case"], row["accepted"]) for row in state.history if "accepted" in row] == [
@@ -300,7 +300,7 @@ def test_refusals_in_a_row_are_counted_from_round_to_round(tmp_path: Path, monke
     for number, refused in ((1, 1), (2, 2), (3, 0)):
         resumed = site(tmp_path, schedule=schedule)
         assert resumed.train(plan(number, **settings), START).metrics["rejected"] == (number < 3)
-        state = resumed._snapshots.latest()
+        state = resumed._latest()
         assert state is not None
         assert state.standing.refused == refused
         resumed.close()
@@ -383,7 +383,7 @@ def test_a_round_without_cases_rehearses_and_one_without_anything_is_refused(tmp
 def test_history_stays_at_the_site(tmp_path: Path) -> None:
     north = site(tmp_path, observer=Recorder())
     north.train(plan(), START)
-    state = north._snapshots.latest()
+    state = north._latest()
     assert state is not None
     assert [(row["case"], row["step"], row["slices"]) for row in state.history] == [
         ("case-0", 0, 0), ("case-0", 1, 2), ("case-0", 2, 4), ("case-1", 0, 0), ("case-1", 1, 2), ("case-1", 2, 4),

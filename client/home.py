@@ -1,0 +1,222 @@
+"""The folder of a live site: what lies where, its settings, and whether it takes part.
+
+::
+
+    H/
+        site.toml            settings: name, coordinator, device, annotator
+        policy.toml          what may come in and go out
+        keys/node            the site's private key; node.pub beside it
+        coordinator.crt      certificate of the coordinator's authority
+        approvals.json       which app bundles may run here; the bundles themselves in bundles/
+        ledger.jsonl         what came in and what left
+        state.json           whether the site takes part; absent as long as it always has
+        site/                cases, labels, memory and snapshots
+        run/                 sockets and locks of running processes
+        flwr/, logs/         Flower's own folder, log files
+
+Whoever needs only a path or a name reads this module: it imports nothing heavy.
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wardround.errors import DataError, StorageError
+from wardround.files import write_text
+
+Participation = Literal["active", "paused", "left"]
+
+
+class SiteSettings(BaseModel):
+    """The table ``[site]`` of site.toml; names are written with dashes there.
+
+    Parameters
+    ----------
+    name
+        As the coordinator knows the site.
+    coordinator
+        ``https://host:port``.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    annotator
+        Who draws: ``labels`` answers from labels that were imported with the cases.
+    status_port
+        Where the site's own page listens on 127.0.0.1; 0 for nowhere.
+    cases_per_round
+        How many of the cases that have arrived one round takes at most.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), validate_by_name=True
+    )
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    coordinator: Annotated[str, Field(pattern=r"^https://[^\s/?#@]+$")]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    annotator: Literal["labels"] = "labels"
+    status_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    cases_per_round: Annotated[int, Field(ge=1)] = 20
+
+
+SETTINGS_TEMPLATE = """\
+# One hospital of a federation. Names are fixed by the invitation; restart `wardround site serve` after a change.
+
+[site]
+name = "{name}"
+coordinator = "{coordinator}"
+
+# Where it computes: "auto" takes a GPU if there is one; "cpu" or "cuda" insist.
+device = "auto"
+
+# Who draws. "labels" answers from the labels that were imported with the cases.
+annotator = "labels"
+
+# How many of the cases that have arrived one round takes at most. The others wait for the next round.
+cases-per-round = 20
+
+# Port of the site's own page on 127.0.0.1; 0 for none.
+status-port = 0
+"""
+
+
+@dataclass(frozen=True)
+class SiteHome:
+    """The paths of a live site below `path`."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """Name, coordinator, device."""
+        return self.path / "site.toml"
+
+    @property
+    def policy(self) -> Path:
+        """What may come in and go out."""
+        return self.path / "policy.toml"
+
+    @property
+    def keys(self) -> Path:
+        """Folder of the site's key pair."""
+        return self.path / "keys"
+
+    @property
+    def node_key(self) -> Path:
+        """The private key with which the site proves who it is."""
+        return self.keys / "node"
+
+    @property
+    def ca(self) -> Path:
+        """Certificate of the authority that the coordinator's certificate must come from."""
+        return self.path / "coordinator.crt"
+
+    @property
+    def approvals(self) -> Path:
+        """Which app bundles may run here."""
+        return self.path / "approvals.json"
+
+    @property
+    def bundles(self) -> Path:
+        """App bundles by their SHA-256."""
+        return self.path / "bundles"
+
+    @property
+    def ledger(self) -> Path:
+        """What came in and what left."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Whether the site takes part."""
+        return self.path / "state.json"
+
+    @property
+    def site(self) -> Path:
+        """Cases, labels, memory and snapshots."""
+        return self.path / "site"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and locks of running processes."""
+        return self.path / "run"
+
+    @property
+    def socket(self) -> Path:
+        """Where the agent listens."""
+        return self.run / "agent.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one agent that serves this home."""
+        return self.run / "agent.lock"
+
+    @property
+    def flwr(self) -> Path:
+        """Flower's own folder."""
+        return self.path / "flwr"
+
+    @property
+    def logs(self) -> Path:
+        """Log files of the agent's child processes."""
+        return self.path / "logs"
+
+    @cached_property
+    def settings(self) -> SiteSettings:
+        """What site.toml says.
+
+        Raises
+        ------
+        DataError
+            If there is none, or it cannot be read.
+        """
+        try:
+            content = tomllib.loads(self.settings_file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{self.path} is not the home of a site", "it has no site.toml", "make one with `wardround site init`"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot read {self.settings_file}", str(error), "correct the file, or take it from a copy"
+            ) from error
+        try:
+            return SiteSettings.model_validate(content.get("site", {}))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = str(first["loc"][0]) if first["loc"] else "site"
+            raise DataError(
+                f"{self.settings_file} cannot be used", f"{field}: {first['msg']}", "correct that line"
+            ) from error
+
+    @property
+    def participation(self) -> Participation:
+        """Whether the site takes part: it does unless somebody paused it or left.
+
+        Raises
+        ------
+        StorageError
+            If state.json is damaged: a site that may have left must not go on because nobody can read it.
+        """
+        try:
+            found = json.loads(self.state.read_text())["participation"]
+            if found not in get_args(Participation):
+                raise ValueError(found)
+        except FileNotFoundError:
+            return "active"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"cannot read {self.state}",
+                f"the file is damaged ({type(error).__name__})",
+                "say again what you want: `wardround site pause`, `resume` or `leave`",
+            ) from error
+        participation: Participation = found
+        return participation
+
+    def participate(self, how: Participation) -> None:
+        """Write down, durably, whether the site takes part."""
+        write_text(self.state, json.dumps({"participation": how}))
