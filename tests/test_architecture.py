@@ -49,7 +49,20 @@ RULES: Mapping[str, Rule] = {
     "client": Rule(("wardround.client", "wardround.models", "wardround.strategies"), ANY),
     "server": Rule(
         ("wardround.server", "wardround.strategies", "wardround.models"),
-        frozenset({"flwr", "google", "numpy", "pydantic", "safetensors", "torch"}),
+        frozenset(
+            {
+                "fastapi",
+                "flwr",
+                "google",
+                "numpy",
+                "pydantic",
+                "safetensors",
+                "sqlalchemy",
+                "starlette",
+                "torch",
+                "uvicorn",
+            }
+        ),
     ),
     "deploy": Rule(("wardround",), ANY),
 }

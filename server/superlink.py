@@ -1,0 +1,125 @@
+"""Start the SuperLink of a coordinator: ``python -m wardround.server.superlink --home FOLDER``.
+
+It listens twice. The public port serves the Fleet API to sites and nothing else; a port of this machine serves every
+API to the operator, who shows a token, and to the apps that run here, which show a secret. Both speak TLS with the
+certificate that sites trust, so that nobody who takes a port while it is free is told a secret.
+
+Flower's habits of phoning home, looking for updates and installing packages for an app are off before it is imported.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wardround import __version__
+from wardround.errors import StorageError, WardroundError
+from wardround.server.home import CoordinatorHome, hold
+
+log = logging.getLogger(__name__)
+
+NOWHERE = "https://127.0.0.1:9"
+"""Where Flower finds its makers' services: the port at which nobody answers."""
+
+
+def quieten(flwr_home: Path) -> None:
+    """Tell Flower where it lives and that it speaks to nobody else. It reads its environment when it is imported."""
+    for name in [name for name in os.environ if name.startswith("FLWR_")]:
+        del os.environ[name]
+    os.environ["FLWR_HOME"] = str(flwr_home)
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
+    os.environ["FLWR_SUPERGRID_API_URL"] = NOWHERE
+
+
+async def serve(home: CoordinatorHome) -> None:
+    """Serve both ports until SIGTERM or SIGINT.
+
+    Raises
+    ------
+    ConnectionFailed
+        If a port is taken.
+    """
+    # Flower is imported here, when its environment is set.
+    import flwr
+
+    from wardround.server.audit import AuditTrail
+    from wardround.server.entrance import INNER_LIMITS, PUBLIC_LIMITS, Entrance
+    from wardround.server.link import EVERY_CALL, FLEET_CALLS, application
+    from wardround.server.listener import bind, listener
+
+    # Flower's logger has a terminal of its own and tells every query.
+    stock = logging.getLogger("flwr")
+    stock.handlers.clear()
+    stock.setLevel(logging.INFO)
+
+    settings = home.settings
+    sockets = [bind("127.0.0.1", settings.runtime_port), bind(settings.host, settings.port)]
+    trail = AuditTrail(home.logs / "audit.jsonl")
+    app = application(home)
+    headers = {"wardround-version": __version__, "flwr-package-version": flwr.__version__}
+    certificate, key = str(home.server_certificate), str(home.server_key)
+    # One of them tells the application that it starts and ends; it must be the one that is ready first.
+    listeners = [
+        listener(
+            Entrance(app, "inner", EVERY_CALL, INNER_LIMITS, trail),
+            certificate=certificate,
+            key=key,
+            headers=headers,
+            lifespan=True,
+        ),
+        listener(
+            Entrance(app, "public", FLEET_CALLS, PUBLIC_LIMITS, trail),
+            certificate=certificate,
+            key=key,
+            headers=headers,
+            lifespan=False,
+        ),
+    ]
+
+    def end() -> None:
+        for one in listeners:
+            one.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    log.info("public on %s:%d, inner on 127.0.0.1:%d", settings.host, settings.port, settings.runtime_port)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one, taken in zip(listeners, sockets, strict=True):
+                group.create_task(one.serve(sockets=[taken]))
+    finally:
+        end()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until told to end; the exit code is that of the error, if there is one."""
+    parser = argparse.ArgumentParser(prog="python -m wardround.server.superlink", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True, help="the coordinator's folder")
+    home = CoordinatorHome(parser.parse_args(arguments).home)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    os.umask(0o077)
+    try:
+        quieten(home.flwr)
+        for folder in (home.flwr, home.logs, home.run):
+            folder.mkdir(parents=True, exist_ok=True)
+        with hold(home.run / "superlink.lock") as ours:
+            if not ours:
+                raise StorageError(
+                    f"cannot serve {home.path}", "another SuperLink serves it", "end that one, or use it as it is"
+                )
+            asyncio.run(serve(home))
+    except WardroundError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
