@@ -4,7 +4,9 @@ Only numpy and Flower are imported here, so that the courier at a site starts fa
 allocates more than the bytes that arrived.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from wardround.errors import PlanError
 
@@ -152,6 +154,47 @@ def decode(array: Array) -> npt.NDArray[Any]:
         raise ValueError("it does not hold as many bytes as its shape needs")
     flat = np.frombuffer(array.data, dtype=dtype, count=size, offset=start)
     return flat.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def digest(content: RecordDict) -> str:
+    """SHA-256 of all that a message's content says, in hexadecimal.
+
+    It covers, in their order, the names and kinds of the records, the names, dtypes, shapes, encodings and bytes of
+    arrays, and the names, types and values of scalars. Two contents share a digest only if they are the same to the
+    last bit, and a content keeps its digest on its way through Flower. A site writes it into its ledger, the
+    coordinator into its journal.
+    """
+    whole = hashlib.sha256()
+    for name, record in content.items():
+        _put(whole, type(record).__name__, name, record_digest(record))
+    return whole.hexdigest()
+
+
+def record_digest(record: ArrayRecord | MetricRecord | ConfigRecord) -> str:
+    """SHA-256 of one record, in hexadecimal; see :func:`digest`."""
+    whole = hashlib.sha256()
+    if isinstance(record, ArrayRecord):
+        for name, array in record.items():
+            _put(whole, name, array.dtype, list(array.shape), array.stype, len(array.data))
+            whole.update(array.data)
+    else:
+        for name, value in record.items():
+            many = isinstance(value, list)
+            _put(whole, name, many, [_exact(item) for item in (value if isinstance(value, list) else [value])])
+    return whole.hexdigest()
+
+
+def _put(whole: "hashlib._Hash", *parts: object) -> None:
+    """Add parts so that no two sequences of parts give the same bytes: JSON, its length before it."""
+    text = json.dumps(parts).encode()
+    whole.update(len(text).to_bytes(8, "big") + text)
+
+
+def _exact(value: bool | int | float | str | bytes) -> list[str]:
+    """Type and value of a scalar as text, without loss."""
+    if isinstance(value, float):
+        return ["float", value.hex()]
+    return [type(value).__name__, value.hex() if isinstance(value, bytes) else str(value)]
 
 
 def _data_start(data: bytes) -> int:
