@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from wardround.errors import ReplyRefused
 from wardround.strategies.contract import (
@@ -115,10 +115,22 @@ def check_reply(
     """
     if reply.has_error():
         raise _error_reply(reply)
+    check_content(reply.content, reference, limits, kind)
+
+
+def check_content(
+    content: RecordDict, reference: Mapping[str, npt.NDArray[Any]], limits: ReplyLimits, kind: Kind = "train"
+) -> None:
+    """Refuse the content of an answer that does not keep the contract, as :func:`check_reply` does with a reply.
+
+    Raises
+    ------
+    RefusedReply
+        With the first check that failed.
+    """
     expected: dict[str, type] = {METRICS: MetricRecord}
     if kind == "train":
         expected[ARRAYS] = ArrayRecord
-    content = reply.content
     for name, record_type in expected.items():
         if not isinstance(content.get(name), record_type):
             raise RefusedReply("missing-record", f"the reply has no record {name!r}", "", "update the site's software")

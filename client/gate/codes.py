@@ -1,0 +1,138 @@
+"""The reasons that the ledger and a coordinator may be told, as a closed list.
+
+A code says which check failed and nothing about what was checked. Text from outside can therefore not travel in one:
+whatever is not on the list becomes :data:`OTHER`.
+"""
+
+import builtins
+import re
+
+from wardround import errors
+
+OTHER = "other"
+"""Stands for a code that is not on the list."""
+
+ADMITTED = "admitted"
+"""A message, or a bundle, came in."""
+RELEASED = "released"
+"""An answer was checked and may leave, once."""
+SENT = "sent"
+"""A released answer was handed over to be sent."""
+
+_BUNDLE = {
+    "bundle-not-approved": "nobody has approved this bundle",
+    "bundle-expired": "the approval of this bundle is over",
+    "bundle-revoked": "the approval of this bundle was taken back",
+    "bundle-hash": "the bundle is not the one that was named",
+    "bundle-too-large": "the bundle, or what it unpacks to, is too large",
+    "bundle-unreadable": "the bundle is not a plain archive",
+    "bundle-names": "a name in the bundle leads elsewhere, is odd or stands twice",
+    "bundle-links": "the bundle holds something that is not a plain file",
+    "bundle-manifest": "the bundle's own list of its files is not true",
+    "bundle-code": "the bundle brings code, and was not approved with it",
+    "bundle-shadows": "the bundle brings a package that would replace an installed one",
+    "approvals-unreadable": "the site's list of approvals cannot be read",
+}
+_PLAN = {
+    "plan-invalid": "the plan is not one of this version",
+    "plan-model": "the policy does not name the plan's model",
+    "plan-supervision": "the policy does not allow this kind of supervision",
+    "plan-rounds": "the plan asks for more rounds than the policy allows",
+    "plan-updates": "the plan asks for more updates a case than the policy allows",
+    "plan-slices": "the plan asks for more drawn slices a case than the policy allows",
+    "plan-annotation-rounds": "the plan asks for more annotation rounds than the policy allows",
+    "plan-batch": "the plan asks for larger batches than the policy allows",
+    "plan-replay": "the plan asks to keep more cases than the policy allows",
+    "plan-deadline": "the plan's deadline is longer than the policy allows",
+    "kind-not-allowed": "the policy does not allow this kind of message",
+    "policy-unreadable": "the site's policy cannot be read",
+}
+_CONTENT = {
+    "too-large": "the arrays are larger than the policy allows",
+    "names": "arrays are missing or unknown, or their names are odd",
+    "shape": "an array has another shape",
+    "dtype": "an array has another type of number",
+    "encoding": "an array's bytes are not what it declares",
+    "not-finite": "an array holds NaN or infinity",
+    "missing-record": "a record is missing",
+    "extra-record": "there is a record that nobody asked for",
+    "metric": "a metric is not on the list, or its value is out of range",
+    "num-examples": "the number of examples is missing or is not that of the cases",
+    "norm": "the weights moved further than the policy allows",
+    "integer-changed": "an array of integers changed",
+    "too-few-cases": "fewer cases than the policy asks for stand behind it",
+    "undecodable": "it cannot be read at all",
+    "malformed": "it is not built as agreed",
+    "not-released": "it was not released, was changed since, or was sent already",
+}
+_LEDGER = {
+    "torn-line-dropped": "the last line was torn by a crash and was dropped",
+    "set-aside": "the ledger before this one was set aside",
+    "ledger-damaged": "the ledger is not whole",
+    "ledger-not-written": "the ledger cannot be written",
+}
+_SITE = {
+    "refused": "refused",
+    "paused": "the site is paused",
+    "leaving": "the site has left",
+    "busy": "the site is busy",
+    "stopped": "the agent was stopped",
+    "timeout": "it took too long",
+    "agent-unreachable": "the agent does not answer",
+    "supernode-restarted": "the SuperNode was started again before it answered",
+    "app-raised": "the courier failed",
+    "app-crashed": "the courier's process ended",
+    "no-training-cases": "there is nothing to learn from",
+    "error-reply": "the answer was an error",
+    "internal": "something failed at the site; its log says what",
+    OTHER: "a reason that is not on the list",
+}
+
+MEANING = {
+    ADMITTED: "came in",
+    RELEASED: "checked; may leave, once",
+    SENT: "handed over to be sent",
+    **_BUNDLE,
+    **_PLAN,
+    **_CONTENT,
+    **_LEDGER,
+    **_SITE,
+}
+"""Every code, with what it means."""
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def _classes() -> dict[str, str]:
+    """Classes of errors: ours, and those that Python brings."""
+    found = {}
+    for module in (errors, builtins):
+        for name, value in vars(module).items():
+            if isinstance(value, type) and issubclass(value, Exception):
+                found[name] = _kebab(name)
+    return found
+
+
+_CLASSES = _classes()
+CODES = frozenset(MEANING) | frozenset(_CLASSES.values())
+"""What may stand in the ledger: the keys of :data:`MEANING`, and names of error classes such as ``data-error``."""
+
+
+def safe_code(code: object) -> str:
+    """The code itself if it is on the list, the code of an error class for its name, and otherwise :data:`OTHER`.
+
+    Examples
+    --------
+    >>> safe_code("paused"), safe_code("DataError"), safe_code("cannot read /data/DOE_JOHN.nii.gz")
+    ('paused', 'data-error', 'other')
+    """
+    if not isinstance(code, str):
+        return OTHER
+    return code if code in CODES else _CLASSES.get(code, OTHER)
+
+
+def describe(code: str) -> str:
+    """What a code means, in one phrase; the code itself where it is the name of an error class."""
+    return MEANING.get(code, code)

@@ -1,0 +1,380 @@
+"""The gate of a site: every message passes here, both ways, and leaves its line in the ledger.
+
+Deny by default: what cannot be read, checked or written down is refused. The gate belongs to the process that owns the
+site; what a coordinator submits runs elsewhere and cannot reach it but through the questions below.
+"""
+
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, RecordDict
+
+from wardround.client.gate import codes
+from wardround.client.gate.approvals import Approvals
+from wardround.client.gate.ledger import Direction, Kind, Ledger, LedgerDamaged, LedgerEntry, Verdict
+from wardround.client.gate.policy import Policy, check_plan, load_policy
+from wardround.client.gate.update import Reference, check_incoming, check_outgoing, check_status, size_of
+from wardround.errors import GateRefused, StorageError, WardroundError
+from wardround.strategies.contract import ARRAYS, Weights, digest
+from wardround.strategies.plan import RoundPlan
+
+log = logging.getLogger(__name__)
+
+MessageKind = Literal["train", "evaluate", "query"]
+
+RELEASE_LASTS_S = 24 * 3600.0
+"""An answer that was released and not sent within this time may not leave any more."""
+
+
+@dataclass
+class _Line:
+    """What is known of a message while it is judged."""
+
+    direction: Direction
+    kind: Kind
+    plan: RoundPlan | None = None
+    bytes: int = 0
+    sha256: str | None = None
+    cases: int | None = None
+    epsilon: float | None = None
+
+
+class Gate:
+    """The one door of a site.
+
+    Parameters
+    ----------
+    home
+        The site's home, with ``policy.toml`` in it. A site without a policy lets nothing in or out.
+    clock
+        Seconds since 1970.
+
+    Attributes
+    ----------
+    ledger
+        Every line; written by this object alone.
+    approvals
+        Bundles that somebody approved.
+    """
+
+    def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
+        self.ledger = Ledger(home / "ledger.jsonl", clock)
+        self.approvals = Approvals(home, clock)
+        self._clock = clock
+        self._policy_file = home / "policy.toml"
+        self._policy: tuple[tuple[int, int, int], Policy] | None = None
+        self._mutex = threading.Lock()
+        self._waiting: dict[str, list[LedgerEntry]] | None = None
+        try:
+            self.ledger.heal()
+        except StorageError as error:
+            log.error("%s", error)  # Nothing passes as long as this is so; but the site can say what is wrong.
+
+    @property
+    def policy(self) -> Policy:
+        """What the site allows; a change of the file counts from the next message on.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be read.
+        """
+        try:
+            status = self._policy_file.stat()
+            mark = (status.st_mtime_ns, status.st_size, status.st_ino)
+        except OSError:
+            mark = (0, 0, 0)  # Reading it says what is wrong.
+        known = self._policy
+        if known is None or known[0] != mark:
+            known = self._policy = (mark, load_policy(self._policy_file))
+        return known[1]
+
+    def admit_app(self, sha256: str, fab: bytes | None) -> None:
+        """Let a bundle run, or keep it for somebody to look at.
+
+        Parameters
+        ----------
+        sha256
+            By which the coordinator names the bundle.
+        fab
+            The bundle itself, where it is at hand.
+
+        Raises
+        ------
+        GateRefused
+            ``bundle-not-approved``, ``bundle-expired`` or ``bundle-revoked``; ``bundle-hash`` if it is another one than
+            was named; any other code of a bundle if it is not a plain one.
+        """
+        is_digest = isinstance(sha256, str) and len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
+        line = _Line("in", "app", bytes=len(fab or b""), sha256=sha256 if is_digest else None)
+        with self._judging(line):
+            if not is_digest or (fab is not None and hashlib.sha256(fab).hexdigest() != sha256):
+                raise _refused("bundle-hash")
+            try:
+                known = self.approvals.get(sha256)
+                if known is None or not known.is_valid(self._clock()):
+                    if fab is not None:
+                        self.approvals.keep(fab)
+                    state = "pending" if known is None else known.state
+                    raise _refused(
+                        {"revoked": "bundle-revoked", "approved": "bundle-expired"}.get(state, "bundle-not-approved")
+                    )
+            except StorageError as error:
+                log.error("%s", error)
+                raise _refused("approvals-unreadable") from None
+            self._write(line, "allowed", codes.ADMITTED)
+
+    def admit(
+        self,
+        kind: MessageKind,
+        plan: RoundPlan | None,
+        arrays: ArrayRecord | None,
+        *,
+        reference: Reference | None = None,
+    ) -> None:
+        """Let a coordinator's message in.
+
+        Parameters
+        ----------
+        kind
+            ``train`` and ``evaluate`` need a plan and arrays; ``query`` has neither.
+        plan
+            Of the round.
+        arrays
+            The weights as they came.
+        reference
+            Shape and dtype by name of the network that the site would build for this plan; None if it cannot say.
+
+        Raises
+        ------
+        GateRefused
+            With the code of the first check that failed; nothing may then be done with the message.
+        """
+        content = RecordDict() if arrays is None else RecordDict({ARRAYS: arrays})
+        line = _Line("in", _ledgers(kind), plan, size_of(content))
+        with self._judging(line):
+            self._check_kind(kind)
+            if kind == "query":
+                if plan is not None or arrays is not None:
+                    raise _refused("extra-record")
+            else:
+                if plan is None or arrays is None:
+                    raise _refused("missing-record")
+                policy = self._policy_now()
+                check_plan(plan, policy)
+                check_incoming(arrays, policy, reference)
+                line.sha256 = digest(content)
+            self._write(line, "allowed", codes.ADMITTED)
+
+    def release(
+        self,
+        kind: MessageKind,
+        plan: RoundPlan | None,
+        content: RecordDict,
+        *,
+        given: Weights | None = None,
+        cases: int = 0,
+        epsilon: float | None = None,
+    ) -> str:
+        """Let an answer leave, once. What leaves must be this very content: :meth:`released` asks for its digest.
+
+        Parameters
+        ----------
+        kind, plan
+            Of the message that is answered.
+        content
+            The answer: records ``arrays`` and ``metrics`` for ``train``, ``metrics`` alone otherwise.
+        given
+            The weights that came in with the message; an answer to a query has none.
+        cases
+            How many cases stand behind the answer: those that an update was learnt from, or a score worked out on.
+            The answer's ``num-examples`` may not be larger.
+        epsilon
+            ε spent by it; None where no differential privacy was used.
+
+        Returns
+        -------
+        str
+            The digest of `content`.
+
+        Raises
+        ------
+        GateRefused
+            With the code of the first check that failed; the answer must then not leave.
+        """
+        line = _Line("out", _ledgers(kind), plan)
+        with self._judging(line), self._mutex:
+            if type(cases) is not int or cases < 0 or not (epsilon is None or 0 <= epsilon < math.inf):
+                raise _refused("malformed")
+            line.cases, line.epsilon = (None if kind == "query" else cases), epsilon
+            self._check_kind(kind)
+            policy = self._policy_now()
+            if kind == "query":
+                check_status(content, policy)
+            elif plan is None:
+                raise _refused("missing-record")
+            else:
+                check_plan(plan, policy)
+                check_outgoing(kind, content, policy, given or {}, cases)
+            waiting = self._load_waiting()
+            line.bytes, line.sha256 = size_of(content), digest(content)
+            entry = self._write(line, "allowed", codes.RELEASED)
+            waiting.setdefault(line.sha256, []).append(entry)
+            return line.sha256
+
+    def released(
+        self, digest: str, *, kind: str | None = None, run: str | None = None, round: int | None = None
+    ) -> bool:
+        """Whether a content may be sent now. Each release is good for one sending, also over a restart.
+
+        Parameters
+        ----------
+        digest
+            Of the content that is about to be sent.
+        kind, run, round
+            Of the message that it answers, where the sender knows them: the release must have been for the same.
+
+        Raises
+        ------
+        GateRefused
+            If the ledger cannot be read or written; nothing may then be sent.
+        """
+        with self._mutex:
+            now = self._clock()
+            waiting = self._load_waiting()
+            for entry in waiting.get(digest, []):
+                same = all(
+                    asked is None or asked == noted
+                    for asked, noted in ((kind, entry.kind), (run, entry.run), (round, entry.round))
+                )
+                if same and now - _seconds(entry) <= RELEASE_LASTS_S:
+                    fields = entry.model_dump(include=_COPIED)
+                    self._append(**fields, direction="out", verdict="allowed", code=codes.SENT)
+                    waiting[digest].remove(entry)  # The loop ends here.
+                    return True
+            known = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+            self._append(
+                direction="out",
+                kind=_ledgers(kind),
+                verdict="refused",
+                code="not-released",
+                sha256=digest if known else None,
+            )
+            return False
+
+    def note_error(self, kind: str | None, plan: RoundPlan | None, code: str) -> None:
+        """Write down that a message was answered with an error: only the code leaves, in place of an answer.
+
+        Refusals of the gate itself are written down already.
+
+        Raises
+        ------
+        GateRefused
+            If the ledger cannot be written.
+        """
+        self._write(_Line("out", _ledgers(kind), plan), "refused", codes.safe_code(code))
+
+    def _check_kind(self, kind: str) -> None:
+        policy = self._policy_now()
+        allowed = {"train": True, "evaluate": policy.allow_evaluate, "query": policy.allow_status}
+        if not allowed.get(kind, False):
+            raise _refused("kind-not-allowed")
+
+    def _policy_now(self) -> Policy:
+        try:
+            return self.policy
+        except WardroundError as error:
+            log.error("%s", error)
+            raise _refused("policy-unreadable") from None
+
+    @contextmanager
+    def _judging(self, line: _Line) -> Iterator[None]:
+        """Whatever ends this early is a refusal, and stands in the ledger as one."""
+        try:
+            yield
+        except GateRefused as refused:
+            if refused.code not in _NO_LEDGER:
+                self._write(line, "refused", codes.safe_code(refused.code))
+            raise
+        except Exception as error:  # noqa: BLE001  # It ends in a refusal, which is raised.
+            # Its text may repeat what came from outside: the name of its class is all that is kept.
+            log.error("the gate could not judge a message: %s", type(error).__name__)
+            self._write(line, "refused", "malformed")
+            raise _refused("malformed") from None
+
+    def _write(self, line: _Line, verdict: Verdict, code: str) -> LedgerEntry:
+        plan = line.plan
+        return self._append(
+            direction=line.direction,
+            kind=line.kind,
+            verdict=verdict,
+            code=code,
+            run=plan.run if plan else None,
+            round=plan.round if plan else None,
+            plan=plan.digest() if plan else None,
+            bytes=line.bytes,
+            sha256=line.sha256,
+            cases=line.cases,
+            epsilon=line.epsilon,
+        )
+
+    def _append(self, **fields: Any) -> LedgerEntry:
+        try:
+            return self.ledger.append(**fields)
+        except LedgerDamaged as error:
+            log.error("%s", error)
+            raise _refused("ledger-damaged") from None
+        except StorageError as error:
+            log.error("%s", error)
+            raise _refused("ledger-not-written") from None
+
+    def _load_waiting(self) -> dict[str, list[LedgerEntry]]:
+        """What was released and not sent yet, by digest; after a restart, from the ledger."""
+        if self._waiting is None:
+            try:
+                self._waiting = _unsent(self.ledger.entries())
+            except StorageError as error:
+                log.error("%s", error)
+                raise _refused("ledger-damaged") from None
+        return self._waiting
+
+
+_NO_LEDGER = frozenset({"ledger-damaged", "ledger-not-written"})
+_COPIED = {"kind", "run", "round", "plan", "bytes", "sha256", "cases", "epsilon"}
+
+
+def _refused(code: str) -> GateRefused:
+    return GateRefused("the gate refused a message", codes.describe(code), "the site's ledger holds it", code=code)
+
+
+def _ledgers(kind: str | None) -> Kind:
+    """The kind of a line for a kind of message; ``error`` for one that is not known."""
+    known: dict[str | None, Kind] = {"train": "train", "evaluate": "evaluate", "query": "query", "app": "app"}
+    return known.get(kind, "error")
+
+
+def _seconds(entry: LedgerEntry) -> float:
+    return datetime.fromisoformat(entry.time).timestamp()
+
+
+def _unsent(entries: Iterable[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
+    waiting: dict[str, list[LedgerEntry]] = {}
+    for entry in entries:
+        if entry.sha256 is None or entry.direction != "out":
+            continue
+        queue = waiting.setdefault(entry.sha256, [])
+        if entry.code == codes.RELEASED:
+            queue.append(entry)
+        elif entry.code == codes.SENT:
+            message = (entry.kind, entry.run, entry.round)
+            queue.remove(next(each for each in queue if (each.kind, each.run, each.round) == message))
+    return {digest: queue for digest, queue in waiting.items() if queue}
