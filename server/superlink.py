@@ -18,23 +18,13 @@ from pathlib import Path
 
 from wardround import __version__
 from wardround.errors import StorageError, WardroundError
+from wardround.flower import become_quiet
 from wardround.server.home import CoordinatorHome, hold
 
 log = logging.getLogger(__name__)
 
-NOWHERE = "https://127.0.0.1:9"
-"""Where Flower finds its makers' services: the port at which nobody answers."""
-
-
-def quieten(flwr_home: Path) -> None:
-    """Tell Flower where it lives and that it speaks to nobody else. It reads its environment when it is imported."""
-    for name in [name for name in os.environ if name.startswith("FLWR_")]:
-        del os.environ[name]
-    os.environ["FLWR_HOME"] = str(flwr_home)
-    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
-    os.environ["FLWR_SUPERGRID_API_URL"] = NOWHERE
+GRACE = 3.0
+"""Seconds that answers under way get when it is told to end."""
 
 
 async def serve(home: CoordinatorHome) -> None:
@@ -57,6 +47,7 @@ async def serve(home: CoordinatorHome) -> None:
     stock = logging.getLogger("flwr")
     stock.handlers.clear()
     stock.setLevel(logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
     settings = home.settings
     sockets = [bind("127.0.0.1", settings.runtime_port), bind(settings.host, settings.port)]
@@ -82,11 +73,18 @@ async def serve(home: CoordinatorHome) -> None:
         ),
     ]
 
+    loop = asyncio.get_running_loop()
+
     def end() -> None:
         for one in listeners:
             one.should_exit = True
+        # A peer that does not read does not say goodbye either.
+        loop.call_later(GRACE, leave)
 
-    loop = asyncio.get_running_loop()
+    def leave() -> None:
+        for one in listeners:
+            one.force_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     log.info("public on %s:%d, inner on 127.0.0.1:%d", settings.host, settings.port, settings.runtime_port)
@@ -106,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     os.umask(0o077)
     try:
-        quieten(home.flwr)
+        become_quiet(home.flwr)
         for folder in (home.flwr, home.logs, home.run):
             folder.mkdir(parents=True, exist_ok=True)
         with hold(home.run / "superlink.lock") as ours:

@@ -19,6 +19,7 @@ GROUND = (
     "wardround.__version__",
     "wardround.errors",
     "wardround.files",
+    "wardround.flower",
     "wardround.pages",
     "wardround.processes",
 )
@@ -61,6 +62,8 @@ RULES: Mapping[str, Rule] = {
                 "starlette",
                 "torch",
                 "uvicorn",
+                "jinja2",
+                "prometheus_client",
             }
         ),
     ),

@@ -29,10 +29,12 @@ from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import Message as Protobuf
 
@@ -113,6 +115,18 @@ def superlink(home: CoordinatorHome) -> Keeper:
         environment=environment(),
         log_file=home.logs / "superlink.log",
         pid_file=home.run / "superlink.pid",
+        backoff=SWIFT,
+    )
+
+
+def supernode(home: SiteHome, **changes: str) -> Keeper:
+    """A SuperNode for `home`, not started yet."""
+    return Keeper(
+        "supernode",
+        [sys.executable, "-m", "wardround.client.supernode", "--home", str(home.path)],
+        environment=environment(**changes),
+        log_file=home.logs / "supernode.log",
+        pid_file=home.run / "supernode.pid",
         backoff=SWIFT,
     )
 
@@ -222,6 +236,9 @@ def lead(home: CoordinatorHome) -> HttpGrid:
     grid = HttpGrid(home.runtime_address, False, home.ca_certificate.read_bytes(), token=token)
     given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
     grid.set_run(run_from_proto(given.run))
+    # A process that Flower starts for an app knows which one it is; messages are stamped with that.
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = given.task_id, given.run.run_id, grid.node.node_id
+    HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client)).start()
     return grid
 
 
