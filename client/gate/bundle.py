@@ -120,7 +120,7 @@ def _check_members(infos: list[zipfile.ZipInfo], size: int) -> None:
     for info in infos:
         plain = _NAME.fullmatch(info.filename) and len(info.filename) <= _LONGEST_NAME
         # As the archive spells it: zipfile itself cuts names at a zero byte and turns backslashes.
-        if not plain or info.filename != info.orig_filename or ".." in info.filename.split("/"):
+        if not plain or info.filename != info.orig_filename or {".", ".."} & set(info.filename.split("/")):
             raise _refused("bundle-names", "a file has an odd name")
         # Some file systems take these for one.
         if info.filename.casefold() in seen:

@@ -199,8 +199,8 @@ def _link(line: bytes, tail: Tail) -> LedgerEntry:
 
 
 def head_text(tail: Tail) -> str:
-    """How far the ledger goes, as it stands in the file beside it."""
-    return json.dumps({"number": tail.number, "hash": tail.hash}) + "\n"
+    """How far the ledger goes, as it stands in the file beside it: always of one length, to be written in place."""
+    return f'{{"number": {tail.number:>20}, "hash": "{tail.hash}"}}\n'
 
 
 def survey(stream: BinaryIO, size: int, head: str | None, wanted: str | None = None) -> Survey:

@@ -6,8 +6,10 @@ whatever is not on the list becomes :data:`OTHER`.
 
 import builtins
 import re
+from typing import get_args
 
 from wardround import errors
+from wardround.strategies import validation
 
 OTHER = "other"
 """Stands for a code that is not on the list."""
@@ -116,7 +118,7 @@ def _classes() -> dict[str, str]:
 
 
 _CLASSES = _classes()
-CODES = frozenset(MEANING) | frozenset(_CLASSES.values())
+CODES = frozenset(MEANING) | frozenset(get_args(validation.Code)) | frozenset(_CLASSES.values())
 """What may stand in the ledger: the keys of :data:`MEANING`, and names of error classes such as ``data-error``."""
 
 

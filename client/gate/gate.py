@@ -139,7 +139,7 @@ class Gate:
         plan: RoundPlan | None,
         arrays: ArrayRecord | None,
         *,
-        reference: Reference | None = None,
+        reference: Reference | Callable[[RoundPlan], Reference] | None = None,
     ) -> None:
         """Let a coordinator's message in.
 
@@ -152,7 +152,8 @@ class Gate:
         arrays
             The weights as they came.
         reference
-            Shape and dtype by name of the network that the site would build for this plan; None if it cannot say.
+            Shape and dtype by name of the network that the site would build for this plan, or a function that says
+            so, asked only for a plan within the policy; None if nobody can say.
 
         Raises
         ------
@@ -171,7 +172,7 @@ class Gate:
                     raise _refused("missing-record")
                 policy = self._policy_now()
                 check_plan(plan, policy)
-                check_incoming(arrays, policy, reference)
+                check_incoming(arrays, policy, reference(plan) if callable(reference) else reference)
                 line.sha256 = digest(content)
             self._write(line, "allowed", codes.ADMITTED)
 

@@ -301,12 +301,25 @@ class Ledger:
             os.ftruncate(handle, before)
             raise
         self._known = Tail(entry.number, entry.hash, tail.offset + len(line))
-        try:
-            write_text(self._head, head_text(self._known))
-        except StorageError as error:
-            # The line itself is safe. Until the head can be written again, lines cut off behind it go unnoticed.
-            log.error("%s", error)
+        self._write_head(self._known)
         return entry
+
+    def _write_head(self, tail: Tail) -> None:
+        """Overwrite the head in place, by as many bytes: no room is needed, and it holds either what it held or this.
+
+        It is not flushed. After a power cut it may lag behind the ledger, which is flushed, and never runs ahead of it.
+        """
+        text = head_text(tail).encode("ascii")
+        try:
+            handle = os.open(self._head, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(handle, text, 0)
+                os.ftruncate(handle, len(text))
+            finally:
+                os.close(handle)
+        except OSError as error:
+            # The line itself is safe. Until the head can be written again, lines cut off behind it go unnoticed.
+            log.error("%s", storage_error(error, self._head))
 
     def _damaged(self, seen: Survey) -> LedgerDamaged:
         return LedgerDamaged(
