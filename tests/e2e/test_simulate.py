@@ -7,66 +7,19 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from wardround.deploy.report.results import load_results
 
-COMMAND = [sys.executable, "-m", "wardround.deploy.cli"]
 TINY = ["--sites", "2", "--cases", "2", "--tests", "1", "--shape", "24,24,24"]
 # Enough updates that a round lasts long enough to be killed in.
 FAST = ["--plan", "updates_per_case=12", "--effort", "4"]
 # Three rounds of two cases: the last one only rehearses.
 RUN = [*TINY, *FAST, "--rounds", "3", "--compare", ""]
-# Of a hanging process; a machine that is busy with other things may need minutes for what takes ten seconds.
-PATIENCE_S = 900.0
-
-pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
-
-_STARTED: "list[subprocess.Popen[str]]" = []
-
-
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    _STARTED.append(process)
-    return process
-
-
-@pytest.fixture(autouse=True)
-def _leaves_no_process() -> Iterator[None]:
-    """A test that fails half-way must not leave its run behind: the workers end with it."""
-    yield
-    for process in _STARTED:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    _STARTED.clear()
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, out, err
-
-
-def simulate(*arguments: str) -> str:
-    code, out, err = finish(start("simulate", *arguments))
-    assert code == 0, err
-    return out
-
-
-def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -96,22 +49,23 @@ def results(out: Path) -> object:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, command_line: Any) -> Path:
     """A run that nothing disturbs."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    simulate("--out", str(out), *RUN)
+    command_line.run("simulate", "--out", str(out), *RUN)
     return out
 
 
-def test_every_arm_ends_in_the_report(tmp_path: Path) -> None:
+def test_every_arm_ends_in_the_report(tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
-    shown = simulate(
-        "--out", str(out), *TINY, *FAST, "--rounds", "2", "--compare", "dense,local,pooled,slices-only", "--jobs", "2"
+    shown = command_line.run(
+        *("simulate", "--out", str(out), *TINY, *FAST, "--rounds", "2"),
+        *("--compare", "dense,local,pooled,proxy", "--jobs", "2"),
     )
     page = (out / "report.html").read_text()
     measured = load_results(out)
     arms = {arm.arm: arm for arm in measured.arms}
-    assert set(arms) == {"federated", "dense", "local", "pooled", "slices-only"}
+    assert set(arms) == {"federated", "dense", "local", "pooled", "proxy"}
     for name, arm in arms.items():
         assert name in shown
         assert name in page
@@ -134,72 +88,72 @@ def test_every_arm_ends_in_the_report(tmp_path: Path) -> None:
     assert list((out / "examples").glob("*.npz"))
 
 
-def test_the_same_command_gives_the_same_numbers(whole: Path, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_numbers(whole: Path, tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
-    simulate("--out", str(out), *RUN)
+    command_line.run("simulate", "--out", str(out), *RUN)
     assert weights(out) == weights(whole)
     assert results(out) == results(whole)
 
 
 @pytest.mark.parametrize("victim", ["parent", "worker"])
-def test_a_killed_run_ends_with_the_same_weights(whole: Path, tmp_path: Path, victim: str) -> None:
+def test_a_killed_run_ends_with_the_same_weights(whole: Path, tmp_path: Path, victim: str, command_line: Any) -> None:
     out = tmp_path / "out"
-    process = start("simulate", "--out", str(out), *RUN)
+    process = command_line.start("simulate", "--out", str(out), *RUN)
     # Inside round 2: one site has answered, the other has not.
     answered = out / "arms" / "federated-seed0" / "sites" / "site_1" / "state" / "round-00002"
-    wait_until(answered.exists, process)
+    command_line.wait_until(answered.exists, process)
     children = workers(process)
     if victim == "parent":
         process.kill()
-        assert finish(process)[0] == -signal.SIGKILL
+        assert command_line.finish(process)[0] == -signal.SIGKILL
     else:
         (worker,) = children
         worker.kill()
-        code, _, err = finish(process)
+        code, _, err = command_line.finish(process)
         assert code == 1
         assert "killed" in err
         assert "Traceback" not in err
     assert (journal(out) / "00001").exists()
     assert not (journal(out) / "00002").exists()
-    simulate("--resume", str(out))
+    command_line.run("simulate", "--resume", str(out))
     assert weights(out) == weights(whole)
     assert results(out) == results(whole)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
-def test_ctrl_c_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_go_on(whole: Path, tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
-    process = start("simulate", "--out", str(out), *RUN)
-    wait_until((journal(out) / "00001").exists, process)
+    process = command_line.start("simulate", "--out", str(out), *RUN)
+    command_line.wait_until((journal(out) / "00001").exists, process)
     children = workers(process)
     # As a terminal does it: to the whole group.
     os.killpg(process.pid, signal.SIGINT)
-    code, _, err = finish(process)
+    code, _, err = command_line.finish(process)
     assert code == 130
     assert f"--resume {out}" in err
     assert "Traceback" not in err
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
-    simulate("--resume", str(out))
+    command_line.run("simulate", "--resume", str(out))
     assert weights(out) == weights(whole)
 
 
-def test_a_reader_who_leaves_stops_the_run(tmp_path: Path) -> None:
+def test_a_reader_who_leaves_stops_the_run(tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
-    process = start("simulate", "--out", str(out), *RUN)
-    wait_until((out / "arms" / "federated-seed0" / "sites" / "site_1" / "state").exists, process)
+    process = command_line.start("simulate", "--out", str(out), *RUN)
+    command_line.wait_until((out / "arms" / "federated-seed0" / "sites" / "site_1" / "state").exists, process)
     children = workers(process)
     assert process.stdout is not None
     process.stdout.close()
     process.send_signal(signal.SIGTERM)
-    process.wait(PATIENCE_S)
+    process.wait(command_line.PATIENCE_S)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
-def test_a_finished_run_can_be_resumed_and_reported_again(whole: Path) -> None:
+def test_a_finished_run_can_be_resumed_and_reported_again(whole: Path, command_line: Any) -> None:
     before = results(whole)
-    simulate("--resume", str(whole))
+    command_line.run("simulate", "--resume", str(whole))
     (whole / "report.html").unlink()
-    code, out, err = finish(start("report", str(whole)))
+    code, out, err = command_line.finish(command_line.start("report", str(whole)))
     assert code == 0, err
     assert "federated" in out
     assert (whole / "report.html").exists()
@@ -207,21 +161,23 @@ def test_a_finished_run_can_be_resumed_and_reported_again(whole: Path) -> None:
 
 
 @pytest.mark.ray
-def test_flowers_engine_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+def test_flowers_engine_gives_the_same_weights(whole: Path, tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
-    simulate("--out", str(out), *RUN, "--engine", "ray")
+    command_line.run("simulate", "--out", str(out), *RUN, "--engine", "ray")
     assert weights(out) == weights(whole)
     assert load_results(out).arms[0].interactions == load_results(whole).arms[0].interactions
 
 
-def test_a_failing_arm_leaves_the_others(tmp_path: Path) -> None:
+def test_a_failing_arm_leaves_the_others(tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
-    process = start("simulate", "--out", str(out), *TINY, *FAST, "--rounds", "1", "--compare", "pooled", "--jobs", "1")
+    process = command_line.start(
+        "simulate", "--out", str(out), *TINY, *FAST, "--rounds", "1", "--compare", "pooled", "--jobs", "1"
+    )
     # Damage what only the pooled arm reads, while the federated one is at work.
-    wait_until((out / "arms" / "federated-seed0" / "sites" / "site_1" / "state").exists, process)
+    command_line.wait_until((out / "arms" / "federated-seed0" / "sites" / "site_1" / "state").exists, process)
     for stored in (out / "sites" / "pooled" / "store" / "volumes").rglob("*.*"):
         stored.write_bytes(b"damaged")
-    code, _, err = finish(process)
+    code, _, err = command_line.finish(process)
     assert code == 4
     assert "pooled-seed0" in err
     assert "fix" in err

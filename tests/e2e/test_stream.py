@@ -6,11 +6,8 @@ The numbers hold within a tolerance: another processor rounds differently, and t
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +15,6 @@ from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.stream.summary import dense_point, points, reaches
 from wardround.deploy.stream.transfer import forgetting
 from wardround.errors import DataError, PlanError, UsageError
-
-COMMAND = [sys.executable, "-m", "wardround.deploy.cli", "stream"]
-PATIENCE_S = 900.0
 
 # Enough for a model that works. Whether a case's updates are taken back is a yes or no that rounding can turn, so that
 # nothing is judged here.
@@ -55,61 +49,20 @@ GOLDEN_EFFORT = {
 # Even slices do not depend on the model, so what they cost does not depend on the processor.
 EFFORT_OF_EVEN = 0.2353970
 
-pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
-
-_STARTED: "list[subprocess.Popen[str]]" = []
-
-
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    _STARTED.append(process)
-    return process
-
-
-@pytest.fixture(autouse=True)
-def _leaves_no_process() -> Iterator[None]:
-    yield
-    for process in _STARTED:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    _STARTED.clear()
-
-
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, out, err
-
-
-def stream(*arguments: str) -> str:
-    code, out, err = finish(start(*arguments))
-    assert code == 0, err
-    return out
-
-
-def wait_until(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
 
 @pytest.fixture(scope="module")
-def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def curve(tmp_path_factory: pytest.TempPathFactory, command_line: Any) -> Path:
     """Every default arm by the plan's own rule of suggestion, and one that draws even slices."""
     out = tmp_path_factory.mktemp("curve") / "out"
-    stream("--out", str(out), *CURVE)
+    command_line.run("stream", "--out", str(out), *CURVE)
     return out
 
 
 @pytest.fixture(scope="module")
-def ordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ordered(tmp_path_factory: pytest.TempPathFactory, command_line: Any) -> Path:
     """Two sites one after the other."""
     out = tmp_path_factory.mktemp("ordered") / "out"
-    stream("--out", str(out), *TINY)
+    command_line.run("stream", "--out", str(out), *TINY)
     return out
 
 
@@ -165,15 +118,15 @@ def test_sites_one_after_the_other_give_a_matrix(ordered: Path) -> None:
     assert sites == ["site_1"] * 3 + ["site_2"] * 3
 
 
-def test_a_killed_run_ends_with_the_same_numbers(ordered: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(ordered: Path, tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
-    process = start("--out", str(out), *TINY)
+    process = command_line.start("stream", "--out", str(out), *TINY)
     # The first site is passed and scored, the second is not.
     run = out / "arms" / "proxy-4-seed0"
-    wait_until((run / "sites" / "stream" / "evaluations" / "round-00002.json").exists, process)
+    command_line.wait_until((run / "sites" / "stream" / "evaluations" / "round-00002.json").exists, process)
     os.killpg(process.pid, signal.SIGKILL)
-    finish(process)
-    stream("--resume", str(out))
+    command_line.finish(process)
+    command_line.run("stream", "--resume", str(out))
     mine, theirs = load_results(out).arms[0], load_results(ordered).arms[0]
     assert mine.checkpoints == theirs.checkpoints
     assert mine.interactions == theirs.interactions
@@ -189,9 +142,11 @@ def test_a_killed_run_ends_with_the_same_numbers(ordered: Path, tmp_path: Path) 
         (["--arm", "mine:fusion=2"], PlanError.exit_code),
     ],
 )
-def test_a_mistake_ends_with_its_exit_code_and_no_folder(tmp_path: Path, options: list[str], code: int) -> None:
+def test_a_mistake_ends_with_its_exit_code_and_no_folder(
+    tmp_path: Path, options: list[str], code: int, command_line: Any
+) -> None:
     out = tmp_path / "out"
-    found, _, err = finish(start("--out", str(out), *options))
+    found, _, err = command_line.finish(command_line.start("stream", "--out", str(out), *options))
     assert found == code
     assert "fix" in err
     assert "Traceback" not in err
