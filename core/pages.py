@@ -6,7 +6,9 @@ loads anything from elsewhere. Only the standard library is used, so that every 
 
 import ipaddress
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from datetime import UTC, datetime
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -31,6 +33,8 @@ HEADERS: tuple[tuple[str, str], ...] = (
     ("cache-control", "no-store"),
 )
 """What every answer of a status page carries."""
+
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\s:@/\[\]]+))(?::[0-9]{1,5})?")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -83,6 +87,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def moment(seconds: float) -> str:
+    """A time, given in seconds since 1970, to the minute and in UTC."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def ago(seconds: float) -> str:
     """How long ago something was, in the largest unit that fits."""
     if not math.isfinite(seconds):
@@ -93,6 +104,40 @@ def ago(seconds: float) -> str:
         if seconds >= length:
             return f"{count(int(seconds // length), unit)} ago"
     return "just now" if seconds < 10 else f"{int(seconds)} seconds ago"
+
+
+def template_settings() -> dict[str, Any]:
+    """How a template engine (Jinja2) is set up for our pages, besides escaping: nothing unprintable gets in."""
+    return {
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+        # A text that is marked as safe is of a class of its own, and stays as it is.
+        "finalize": lambda value: printable(value) if type(value) is str else value,
+    }
+
+
+def template_names() -> dict[str, Any]:
+    """What every template may call or name."""
+    return {"size": size, "number": number, "duration": duration, "moment": moment, "count": count, "nothing": NOTHING}
+
+
+def template_folders(package: str) -> list[str]:
+    """Where the templates of a package lie, and the page that they all extend."""
+    return [str(files(package).joinpath("templates")), str(files("wardround"))]
+
+
+def server_settings(host: str, port: int) -> dict[str, Any]:
+    """How a server (uvicorn) of a page is set up: with limits that a status page never needs to exceed."""
+    return {
+        "host": host,
+        "port": port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "limit_concurrency": 32,
+        "timeout_keep_alive": 5,
+        "ws": "none",
+    }
 
 
 class Guard:
@@ -140,8 +185,10 @@ class Guard:
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return False
-        host = hosts[0].strip().lower()
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        found = _HOST.fullmatch(hosts[0].strip().lower())
+        if found is None:
+            return False
+        name = found["name"] or found["address"]
         if name.rstrip(".") in self._names:
             return True
         try:
