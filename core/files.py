@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from wardround.errors import StorageError
 
@@ -29,8 +30,14 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     return StorageError(f"cannot write {path}", error.strerror or type(error).__name__, "check the disk and the path")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the file `path` by `data`, atomically and durably.
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write the file `path` piece by piece: it replaces what is there when the block ends without an error.
+
+    Yields
+    ------
+    BinaryIO
+        A stream to write into, which can be read and searched as well.
 
     Raises
     ------
@@ -42,8 +49,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         handle, name = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
         temporary = Path(name)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
+            with os.fdopen(handle, "w+b") as stream:
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
@@ -53,6 +60,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise storage_error(error, path) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file `path` by `data`, atomically and durably.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or the folder is not writable; the old content is then still there.
+    """
+    with new_file(path) as stream:
+        stream.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

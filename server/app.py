@@ -3,27 +3,47 @@
 Run configuration (``[tool.flwr.app.config]``): every field of :class:`wardround.strategies.plan.RoundPlan`, its name
 with dashes, besides
 
-==================== ================================================================================================
-``output``           folder of the journal; a run that finds one there goes on with it
-``strategy``         name in :mod:`wardround.strategies.catalogue`, ``fedavg`` if absent
-``strategy-options`` a table of its options
-``quorum``           sites that a round needs, 1 if absent
-``evaluate-every``   rounds between evaluations; 0, if absent, means only after the last
-==================== ================================================================================================
+====================== ==============================================================================================
+``output``             folder of the journal; a run that finds one there goes on with it
+``strategy``           name in :mod:`wardround.strategies.catalogue`, ``fedavg`` if absent
+``strategy-options``   a table of its options
+``quorum``             sites that a round needs, 1 if absent
+``evaluate-every``     rounds between evaluations; 0, if absent, means only after the last
+``late``               ``refuse``, if absent: a reply that comes after its round was closed is not looked for, and its
+                       site is asked anew. ``use``: the site is left alone until it answers, and its update counts in
+                       the round that is then open, τ rounds late, with its examples times (1 + τ)⁻ᵃ
+``staleness-exponent`` *a* (Xie et al. 2019, FedAsync, polynomial staleness), 0.5 if absent
+``max-staleness``      τ up to which a late reply is waited for, 8 if absent
+``quarantine-after``   refused replies in a row that put a site in quarantine, 3 if absent; 0 for never
+``quarantine-rounds``  rounds that it then sits out, 2 if absent; it comes back on probation: the next refused reply
+                       counts at once
+``retries``            how often a round is tried again for which too few sites were there or answered, 3 if absent
+``retry-wait-s``       seconds between two attempts, 30 if absent
+``keep-rounds``        last rounds whose weights stay on disk, to go back to, 5 if absent
+====================== ==============================================================================================
 
-Anything that starts with ``site-`` is left for the sites.
+Quorum, deadline and everything from ``late`` on may differ where a run is resumed. Anything that starts with ``site-``
+is left for the sites.
+
+A run that ``wardround coordinator`` started has one setting only, ``run-folder``. All others are in ``request.json`` in
+that folder, under ``settings``; the folder is the journal's as well. An error that ends such a run is written into
+``error.json`` beside it: a run without that file ended by a fault, and may be started again.
 """
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from wardround.errors import PlanError, WardroundError
+from wardround.files import write_text
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy
@@ -32,7 +52,25 @@ from wardround.strategies.plan import RoundPlan, plan_from_flat
 
 logger = logging.getLogger(__name__)
 
+RUN_FOLDER = "run-folder"
+REQUEST = "request.json"
+ERROR = "error.json"
+
 _OPTION = "strategy-options."
+_DEFAULTS: Mapping[str, str | int | float] = {
+    "strategy": "fedavg",
+    "output": "",
+    "quorum": 1,
+    "evaluate-every": 0,
+    "late": "refuse",
+    "staleness-exponent": 0.5,
+    "max-staleness": 8,
+    "quarantine-after": 3,
+    "quarantine-rounds": 2,
+    "retries": 3,
+    "retry-wait-s": 30.0,
+    "keep-rounds": 5,
+}
 
 app = ServerApp()
 
@@ -51,12 +89,15 @@ class RunSettings:
         Fresh.
     output
         Folder of the journal.
+    keep
+        Last rounds whose weights are kept.
     """
 
     plan: RoundPlan
     loop: LoopSettings
     strategy: Strategy
     output: Path
+    keep: int
 
     def plan_of(self, number: int) -> RoundPlan:
         """The plan of one round."""
@@ -72,38 +113,69 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
         If a value is missing, unknown or cannot work; the message names it.
     """
     plan: dict[str, object] = {"run": "run", "seed": 0}
-    loop: dict[str, object] = {"strategy": "fedavg", "output": "", "quorum": 1, "evaluate-every": 0}
+    loop: dict[str, Any] = dict(_DEFAULTS)
     options: dict[str, object] = {}
     for name, value in config.items():
         if name.startswith(_OPTION):
             options[name.removeprefix(_OPTION).replace("-", "_")] = value
         elif name in loop:
-            if type(value) is not type(loop[name]):
-                raise PlanError(f"{name} cannot be used", f"it is {value!r}", f"give {type(loop[name]).__name__}")
-            loop[name] = value
-        elif not name.startswith("site-"):
+            loop[name] = _of_type(name, value, type(_DEFAULTS[name]))
+        elif name != RUN_FOLDER and not name.startswith("site-"):
             plan[name] = value
     if "round" in plan:
         raise PlanError("round cannot be set", "the loop counts the rounds itself", "remove it, and set rounds")
     if not loop["output"]:
         raise PlanError("the run has no folder for its journal", "output is not set", "set output to a folder")
+    if loop["keep-rounds"] < 1:
+        raise PlanError("keep-rounds cannot be used", "it is below 1", "keep the weights of one round at least")
     first = plan_from_flat({**plan, "round": 1})
     return RunSettings(
         first,
         LoopSettings(
             rounds=first.rounds,
-            quorum=_whole(loop["quorum"]),
+            quorum=loop["quorum"],
             deadline_s=first.deadline_s,
-            evaluate_every=_whole(loop["evaluate-every"]),
+            evaluate_every=loop["evaluate-every"],
+            late=loop["late"],
+            staleness_exponent=loop["staleness-exponent"],
+            max_staleness=loop["max-staleness"],
+            quarantine_after=loop["quarantine-after"],
+            quarantine_rounds=loop["quarantine-rounds"],
+            retries=loop["retries"],
+            retry_wait_s=loop["retry-wait-s"],
         ),
-        make_strategy(str(loop["strategy"]), **options),  # type: ignore[arg-type]  # make_strategy checks them
-        Path(str(loop["output"])),
+        make_strategy(loop["strategy"], **options),  # type: ignore[arg-type]  # make_strategy checks them
+        Path(loop["output"]),
+        loop["keep-rounds"],
     )
 
 
-def _whole(value: object) -> int:
-    assert isinstance(value, int)
+def _of_type(name: str, value: object, kind: type) -> object:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise PlanError(f"{name} cannot be used", f"it is {value!r}", f"give {kind.__name__}")
     return value
+
+
+def read_request(folder: Path) -> dict[str, object]:
+    """The run configuration that lies in the folder of a run.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be read.
+    """
+    path = folder / REQUEST
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError("settings is no object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(
+            f"{path} cannot be used", f"it is missing or damaged ({type(error).__name__})", "start the run anew"
+        ) from error
+    return {**settings, "output": str(folder)}
 
 
 def initial_weights(plan: RoundPlan) -> Weights:
@@ -123,8 +195,9 @@ def site_names(grid: Grid) -> dict[int, str]:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes."""
-    try:
-        settings = read_settings(context.run_config)
+    folder = str(context.run_config.get(RUN_FOLDER, ""))
+    with _telling(Path(folder) if folder else None):
+        settings = read_settings(read_request(Path(folder)) if folder else context.run_config)
         names: dict[int, str] = {}
 
         def name(node: int) -> str:
@@ -132,7 +205,7 @@ def main(grid: Grid, context: Context) -> None:
                 names.update(site_names(grid))
             return names.get(node, str(node))
 
-        with Journal(settings.output) as journal:
+        with Journal(settings.output, settings.keep) as journal:
             run_rounds(
                 grid,
                 settings.strategy,
@@ -143,8 +216,26 @@ def main(grid: Grid, context: Context) -> None:
                 site_name=name,
                 on_event=_log,
             )
+
+
+@contextmanager
+def _telling(folder: Path | None) -> Iterator[None]:
+    """Log an error of ours, and leave it in the folder of the run for whoever looks after it."""
+    if folder is not None:
+        (folder / ERROR).unlink(missing_ok=True)
+    try:
+        yield
     except WardroundError as error:
         logger.error("%s", error)
+        if folder is not None:
+            about = {
+                "error": type(error).__name__,
+                "exit-code": error.exit_code,
+                "problem": error.problem,
+                "cause": error.cause,
+                "fix": error.fix,
+            }
+            write_text(folder / ERROR, json.dumps(about))
         raise
 
 

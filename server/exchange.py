@@ -7,7 +7,7 @@ one of the server. Here an exchange ends at a deadline, and every site that was 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 _UNDECODABLE = (DecodeError, ValueError, TypeError, KeyError, IndexError)
 
 _ROSTER_LOOKS = 5
+
+
+class TooFew(RoundError):
+    """Too few sites are there, or answered: another attempt may find more."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,16 @@ class Answer:
     reason
         Why nothing came back: ``not-delivered``, ``late`` or ``undecodable``.
     seconds
-        From sending to now.
+        From the beginning of the exchange to now.
+    identity
+        Of the message; empty where it was not delivered.
     """
 
     node: int
     reply: Message | None
     reason: str
     seconds: float
+    identity: str = ""
 
 
 def check(stop: Callable[[], bool]) -> None:
@@ -104,9 +111,24 @@ def check(stop: Callable[[], bool]) -> None:
 
 
 def wait_for_sites(  # noqa: PLR0917
-    grid: Grid, quorum: int, deadline_s: float, name: Callable[[int], str], pace: Pace, stop: Callable[[], bool]
+    grid: Grid,
+    quorum: int,
+    deadline_s: float,
+    name: Callable[[int], str],
+    pace: Pace,
+    stop: Callable[[], bool],
+    *,
+    without: Container[str] = (),
+    answered: Container[str] = (),
 ) -> dict[int, str]:
     """Wait until enough sites are online.
+
+    Parameters
+    ----------
+    without
+        Names of sites that do not take part.
+    answered
+        Names of sites that do not count for the quorum, since their answer is known already.
 
     Returns
     -------
@@ -116,30 +138,39 @@ def wait_for_sites(  # noqa: PLR0917
 
     Raises
     ------
-    RoundError
+    TooFew
         If fewer than `quorum` sites are online at the deadline.
     """
-    nodes: list[int] = []
+    count = 0
     for _ in pace.pauses(pace.now() + deadline_s, stop):
         nodes = sorted(set(grid.get_node_ids()))
-        if len(nodes) >= quorum:
-            names = [name(node) for node in nodes]
-            unique = [n if names.count(n) == 1 else f"{n}-{node}" for n, node in zip(names, nodes, strict=True)]
-            return dict(sorted(zip(nodes, unique, strict=True), key=lambda item: (item[1], item[0])))
-    raise RoundError(
-        f"{len(nodes)} of {quorum} sites are online",
-        f"the others did not connect within {deadline_s:g} s",
+        names = [name(node) for node in nodes]
+        unique = [n if names.count(n) == 1 else f"{n}-{node}" for n, node in zip(names, nodes, strict=True)]
+        roster = {node: site for node, site in zip(nodes, unique, strict=True) if site not in without}
+        count = sum(1 for site in roster.values() if site not in answered)
+        if count >= quorum:
+            return dict(sorted(roster.items(), key=lambda item: (item[1], item[0])))
+    raise TooFew(
+        f"{count} of {quorum} sites are online",
+        f"the others did not connect within {deadline_s:g} s" + (", or are in quarantine" if without else ""),
         "start the missing sites, or lower the quorum; then start the run again with the same folder",
     )
 
 
 def exchange(
-    grid: Grid, messages: Sequence[Message], deadline_s: float, pace: Pace, stop: Callable[[], bool]
+    grid: Grid,
+    messages: Sequence[Message],
+    deadline_s: float,
+    pace: Pace,
+    stop: Callable[[], bool],
+    *,
+    waiting: Mapping[str, int] | None = None,
+    earlier: Mapping[str, int] | None = None,
 ) -> Iterator[Answer]:
     """Send messages and yield what becomes of each, as it becomes known.
 
     Replies are pulled one by one: a reply that cannot be decoded is then known by the message it answers, and is the
-    matter of one site only.
+    matter of one site only. Only one reply is in memory, if the caller lets go of each before asking for the next.
 
     Parameters
     ----------
@@ -147,23 +178,40 @@ def exchange(
         At most one for a node.
     deadline_s
         Seconds from now after which replies are not waited for. Each is looked for once at least.
+    waiting
+        Messages that were sent before and are waited for as well: their identities, with their nodes.
+    earlier
+        Messages that were sent before and are looked for, but not waited for.
     """
     start = pace.now()
-    pending = _push(grid, messages)
-    for node in [message.metadata.dst_node_id for message in messages]:
-        if node not in pending.values():
+    nodes = [message.metadata.dst_node_id for message in messages]
+    pushed = _push(grid, messages)
+    del messages
+    for node in nodes:
+        if node not in pushed.values():
             yield Answer(node, None, "not-delivered", pace.now() - start)
+    pending = {**(waiting or {}), **pushed}
+    asides = dict(earlier or {})
     for _ in pace.pauses(start + deadline_s, stop):
-        for identity, node in list(pending.items()):
+        for identity, node in [*asides.items(), *pending.items()]:
             check(stop)
-            reply, reason = _pull(grid, identity)
-            if reply is not None or reason:
-                del pending[identity]
-                yield Answer(node, reply, reason, pace.now() - start)
+            answer = _look(grid, identity, node, start, pace)
+            if answer is not None:
+                asides.pop(identity, None)
+                pending.pop(identity, None)
+                yield answer
+                del answer
         if not pending:
             return
-    for node in pending.values():
-        yield Answer(node, None, "late", pace.now() - start)
+    for identity, node in pending.items():
+        yield Answer(node, None, "late", pace.now() - start, identity)
+
+
+def _look(grid: Grid, identity: str, node: int, start: float, pace: Pace) -> Answer | None:
+    reply, reason = _pull(grid, identity)
+    if reply is None and not reason:
+        return None
+    return Answer(node, reply, reason, pace.now() - start, identity)
 
 
 def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:

@@ -7,106 +7,66 @@
                  global.safetensors      the global weights after the round      ┐ of the last rounds only
                  strategy.safetensors    what the strategy carries on, if any    ┘
                  evaluation.json         per-site scores, where the round was evaluated
+    open/00002/                 the updates that were accepted in the round that is open (:mod:`wardround.server.spool`)
+    generations/1/rounds/…      rounds that were taken back
 
-A round's folder appears in one step, when all of it is on the disk. A round that was not closed leaves nothing.
+A round's folder appears in one step, when all of it is on the disk. A round that was not closed leaves nothing but the
+updates that it already has.
 """
 
 import fcntl
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 from weakref import WeakValueDictionary
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from wardround.errors import PlanError, StorageError
+from wardround.errors import PlanError, StorageError, UsageError
 from wardround.files import new_folder, storage_error, sweep, write_text
-from wardround.strategies.contract import Metrics, Weights
+from wardround.server.records import (
+    EVALUATION,
+    ROUND,
+    Evaluation,
+    LateReport,
+    RoundRecord,
+    SiteReport,
+    Standing,
+    damaged,
+    dumps,
+    numbers,
+    read_json,
+    read_round,
+    read_rounds,
+    round_folder,
+)
+from wardround.server.spool import OpenRound, OpenView, drop_open_rounds, read_open
+from wardround.strategies.contract import Weights
+
+__all__ = [
+    "Evaluation",
+    "Journal",
+    "LateReport",
+    "OpenView",
+    "RoundRecord",
+    "SiteReport",
+    "Standing",
+    "read_open",
+    "read_rounds",
+    "read_weights",
+]
 
 _RUN = "run.json"
-_ROUND = "round.json"
 _WEIGHTS = "global.safetensors"
 _STATE = "strategy.safetensors"
-_EVALUATION = "evaluation.json"
+_GENERATIONS = "generations"
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SiteReport:
-    """What a site did in a round.
-
-    Parameters
-    ----------
-    metrics
-        The scalars that it sent.
-    bytes_down, bytes_up
-        Payload to and from the site.
-    seconds
-        From sending the plan to having the reply.
-    """
-
-    metrics: Metrics
-    bytes_down: int
-    bytes_up: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How the global weights after a round did at the sites.
-
-    Parameters
-    ----------
-    sites
-        The scalars of every site that held cases back.
-    refused
-        Sites whose reply did not keep the contract, with the code.
-    missing
-        Sites that did not reply, with the reason.
-    """
-
-    sites: Mapping[str, Metrics]
-    refused: Mapping[str, str] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A closed round, without its weights.
-
-    Parameters
-    ----------
-    round
-        1 …
-    plan
-        Digest of the plan.
-    sites
-        The sites whose weights were combined.
-    refused
-        Sites whose reply did not keep the contract, with the code of the check that refused it.
-    missing
-        Sites that were asked and did not reply, with the reason.
-    seconds
-        ``roster``, ``sites``, ``aggregate``: wall-clock time by phase.
-    evaluation
-        None where the round was not evaluated.
-    """
-
-    round: int
-    plan: str
-    sites: Mapping[str, SiteReport]
-    refused: Mapping[str, str] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    evaluation: Evaluation | None = None
 
 
 class Journal:
@@ -140,9 +100,11 @@ class Journal:
         except OSError as error:
             raise storage_error(error, folder) from error
         sweep(folder)
+        closed = numbers(folder)
         # Without this the weights of a round would stay for ever where a crash came between writing and removing.
-        for number in _numbers(folder)[: -self._keep]:
+        for number in closed[: -self._keep]:
             self._forget(number)
+        drop_open_rounds(folder, closed[-1] if closed else 0)
 
     def __enter__(self) -> "Journal":
         return self
@@ -178,7 +140,7 @@ class Journal:
         if not path.exists():
             write_text(path, json.dumps({"format": _FORMAT, "digest": digest, "settings": flat}, indent=1))
             return
-        stored = _read_json(path)
+        stored = read_json(path)
         if stored.get("format") != _FORMAT:
             raise PlanError(f"{path} has another format", "another version wrote it", "resume with that version")
         if stored.get("digest") == digest:
@@ -208,27 +170,78 @@ class Journal:
         StorageError
             If it cannot be written; the journal is then as before.
         """
-        files = {_WEIGHTS: save(weights)}
-        if state:
-            files[_STATE] = save(state)
         body = asdict(record)
         del body["evaluation"]
-        body["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        folder = self._round_folder(record.round)
-        with new_folder(folder) as temporary:
-            for name, data in files.items():
-                (temporary / name).write_bytes(data)
-            (temporary / _ROUND).write_text(_dumps(body))
+        with new_folder(round_folder(self._folder, record.round)) as temporary:
+            # One file after the other: what is written is in memory once more.
+            body["files"] = {_WEIGHTS: _save(temporary / _WEIGHTS, weights)}
+            if state:
+                body["files"][_STATE] = _save(temporary / _STATE, state)
+            (temporary / ROUND).write_text(dumps(body))
         self._forget(record.round - self._keep)
+        drop_open_rounds(self._folder, record.round)
 
     def write_evaluation(self, round: int, evaluation: Evaluation) -> None:
         """Add the evaluation of a closed round."""
-        write_text(self._round_folder(round) / _EVALUATION, _dumps(asdict(evaluation)))
+        write_text(round_folder(self._folder, round) / EVALUATION, dumps(asdict(evaluation)))
+
+    def open_round(self, number: int, start: str) -> OpenRound:
+        """The round that is open, with the updates that it already has.
+
+        Parameters
+        ----------
+        number
+            The one behind the latest.
+        start
+            Says what the round starts from: updates that started elsewhere are of no use.
+        """
+        return OpenRound(self._folder, number, start)
+
+    def roll_back(self, round: int) -> None:
+        """Go back to the state after a former round: later rounds are moved to a generation of their own.
+
+        A crash leaves some of them moved, from the last one on; called again, it moves the others.
+
+        Parameters
+        ----------
+        round
+            To be the latest; 0 for the beginning.
+
+        Raises
+        ------
+        UsageError
+            If there is no such round.
+        StorageError
+            If its weights are not kept any more, or damaged.
+        """
+        closed = numbers(self._folder)
+        if round != 0 and round not in closed:
+            raise UsageError(
+                f"there is no round {round} to go back to",
+                f"{closed[-1] if closed else 0} rounds are closed",
+                "choose one of them, or 0 for the beginning",
+            )
+        if round:
+            self.weights(round)
+            self.strategy_state(round)
+        drop_open_rounds(self._folder)
+        later = [number for number in closed if number > round]
+        if not later:
+            return
+        generations = self._folder / _GENERATIONS
+        try:
+            former = max((int(path.name) for path in generations.glob("[0-9]*")), default=0)
+            target = generations / str(former + 1) / "rounds"
+            target.mkdir(parents=True)
+            for number in reversed(later):
+                round_folder(self._folder, number).rename(target / f"{number:05d}")
+        except OSError as error:
+            raise storage_error(error, self._folder) from error
 
     def latest(self) -> RoundRecord | None:
         """The last closed round, or None."""
-        numbers = _numbers(self._folder)
-        return _read_round(self._folder, numbers[-1]) if numbers else None
+        closed = numbers(self._folder)
+        return read_round(self._folder, closed[-1]) if closed else None
 
     def rounds(self) -> list[RoundRecord]:
         """All closed rounds, in order."""
@@ -242,35 +255,16 @@ class Journal:
         StorageError
             If they are not kept any more, or damaged.
         """
-        return self._arrays(round, _WEIGHTS)
+        return _arrays(self._folder, round, _WEIGHTS)
 
     def strategy_state(self, round: int) -> Weights:
         """What the strategy carried on after a round; empty where it carried nothing."""
-        files = _read_json(self._round_folder(round) / _ROUND)["files"]
-        return self._arrays(round, _STATE) if _STATE in files else {}
+        files = read_json(round_folder(self._folder, round) / ROUND)["files"]
+        return _arrays(self._folder, round, _STATE) if _STATE in files else {}
 
     def _forget(self, round: int) -> None:
         for name in (_WEIGHTS, _STATE):
-            (self._round_folder(round) / name).unlink(missing_ok=True)
-
-    def _arrays(self, round: int, name: str) -> Weights:
-        folder = self._round_folder(round)
-        expected = _read_json(folder / _ROUND)["files"][name]
-        try:
-            data = (folder / name).read_bytes()
-        except OSError as error:
-            raise StorageError(
-                f"cannot read {folder / name}", "only the last rounds keep their weights", "ask for a later round"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise _damaged(folder / name)
-        try:
-            return dict(load(data))
-        except SafetensorError as error:
-            raise _damaged(folder / name) from error
-
-    def _round_folder(self, round: int) -> Path:
-        return self._folder / "rounds" / f"{round:05d}"
+            (round_folder(self._folder, round) / name).unlink(missing_ok=True)
 
 
 class _FolderLock:
@@ -302,82 +296,38 @@ def _lock(folder: Path) -> _FolderLock:
     return lock
 
 
-def read_rounds(folder: Path) -> list[RoundRecord]:
-    """All closed rounds of the journal in `folder`, in order; may be called while a coordinator writes there."""
-    return [_read_round(folder, number) for number in _numbers(folder)]
+def read_weights(folder: Path, round: int) -> Weights:
+    """The global weights after a round of the journal in `folder`; may be called while a coordinator writes there.
+
+    Raises
+    ------
+    StorageError
+        If they are not kept any more, or damaged.
+    """
+    return _arrays(folder, round, _WEIGHTS)
 
 
-def _numbers(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in (folder / "rounds").iterdir() if path.name.isdigit())
-
-
-def _read_round(folder: Path, number: int) -> RoundRecord:
-    path = folder / "rounds" / f"{number:05d}"
-    body = _read_json(path / _ROUND)
-    with _blaming(path):
-        evaluation = None
-        if (path / _EVALUATION).exists():
-            scores = _read_json(path / _EVALUATION)
-            sites = {site: _metrics(values) for site, values in scores["sites"].items()}
-            evaluation = Evaluation(sites, scores["refused"], scores["missing"])
-        reports = {
-            site: SiteReport(_metrics(report["metrics"]), report["bytes_down"], report["bytes_up"], report["seconds"])
-            for site, report in body["sites"].items()
-        }
-        return RoundRecord(
-            body["round"], body["plan"], reports, body["refused"], body["missing"], body["seconds"], evaluation
-        )
-
-
-@contextmanager
-def _blaming(path: Path) -> Iterator[None]:
+def _arrays(journal: Path, round: int, name: str) -> Weights:
+    folder = round_folder(journal, round)
+    expected = read_json(folder / ROUND)["files"][name]
     try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> StorageError:
-    return StorageError(
-        f"{path} is damaged",
-        "its content is not what was written",
-        "restore it, or move this round's folder and all later ones away to go on from the round before",
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {folder / name}", "only the last rounds keep their weights", "ask for a later round"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise damaged(folder / name)
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(path) from error
-    if not isinstance(value, dict):
-        raise _damaged(path)
-    return value
+        return dict(load(data))
+    except SafetensorError as error:
+        raise damaged(folder / name) from error
 
 
-def _dumps(body: dict[str, Any]) -> str:
-    """JSON has no NaN and no infinity: both are written as null."""
-    return json.dumps(_without_nan(body), allow_nan=False)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return value
-
-
-def _metrics(values: Mapping[str, Any]) -> dict[str, float | list[float]]:
-    def number(value: float | None) -> float:
-        return math.nan if value is None else value
-
-    return {
-        name: [number(item) for item in value] if isinstance(value, list) else number(value)
-        for name, value in values.items()
-    }
+def _save(path: Path, arrays: Weights) -> str:
+    data = save(arrays)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -76,7 +76,7 @@ def _cast(name: str, array: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt
         raise ValueError(f"array {name} holds NaN or infinity")
     if expected.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            cast = array.astype(expected.dtype)
+            cast = array.astype(expected.dtype, copy=False)
         if not np.isfinite(cast).all():
             raise ValueError(f"array {name} is too large for {expected.dtype}")
         return cast

@@ -7,6 +7,7 @@ allocates more than the bytes that arrived.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,6 +73,10 @@ Metrics = Mapping[str, float | list[float]]
 _NUMPY = "numpy.ndarray"
 _NUMBERS = "biuf"
 _LONGEST_HEADER = 10_000
+# As NumPy writes it, and no more: a comment in a header would be room for a text.
+_PLAIN_HEADER = re.compile(
+    rb"\{'descr': '[<>|=]?[a-z?][0-9]*', 'fortran_order': (True|False), 'shape': \([0-9, ]*\), \} *\n"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +217,8 @@ def _data_start(data: bytes) -> int:
 @lru_cache(maxsize=4096)  # The same few headers come back in every round, and parsing one is slow.
 def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, column-major order and dtype."""
+    if not _PLAIN_HEADER.fullmatch(data[10 if data[6:7] == b"\x01" else 12 :]):
+        raise ValueError("its header cannot be read")
     stream = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(stream) == (1, 0):

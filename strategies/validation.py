@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 from wardround.errors import ReplyRefused
+from wardround.strategies.codes import ABSENT_CODES, SITE_CODES, SITE_ERROR, known
 from wardround.strategies.contract import (
     ARRAYS,
     EVALUATE_METRICS,
@@ -40,9 +42,14 @@ Code = Literal[
     "num-examples",
     "norm",
     "metric",
+    "other-round",
+    "other-type",
+    "replayed",
 ]
 
-_CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+# Flower's server made the error: it knows no more than that the site is gone, or its answer.
+_UNREACHABLE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+
 _LABEL = re.compile(r"-[0-9]{1,2}$")
 _RANGES = {TRUST: (0.0, 1.0), REJECTED: (0.0, math.inf)}
 
@@ -56,11 +63,19 @@ class RefusedReply(ReplyRefused):
         One of :data:`Code`. Unlike the text it is fit for a journal: it holds nothing that a site wrote.
     problem, cause, fix
         As in every error.
+    site_code
+        The site's own code behind an ``error-reply``, one of :data:`wardround.strategies.codes.SITE_CODES`, or nothing.
+    blameless
+        Whether the site cannot help it: it was out of reach.
     """
 
-    def __init__(self, code: Code, problem: str, cause: str = "", fix: str = "") -> None:
+    def __init__(
+        self, code: Code, problem: str, cause: str = "", fix: str = "", *, site_code: str = "", blameless: bool = False
+    ) -> None:
         super().__init__(problem, cause, fix)
         self.code: Code = code
+        self.site_code = site_code
+        self.blameless = blameless
 
 
 @dataclass(frozen=True)
@@ -141,15 +156,46 @@ def check_content(
         _check_arrays(content.array_records[ARRAYS], reference, limits)
 
 
+def check_origin(reply: Message, group: str, message_type: str) -> None:
+    """Refuse a reply that was written for another message than the one it is said to answer.
+
+    Parameters
+    ----------
+    reply
+        From a site.
+    group, message_type
+        Of the message that was sent; a reply copies both. Where Flower's server answers for a site, it copies neither.
+
+    Raises
+    ------
+    RefusedReply
+        ``other-round`` or ``other-type``.
+    """
+    if reply.has_error():
+        return
+    if reply.metadata.group_id != group:
+        raise RefusedReply("other-round", "the reply was written for another round")
+    if reply.metadata.message_type != message_type:
+        raise RefusedReply("other-type", "the reply was written for a message of another type")
+
+
+def absence(reply: Message) -> str:
+    """Why a site that answered did not take part, as a word such as ``paused``; nothing where it did."""
+    if not reply.has_error() or reply.error.code != SITE_ERROR:
+        return ""
+    return reply.error.reason if reply.error.reason in ABSENT_CODES else ""
+
+
 def _error_reply(reply: Message) -> RefusedReply:
-    """An error's text is shown only where it can be nothing but the name of a class: it may quote a patient."""
-    reason = reply.error.reason or ""
-    shown = reason if _CLASS_NAME.fullmatch(reason) else "its text is not shown here"
+    """An error's text is shown only where it is a known word: it may quote a patient."""
+    reason = known(reply.error.reason)
     return RefusedReply(
         "error-reply",
         "the site answered with an error",
-        f"code {reply.error.code}, {shown}",
+        f"code {reply.error.code}, {reason or 'its text is not shown here'}",
         "look into the site's own log",
+        site_code=reason if reason in SITE_CODES else "",
+        blameless=reply.error.code in _UNREACHABLE,
     )
 
 

@@ -1,11 +1,14 @@
 """The ServerApp: its configuration, and a whole run through Flower's own entry point."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.strategy import FedAdam
 
@@ -99,3 +102,98 @@ def test_a_run_through_the_entry_point(
     assert [set(record.sites) for record in records] == [{"south", "north"}] * 4
     with Journal(tmp_path / "journal") as journal:
         assert not np.array_equal(journal.weights(4)["w"], initial["w"])
+
+
+def test_how_a_round_forgives_can_be_set_and_has_defaults() -> None:
+    usual = read_settings(CONFIG)
+    assert (usual.loop.late, usual.loop.quarantine_after, usual.loop.retries, usual.keep) == ("refuse", 3, 3, 5)
+    strict = read_settings(
+        {
+            **CONFIG,
+            "late": "use",
+            "staleness-exponent": 1,
+            "max-staleness": 2,
+            "quarantine-after": 0,
+            "quarantine-rounds": 4,
+            "retries": 0,
+            "retry-wait-s": 5,
+            "keep-rounds": 9,
+        }
+    )
+    assert (strict.loop.late, strict.loop.staleness_exponent, strict.loop.max_staleness) == ("use", 1.0, 2)
+    assert (strict.loop.quarantine_after, strict.loop.quarantine_rounds) == (0, 4)
+    assert (strict.loop.retries, strict.loop.retry_wait_s, strict.keep) == (0, 5.0, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("late", "maybe"),
+        ("staleness-exponent", -1.0),
+        ("max-staleness", 0),
+        ("quarantine-after", -1),
+        ("quarantine-rounds", 0),
+        ("retries", -1),
+        ("retry-wait-s", float("inf")),
+        ("keep-rounds", 0),
+        ("retries", 1.5),
+    ],
+)
+def test_settings_of_the_loop_that_cannot_work(name: str, value: object) -> None:
+    with pytest.raises(PlanError, match=name):
+        read_settings({**CONFIG, name: value})
+
+
+def run_from_folder(grid: Any, folder: Path) -> None:
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"run-folder": str(folder)})
+    app(grid, context)
+
+
+def test_a_run_may_have_its_settings_in_a_folder(
+    toy_grid: Any, learner: Any, initial: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wardround.server.app.initial_weights", lambda plan: initial)
+    grid = toy_grid({"south": learner(1.0)})
+    grid.get_nodes = lambda: [NodeInfo(node_id=grid.id_of(name), name=name) for name in grid.sites]
+    settings = {"model": "unet3d-small", "labels": 3, "rounds": 2, "strategy-options.eta": 0.5, "strategy": "fedadam"}
+    (tmp_path / "request.json").write_text(json.dumps({"format": 1, "name": "night", "settings": settings}))
+    (tmp_path / "error.json").write_text("{}")
+    run_from_folder(grid, tmp_path)
+    assert [record.round for record in read_rounds(tmp_path)] == [1, 2]
+    assert not (tmp_path / "error.json").exists()
+
+
+def test_an_error_of_ours_is_left_in_the_folder(toy_grid: Any, tmp_path: Path) -> None:
+    settings = {"model": "unet3d-small", "labels": 3, "rounds": 2, "quorum": 0}
+    (tmp_path / "request.json").write_text(json.dumps({"format": 1, "name": "night", "settings": settings}))
+    with pytest.raises(PlanError):
+        run_from_folder(toy_grid({}), tmp_path)
+    left = json.loads((tmp_path / "error.json").read_text())
+    assert (left["error"], left["exit-code"]) == ("PlanError", 5)
+    assert "quorum" in left["problem"] + left["cause"]
+    with pytest.raises(PlanError, match=r"request\.json"):
+        run_from_folder(toy_grid({}), tmp_path / "elsewhere")
+
+
+def test_a_fault_leaves_no_error(
+    toy_grid: Any, initial: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(message: Message) -> Message:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr("wardround.server.app.initial_weights", lambda plan: initial)
+    settings = {"model": "unet3d-small", "labels": 3, "rounds": 2}
+    (tmp_path / "request.json").write_text(json.dumps({"format": 1, "name": "night", "settings": settings}))
+    grid = toy_grid({"south": offline})
+    grid.get_nodes = lambda: [NodeInfo(node_id=grid.id_of(name), name=name) for name in grid.sites]
+    with pytest.raises(ConnectionError):
+        run_from_folder(grid, tmp_path)
+    assert not (tmp_path / "error.json").exists()
+
+
+def test_settings_are_read_without_torch() -> None:
+    code = (
+        "import sys; from wardround.server.app import read_settings; "
+        f"read_settings({CONFIG!r}); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

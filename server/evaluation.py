@@ -1,0 +1,103 @@
+"""Let the sites score the global weights after a round."""
+
+import logging
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+
+from flwr.app import RecordDict
+
+from wardround.errors import RoundError
+from wardround.server.desk import Desk, plain, reasons
+from wardround.server.exchange import exchange
+from wardround.server.journal import Evaluation, RoundRecord
+from wardround.strategies.contract import ARRAYS, METRICS, NUM_EXAMPLES, PLAN, Metrics, Weights, weights_to_record
+
+logger = logging.getLogger(__name__)
+
+_NO_CASES = "no-cases"
+
+
+@dataclass
+class _Scores:
+    sites: dict[str, Metrics] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def evaluate(desk: Desk, record: RoundRecord, weights: Weights, without: Container[str], final: bool) -> RoundRecord:
+    """Let the sites score the weights after a closed round, and note it in the journal.
+
+    Parameters
+    ----------
+    record
+        Of the round. Who was refused in it is not asked.
+    weights
+        After it.
+    without
+        Others who are not asked.
+    final
+        Whether a run cannot do without the scores.
+
+    Returns
+    -------
+    RoundRecord
+        With the evaluation, if there is one.
+
+    Raises
+    ------
+    RoundError
+        If no site could evaluate, and the round is final.
+    """
+    number = record.round
+    left = desk.settings.retries if final else 0
+    while True:
+        scores = _ask(desk, record, weights, without)
+        if scores.sites or set(scores.missing.values()) == {_NO_CASES}:
+            evaluation = Evaluation(
+                dict(sorted(scores.sites.items())),
+                dict(sorted(scores.refused.items())),
+                dict(sorted(scores.missing.items())),
+            )
+            desk.journal.write_evaluation(number, evaluation)
+            return replace(record, evaluation=evaluation)
+        why = reasons(scores.refused, scores.missing)
+        logger.warning("no site could evaluate round %d: %s", number, why)
+        if not left:
+            break
+        desk.tell("retry", number, metrics={"left": float(left)}, reason="no-evaluation")
+        left -= 1
+        desk.rest(desk.settings.retry_wait_s)
+    if final:
+        raise RoundError(
+            f"no site could evaluate round {number}",
+            why or "none was left to ask",
+            "look into the sites' logs; start the run again with the same folder to evaluate only",
+        )
+    return record
+
+
+def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Container[str]) -> _Scores:
+    number = record.round
+    plan = desk.plan(number)
+    roster = {
+        node: site for node, site in desk.roster(1, ()).items() if site not in record.refused and site not in without
+    }
+    content = RecordDict({ARRAYS: weights_to_record(weights), PLAN: plan.to_record()})
+    messages = [desk.message(node, number, "evaluate", content) for node in roster]
+    answers = exchange(desk.grid, messages, desk.settings.deadline_s, desk.pace, desk.stop)
+    del content, messages
+    scores = _Scores()
+    for answer in answers:
+        site = roster[answer.node]
+        refusal = desk.refusal(answer, site, number, "evaluate", weights)
+        if refusal is None and answer.reply is not None:
+            metrics = plain(answer.reply.content.metric_records[METRICS])
+            if metrics[NUM_EXAMPLES]:
+                scores.sites[site] = metrics
+            else:
+                scores.missing[site] = _NO_CASES
+            desk.tell("evaluate", number, site, metrics)
+        elif refusal is not None:
+            (scores.missing if refusal.absent else scores.refused)[site] = refusal.code
+            desk.tell("refused", number, site, reason=refusal.code)
+    return scores

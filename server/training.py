@@ -1,0 +1,276 @@
+"""One round of training: ask, keep on disk what is good, combine it, close the round."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+
+from wardround.server.desk import Desk, Refusal, payload, reasons, report, seeded
+from wardround.server.exchange import Answer, RosterGrid, TooFew, exchange
+from wardround.server.journal import LateReport, RoundRecord, Standing
+from wardround.server.spool import OpenRound
+from wardround.server.standing import judge, quarantined
+from wardround.strategies.catalogue import forget_arrays, strategy_state
+from wardround.strategies.contract import ARRAYS, METRICS, NUM_EXAMPLES, Weights, record_digest, weights_to_record
+from wardround.strategies.plan import RoundPlan
+from wardround.strategies.streaming import combine_streaming
+
+logger = logging.getLogger(__name__)
+
+BUSY = "busy"
+_OFFLINE = "offline"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message to a site.
+
+    Parameters
+    ----------
+    site, node
+        To whom.
+    round
+        In which round.
+    bytes_down
+        Its payload.
+    """
+
+    site: str
+    node: int
+    round: int
+    bytes_down: int
+
+
+@dataclass
+class Memory:
+    """What a run knows from one round to the next, besides the global weights.
+
+    Parameters
+    ----------
+    standing
+        Of every site that has to answer for something.
+    seen
+        Digests of the weights that sites sent in closed rounds.
+    unanswered
+        Messages that have no answer yet, by identity. A process that is started again cannot ask for these any more.
+    """
+
+    standing: Mapping[str, Standing] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    unanswered: dict[str, Asked] = field(default_factory=dict)
+
+    def learn(self, record: RoundRecord) -> None:
+        """Take in a closed round."""
+        self.standing = record.standing
+        reports = [*record.sites.values(), *(late.report for late in record.late.values() if late.report)]
+        self.seen |= {one.weights_digest for one in reports if one.weights_digest}
+
+    def busy(self) -> frozenset[str]:
+        """Sites that have not answered yet."""
+        return frozenset(asked.site for asked in self.unanswered.values())
+
+
+def train(desk: Desk, number: int, weights: Weights, memory: Memory) -> tuple[RoundRecord, Weights]:
+    """Close one round, or raise and leave everything as it was, but for the updates that were accepted.
+
+    Raises
+    ------
+    TooFew
+        If too few sites were there or answered, at every attempt.
+    RoundError
+        If what they sent cannot be combined.
+    """
+    plan = desk.plan(number)
+    spool = desk.journal.open_round(number, _start(plan, weights))
+    oldest = number - (desk.settings.max_staleness if desk.settings.late == "use" else 0)
+    memory.unanswered = {name: asked for name, asked in memory.unanswered.items() if asked.round >= oldest}
+    left = desk.settings.retries
+    while True:
+        attempt = _Attempt(desk, plan, weights, memory, spool)
+        try:
+            attempt.run()
+            return attempt.close()
+        except TooFew as error:
+            if not left:
+                raise
+            logger.warning("round %d is tried again in %g s: %s", number, desk.settings.retry_wait_s, error)
+            desk.tell("retry", number, metrics={"left": float(left)}, reason="too-few")
+            left -= 1
+            desk.rest(desk.settings.retry_wait_s)
+
+
+class _Attempt:
+    """One try at a round. Updates outlive it in the spool, everything else is said again by the next."""
+
+    def __init__(self, desk: Desk, plan: RoundPlan, weights: Weights, memory: Memory, spool: OpenRound) -> None:
+        self._desk, self._plan, self._weights, self._memory, self._spool = desk, plan, weights, memory, spool
+        self._number = plan.round
+        self._refused: dict[str, str] = {}
+        self._missing: dict[str, str] = {}
+        self._blamed: set[str] = set()
+        self._late: dict[str, LateReport] = {}
+        self._given = ""
+        self._times = [desk.pace.now()]
+
+    def run(self) -> None:
+        """Ask everybody whose update is not there yet, and wait for their replies until the deadline.
+
+        Raises
+        ------
+        TooFew
+            If there are too few.
+        """
+        desk, memory, number = self._desk, self._memory, self._number
+        older = {name: asked.node for name, asked in memory.unanswered.items() if asked.round != number}
+        # Who has answered an earlier message in the meantime can be asked again.
+        for answer in exchange(desk.grid, (), 0.0, desk.pace, desk.stop, earlier=older):
+            self._take(answer, memory.unanswered.pop(answer.identity))
+            del answer
+        answered = self._answered()
+        without = quarantined(memory.standing, number, desk.settings)
+        roster = desk.roster(max(desk.settings.quorum - len(answered), 0), without, answered)
+        desk.tell("round-start", number, metrics={"sites": float(len(answered | set(roster.values())))})
+        self._times.append(desk.pace.now())
+        messages, asked = self._messages(roster, answered)
+        wanted = self._spool.asked or frozenset()
+        waiting = {name: one.node for name, one in memory.unanswered.items() if one.round == number}
+        older = {name: one.node for name, one in memory.unanswered.items() if one.round != number}
+        answers = exchange(
+            desk.grid,
+            messages,
+            desk.settings.deadline_s,
+            desk.pace,
+            desk.stop,
+            waiting=waiting,
+            earlier=older,
+        )
+        del messages
+        for answer in answers:
+            self._take(answer, memory.unanswered.pop(answer.identity, None) or asked[answer.node])
+            # The next reply must not find this one still in memory.
+            del answer
+        self._times.append(desk.pace.now())
+        found = len(self._answered())
+        if found < desk.settings.quorum:
+            self._spool.give_up_attempt(self._refused, self._missing)
+            raise TooFew(
+                f"round {number} was not closed: {found} of {len(wanted | answered)} replies can be used, "
+                f"{desk.settings.quorum} are needed",
+                reasons(dict(sorted(self._refused.items())), dict(sorted(self._missing.items()))),
+                "look into the logs of these sites; then start the run again with the same folder",
+            )
+
+    def close(self) -> tuple[RoundRecord, Weights]:
+        """Combine what was accepted and write it into the journal."""
+        desk, memory, number = self._desk, self._memory, self._number
+        updates = self._spool.updates()
+        combined = combine_streaming(desk.strategy, number, updates, self._weights)
+        for one in updates:
+            if one.round != number:
+                self._late[one.site] = LateReport(one.round, one.examples, "", one.report)
+        sites = {one.site: one.report for one in updates if one.round == number}
+        began, met, asked = self._times
+        record = RoundRecord(
+            round=number,
+            plan=self._plan.digest(),
+            sites=sites,
+            refused=dict(sorted(self._refused.items())),
+            missing=dict(sorted(self._missing.items())),
+            seconds={"roster": met - began, "sites": asked - met, "aggregate": desk.pace.now() - asked},
+            late=dict(sorted(self._late.items())),
+            standing=judge(memory.standing, number, sites.keys(), self._blamed, desk.settings),
+            attempts=self._spool.failed + 1,
+        )
+        desk.journal.write(record, combined, strategy_state(desk.strategy))
+        memory.learn(record)
+        counts = {"sites": len(sites), "refused": len(record.refused), "missing": len(record.missing)}
+        desk.tell("round-end", number, metrics={**counts, "seconds": desk.pace.now() - began})
+        return record, combined
+
+    def _answered(self) -> set[str]:
+        return {one.site for one in self._spool.updates() if one.round == self._number}
+
+    def _messages(self, roster: Mapping[int, str], answered: set[str]) -> tuple[list[Message], dict[int, Asked]]:
+        """Messages to those who are asked now; who that is, is on disk before anybody is asked."""
+        desk, number = self._desk, self._number
+        record = weights_to_record(self._weights)
+        self._given = record_digest(record)
+        # Who answered before a crash counts among those who are there, so that the same sites are chosen again.
+        absent = sorted(answered - set(roster.values()))
+        everybody = {**roster, **{-place - 1: site for place, site in enumerate(absent)}}
+        everybody = dict(sorted(everybody.items(), key=lambda item: (item[1], item[0])))
+        forget_arrays(desk.strategy)
+        with seeded(self._plan):
+            view = RosterGrid(desk.grid, everybody)
+            chosen = {
+                message.metadata.dst_node_id: message.content
+                for message in desk.strategy.configure_train(number, record, self._plan.to_record(), view)
+            }
+        wanted = self._spool.asked
+        if wanted is None:
+            wanted = frozenset(everybody[node] for node in everybody if node in chosen)
+            self._spool.begin_attempt(wanted)
+        self._missing |= dict.fromkeys(wanted - set(everybody.values()), _OFFLINE)
+        waited_for = {asked.site for asked in self._memory.unanswered.values() if asked.round == number}
+        free = {node: site for node, site in roster.items() if site in wanted - answered - waited_for}
+        busy = self._memory.busy() - waited_for
+        if len(answered) + len(waited_for) + sum(1 for site in free.values() if site not in busy) >= (
+            desk.settings.quorum
+        ):
+            self._missing |= dict.fromkeys(busy & set(free.values()), BUSY)
+            free = {node: site for node, site in free.items() if site not in busy}
+        # A strategy says the same to all whom it chooses; who was chosen before a crash is told that as well.
+        usual = next(iter(chosen.values()), RecordDict())
+        contents = {node: chosen.get(node, usual) for node in free}
+        sizes = {id(content): payload(content) for content in contents.values()}
+        asked = {node: Asked(site, node, number, sizes[id(contents[node])]) for node, site in free.items()}
+        return [desk.message(node, number, "train", content) for node, content in contents.items()], asked
+
+    def _take(self, answer: Answer, asked: Asked) -> None:
+        """Keep an answer, or say why not."""
+        desk, number, site = self._desk, self._number, asked.site
+        if answer.reason == "late":
+            self._memory.unanswered[answer.identity] = asked
+        refusal = desk.refusal(answer, site, asked.round, "train", self._weights)
+        if refusal is None and answer.reply is not None:
+            content = answer.reply.content
+            about = report(content, asked.bytes_down, answer.seconds)
+            if about.weights_digest in self._memory.seen and about.weights_digest != self._given:
+                logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
+                refusal = Refusal("replayed", absent=False, blameless=False)
+            else:
+                examples = content.metric_records[METRICS][NUM_EXAMPLES]
+                assert isinstance(examples, (int, float))
+                rounds_late = number - asked.round
+                weight = examples * desk.settings.staleness_weight(rounds_late) if rounds_late else examples
+                arrays = content.array_records[ARRAYS]
+                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about):
+                    desk.tell("late" if rounds_late else "reply", number, site, about.metrics)
+                return
+        if refusal is None:
+            return
+        if asked.round == number:
+            (self._missing if refusal.absent else self._refused)[site] = refusal.code
+        elif not refusal.absent:
+            self._late[site] = LateReport(asked.round, 0.0, refusal.code)
+        if not refusal.blameless:
+            self._blamed.add(site)
+        desk.tell("refused", number, site, reason=refusal.code)
+
+
+def _start(plan: RoundPlan, weights: Weights) -> str:
+    """What an update of this round depends on. A deadline may differ where a run is resumed."""
+    digest = hashlib.sha256(plan.model_dump_json(exclude={"deadline_s"}).encode())
+    digest.update(weights_digest(weights).encode())
+    return digest.hexdigest()
+
+
+def weights_digest(weights: Weights) -> str:
+    """SHA-256 of weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, array in weights.items():
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""What a site may say in an error reply: a closed list of words, so that no text of a patient can be one of them.
+
+A coordinator writes such a word into its journal and its log; whatever else an error reply says is dropped. The gate of
+a site has the same words with their meaning; a test holds the two lists against each other.
+"""
+
+import builtins
+
+from wardround import errors
+
+SITE_ERROR = 100
+"""Code of an error reply that the site itself gave; its reason is a word of this module or is not repeated."""
+
+ABSENT_CODES = frozenset(
+    {
+        "paused",
+        "left",
+        "leaving",
+        "stopped",
+        "stopping",
+        "busy",
+        "timeout",
+        "agent-unreachable",
+        "supernode-restarted",
+        "app-crashed",
+    }
+)
+"""The site could not take part. It did nothing wrong and is asked again."""
+
+SITE_CODES = ABSENT_CODES | frozenset(
+    {
+        "refused",
+        "app-raised",
+        "no-training-cases",
+        "internal",
+        "other",
+        "bundle-not-approved",
+        "bundle-expired",
+        "bundle-revoked",
+        "bundle-hash",
+        "bundle-too-large",
+        "bundle-unreadable",
+        "bundle-names",
+        "bundle-links",
+        "bundle-manifest",
+        "bundle-code",
+        "bundle-shadows",
+        "approvals-unreadable",
+        "policy-unreadable",
+        "kind-not-allowed",
+        "plan-invalid",
+        "plan-model",
+        "plan-supervision",
+        "plan-rounds",
+        "plan-updates",
+        "plan-slices",
+        "plan-annotation-rounds",
+        "plan-batch",
+        "plan-replay",
+        "plan-deadline",
+        "too-large",
+        "too-few-cases",
+        "integer-changed",
+        "malformed",
+        "not-released",
+        "ledger-damaged",
+        "ledger-not-written",
+    }
+)
+"""Every code that the agent, the gate or the launcher of a site may answer with."""
+
+_CLASSES = frozenset(
+    name
+    for module in (errors, builtins)
+    for name, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, Exception)
+) | {"OutOfMemoryError"}
+
+
+def known(reason: str | None) -> str:
+    """The reason itself if it is a code of a site or the name of an error class that everybody has; else nothing."""
+    return reason if reason is not None and (reason in SITE_CODES or reason in _CLASSES) else ""
