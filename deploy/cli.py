@@ -17,6 +17,7 @@ import typer
 
 from wardround import __version__
 from wardround.deploy import options
+from wardround.deploy.coordinator.command import app as coordinator
 from wardround.deploy.launch import console, explain, launch
 from wardround.deploy.stream.command import stream
 from wardround.errors import Interrupted, StorageError, UsageError, WardroundError
@@ -124,6 +125,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
 
 
 app.command()(stream)
+app.add_typer(coordinator, name="coordinator")
 
 
 @app.command()
