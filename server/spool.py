@@ -72,7 +72,7 @@ class Accepted:
                 places = {name: place for place, name in enumerate(json.loads(file.read(_ABOUT))["names"])}
                 for name in names:
                     with file.open(f"{places[name]:05d}.npy") as stream:
-                        array = np.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
+                        array = np.lib.format.read_array(stream, allow_pickle=False)
                     yield name, array
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise damaged(self.path) from error
@@ -162,7 +162,7 @@ class OpenRound:
             for place, name in enumerate(ordered):
                 with file.open(f"{place:05d}.npy", "w", force_zip64=True) as member:
                     # Decoded and written anew: of what a site sent, only the numbers are kept.
-                    np.lib.format.write_array(member, decode(arrays[name]), allow_pickle=False)  # type: ignore[no-untyped-call]
+                    np.lib.format.write_array(member, decode(arrays[name]), allow_pickle=False)
         self._updates[site, round] = Accepted(site, round, examples, report, path)
         return True
 

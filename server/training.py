@@ -148,7 +148,8 @@ class _Attempt:
         )
         del messages
         for answer in answers:
-            self._take(answer, memory.unanswered.pop(answer.identity, None) or asked[answer.node])
+            earlier = answer.identity in memory.unanswered
+            self._take(answer, memory.unanswered.pop(answer.identity) if earlier else asked[answer.node])
             # The next reply must not find this one still in memory.
             del answer
         self._times.append(desk.pace.now())

@@ -22,50 +22,57 @@ ABSENT_CODES = frozenset(
         "timeout",
         "agent-unreachable",
         "supernode-restarted",
+        "restarted",
+        "not-received",
+        "incomplete",
         "app-crashed",
     }
 )
-"""The site could not take part. It did nothing wrong and is asked again."""
+"""The site could not take part, or its answer was lost on the way. It did nothing wrong and is asked again."""
 
-SITE_CODES = ABSENT_CODES | frozenset(
-    {
-        "refused",
-        "app-raised",
-        "no-training-cases",
-        "internal",
-        "other",
-        "bundle-not-approved",
-        "bundle-expired",
-        "bundle-revoked",
-        "bundle-hash",
-        "bundle-too-large",
-        "bundle-unreadable",
-        "bundle-names",
-        "bundle-links",
-        "bundle-manifest",
-        "bundle-code",
-        "bundle-shadows",
-        "approvals-unreadable",
-        "policy-unreadable",
-        "kind-not-allowed",
-        "plan-invalid",
-        "plan-model",
-        "plan-supervision",
-        "plan-rounds",
-        "plan-updates",
-        "plan-slices",
-        "plan-annotation-rounds",
-        "plan-batch",
-        "plan-replay",
-        "plan-deadline",
-        "too-large",
-        "too-few-cases",
-        "integer-changed",
-        "malformed",
-        "not-released",
-        "ledger-damaged",
-        "ledger-not-written",
-    }
+BLAMED_CODES = frozenset({"app-raised", "internal", "other"})
+"""Something failed at the site. With every other code it says no on purpose, which is its right."""
+
+SITE_CODES = (
+    ABSENT_CODES
+    | BLAMED_CODES
+    | frozenset(
+        {
+            "refused",
+            "no-training-cases",
+            "bundle-not-approved",
+            "bundle-expired",
+            "bundle-revoked",
+            "bundle-hash",
+            "bundle-too-large",
+            "bundle-unreadable",
+            "bundle-names",
+            "bundle-links",
+            "bundle-manifest",
+            "bundle-code",
+            "bundle-shadows",
+            "approvals-unreadable",
+            "policy-unreadable",
+            "kind-not-allowed",
+            "plan-invalid",
+            "plan-model",
+            "plan-supervision",
+            "plan-rounds",
+            "plan-updates",
+            "plan-slices",
+            "plan-annotation-rounds",
+            "plan-batch",
+            "plan-replay",
+            "plan-deadline",
+            "too-large",
+            "too-few-cases",
+            "integer-changed",
+            "malformed",
+            "not-released",
+            "ledger-damaged",
+            "ledger-not-written",
+        }
+    )
 )
 """Every code that the agent, the gate or the launcher of a site may answer with."""
 

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
 from wardround.errors import ReplyRefused
-from wardround.strategies.codes import ABSENT_CODES, SITE_CODES, SITE_ERROR, known
+from wardround.strategies.codes import ABSENT_CODES, BLAMED_CODES, SITE_CODES, known
 from wardround.strategies.contract import (
     ARRAYS,
     EVALUATE_METRICS,
@@ -47,8 +47,13 @@ Code = Literal[
     "replayed",
 ]
 
-# Flower's server made the error: it knows no more than that the site is gone, or its answer.
-_UNREACHABLE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+# Flower, or the site's launcher, knows no more than that the site is gone, or its answer.
+_LOST = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
 
 _LABEL = re.compile(r"-[0-9]{1,2}$")
 _RANGES = {TRUST: (0.0, 1.0), REJECTED: (0.0, math.inf)}
@@ -66,7 +71,7 @@ class RefusedReply(ReplyRefused):
     site_code
         The site's own code behind an ``error-reply``, one of :data:`wardround.strategies.codes.SITE_CODES`, or nothing.
     blameless
-        Whether the site cannot help it: it was out of reach.
+        Whether the site did nothing wrong: it was out of reach, or said no on purpose.
     """
 
     def __init__(
@@ -181,21 +186,22 @@ def check_origin(reply: Message, group: str, message_type: str) -> None:
 
 def absence(reply: Message) -> str:
     """Why a site that answered did not take part, as a word such as ``paused``; nothing where it did."""
-    if not reply.has_error() or reply.error.code != SITE_ERROR:
+    if not reply.has_error() or reply.error.reason not in ABSENT_CODES:
         return ""
-    return reply.error.reason if reply.error.reason in ABSENT_CODES else ""
+    return str(reply.error.reason)
 
 
 def _error_reply(reply: Message) -> RefusedReply:
     """An error's text is shown only where it is a known word: it may quote a patient."""
     reason = known(reply.error.reason)
+    site_code = reason if reason in SITE_CODES else ""
     return RefusedReply(
         "error-reply",
         "the site answered with an error",
         f"code {reply.error.code}, {reason or 'its text is not shown here'}",
         "look into the site's own log",
-        site_code=reason if reason in SITE_CODES else "",
-        blameless=reply.error.code in _UNREACHABLE,
+        site_code=site_code,
+        blameless=reply.error.code in _LOST or (site_code != "" and site_code not in BLAMED_CODES),
     )
 
 
