@@ -95,15 +95,16 @@ class Broken(Exception):
         What is wrong with it, in one phrase.
     tail
         The last good line.
-    last
-        Whether nothing follows it.
+    torn
+        Whether it is what a crash leaves of a line: nothing follows it, and it has no end, or a power cut kept parts of
+        it from the disk.
     """
 
-    def __init__(self, problem: str, tail: Tail, last: bool) -> None:
+    def __init__(self, problem: str, tail: Tail, torn: bool) -> None:
         super().__init__(problem)
         self.problem = problem
         self.tail = tail
-        self.last = last
+        self.torn = torn
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,11 @@ def read_lines(stream: BinaryIO, size: int) -> Iterator[tuple[LedgerEntry, Tail]
     tail = Tail()
     while tail.offset < size:
         line = stream.readline(min(_LONGEST_LINE, size - tail.offset))
-        last = tail.offset + len(line) >= size
         try:
             entry = _link(line, tail)
         except ValueError as error:
-            raise Broken(str(error), tail, last) from None
+            last = tail.offset + len(line) >= size
+            raise Broken(str(error), tail, last and (line[-1:] != b"\n" or b"\0" in line)) from None
         tail = Tail(entry.number, entry.hash, tail.offset + len(line))
         yield entry, tail
 
@@ -228,7 +229,7 @@ def survey(stream: BinaryIO, size: int, head: str | None, wanted: str | None = N
                 at_head = entry.hash
     except Broken as error:
         broken = error
-    if broken is not None and not (broken.last and tail.number >= number):
+    if broken is not None and not (broken.torn and tail.number >= number):
         return Survey(tail, broken.problem, found=found)
     if tail.number < number:
         return Survey(tail, f"lines are missing: it went to line {number}", found=found)

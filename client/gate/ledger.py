@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wardround.client.gate.chain import (
     NOTHING,
@@ -173,13 +173,12 @@ class Ledger:
         StorageError
             If the file cannot be read.
         """
-        handle, size, _ = self._snapshot()
-        with os.fdopen(handle, "rb") as stream:
+        with self._snapshot() as (stream, size, _):
             try:
                 for entry, _ in read_lines(stream, size):
                     yield entry
             except Broken as broken:
-                if not broken.last:
+                if not broken.torn:
                     raise self._damaged(Survey(broken.tail, broken.problem)) from None
 
     def verify(self, head: str | None = None) -> Verification:
@@ -195,8 +194,7 @@ class Ledger:
         StorageError
             If the file cannot be read.
         """
-        handle, size, noted = self._snapshot()
-        with os.fdopen(handle, "rb") as stream:
+        with self._snapshot() as (stream, size, noted):
             seen = survey(stream, size, noted, NOTHING if head is None else head.strip().lower())
         problem, tail = seen.problem, seen.tail
         if not problem and not seen.found:
@@ -247,18 +245,24 @@ class Ledger:
                     raise storage_error(error, self.path) from error
                 raise
 
-    def _snapshot(self) -> tuple[int, int, str | None]:
-        """An open file, how many bytes of it count, and the text of the head: all of one moment."""
+    @contextmanager
+    def _snapshot(self) -> Iterator[tuple[BinaryIO, int, str | None]]:
+        """The open file, how many bytes of it count, and the text of the head: all of one moment."""
         try:
-            try:
-                with _locked(self.path, os.O_RDONLY, fcntl.LOCK_SH) as locked:
-                    return os.dup(locked), os.fstat(locked).st_size, self._read_head()
-            except FileNotFoundError:
-                return os.open(os.devnull, os.O_RDONLY), 0, self._read_head()
+            handle, size, head = self._open()
+            with os.fdopen(handle, "rb") as stream:
+                yield stream, size, head
         except OSError as error:
             raise StorageError(
                 f"cannot read {self.path}", error.strerror or type(error).__name__, "check the disk and the path"
             ) from error
+
+    def _open(self) -> tuple[int, int, str | None]:
+        try:
+            with _locked(self.path, os.O_RDONLY, fcntl.LOCK_SH) as locked:
+                return os.dup(locked), os.fstat(locked).st_size, self._read_head()
+        except FileNotFoundError:
+            return os.open(os.devnull, os.O_RDONLY), 0, self._read_head()
 
     def _read_head(self) -> str | None:
         try:
