@@ -1,11 +1,10 @@
 """The figures of the report, drawn with matplotlib's Agg canvas: no window, no network, no global state.
 
 Every `draw_…` function takes the results (and the examples) and returns a figure with its alternative text, or None
-where the run holds nothing for it. :func:`draw_all` calls them for one theme.
+where the run holds nothing for it. :func:`makers_of` puts them in order.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from wardround.deploy.report.charts import (
@@ -17,6 +16,7 @@ from wardround.deploy.report.charts import (
     sentence,
     site_dots,
 )
+from wardround.deploy.report.drawing import Makers
 from wardround.deploy.report.examples import LAYERS, Example, chosen
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.slices import contour_legend, draw_examples, layer_title, tile
@@ -30,50 +30,20 @@ from wardround.deploy.report.theme import (
     Theme,
     counted,
     new_figure,
-    png,
     short,
-    styled,
 )
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A finished figure.
-
-    Attributes
-    ----------
-    name
-        Stem of its file.
-    title, caption, alt
-        Plain text: heading, what to see, and the same for those who cannot see it.
-    png
-        The picture.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    png: bytes
-
-
-def draw_all(results: Results, examples: Sequence[Example], theme: Theme) -> dict[str, Drawing]:
-    """Draw every figure that the run has data for, by name, in the order of the report."""
-    makers: dict[str, Callable[[], Sketch | None]] = {
-        "overview": lambda: draw_overview(results, examples, theme),
-        "effort": lambda: draw_effort(results, theme),
-        "rounds": lambda: draw_rounds(results, theme),
-        "sites": lambda: draw_sites(results, theme),
-        "examples": lambda: draw_examples(results, examples, theme),
-        "cost": lambda: draw_cost(results, theme),
+def makers_of(results: Results, examples: Sequence[Example]) -> Makers:
+    """What draws the figures of a federation's report, in its order."""
+    return {
+        "overview": lambda theme: draw_overview(results, examples, theme),
+        "effort": lambda theme: draw_effort(results, theme),
+        "rounds": lambda theme: draw_rounds(results, theme),
+        "sites": lambda theme: draw_sites(results, theme),
+        "examples": lambda theme: draw_examples(results, examples, theme),
+        "cost": lambda theme: draw_cost(results, theme),
     }
-    drawings = {}
-    for name, make in makers.items():
-        with styled(theme):
-            sketch = make()
-            if sketch is not None:
-                drawings[name] = Drawing(name, sketch.title, sketch.caption, sketch.alt, png(sketch.figure, sketch.dpi))
-    return drawings
 
 
 def draw_overview(results: Results, examples: Sequence[Example], theme: Theme) -> Sketch | None:

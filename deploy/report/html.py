@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from wardround.deploy.report.figures import Drawing
+from wardround.deploy.report.drawing import Drawing
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.summary import GoalLine
 from wardround.deploy.report.tables import Table

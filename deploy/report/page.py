@@ -1,12 +1,12 @@
 """The report of a federation as one self-contained page; the PNGs also lie beside it in `figures/`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from wardround import files
 from wardround.deploy.report import html
+from wardround.deploy.report.drawing import Drawings, write_page
 from wardround.deploy.report.examples import Example, load_examples
-from wardround.deploy.report.figures import Drawing, draw_all
+from wardround.deploy.report.figures import makers_of
 from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.report.summary import (
     MAIN_ARM,
@@ -19,9 +19,7 @@ from wardround.deploy.report.summary import (
     summarise,
 )
 from wardround.deploy.report.tables import Table, arm_table, open_ends, site_table
-from wardround.deploy.report.theme import DARK, LIGHT, counted
-
-FILE_NAME = "report.html"
+from wardround.deploy.report.theme import counted
 
 _METHOD = (
     "Dice is the overlap of thresholded label maps on the original grid, averaged over the labels of a test case, then "
@@ -58,19 +56,11 @@ def write_report(folder: Path) -> Path:
     """
     results = load_results(folder)
     examples = load_examples(folder)
-    light, dark = draw_all(results, examples, LIGHT), draw_all(results, examples, DARK)
-    for drawings, suffix in ((light, ""), (dark, "-dark")):
-        for name, drawing in drawings.items():
-            files.write_bytes(folder / "figures" / f"{name}{suffix}.png", drawing.png)
-    page = folder / FILE_NAME
-    files.write_text(page, render(results, examples, light, dark))
-    return page
+    makers = makers_of(results, examples)
+    return write_page(folder, makers, lambda light, dark: _render(results, examples, light, dark))
 
 
-def render(
-    results: Results, examples: Sequence[Example], light: Mapping[str, Drawing], dark: Mapping[str, Drawing]
-) -> str:
-    """The page as text, from the results and the figures drawn for light and dark paper."""
+def _render(results: Results, examples: Sequence[Example], light: Drawings, dark: Drawings) -> str:
     summaries = summarise(results)
     parts = [_head(results), _tiles(results, summaries), _warnings(results)]
     figures = {name: html.figure(drawing, dark.get(name)) for name, drawing in light.items()}

@@ -1,17 +1,15 @@
 """The report of a stream as one self-contained page; the PNGs also lie beside it in `figures/`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from wardround import files
 from wardround.deploy.report import html
+from wardround.deploy.report.drawing import Drawings, Makers, write_page
 from wardround.deploy.report.examples import Example, load_examples
-from wardround.deploy.report.figures import Drawing
 from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.report.slices import draw_examples
 from wardround.deploy.report.summary import NOTHING, signed
-from wardround.deploy.report.theme import DARK, LIGHT, Sketch, Theme, png, styled
 from wardround.deploy.stream.charts import (
     PROXY,
     draw_curve,
@@ -24,8 +22,6 @@ from wardround.deploy.stream.goals import stream_goals
 from wardround.deploy.stream.summary import SHARE_OF_DENSE, against, curves, dense_point, points, reaches
 from wardround.deploy.stream.tables import curve_table, forgetting_table, matrix_table, open_runs, reach_table
 from wardround.deploy.stream.transfer import forgetting
-
-FILE_NAME = "report.html"
 
 _DICE = (
     "Dice is the overlap of thresholded label maps on the original grid, averaged over the labels of a test case, then "
@@ -60,34 +56,22 @@ def write_stream_report(folder: Path) -> Path:
     """
     results = load_results(folder)
     examples = load_examples(folder)
-    light, dark = _draw_all(results, examples, LIGHT), _draw_all(results, examples, DARK)
-    for drawings, suffix in ((light, ""), (dark, "-dark")):
-        for name, drawing in drawings.items():
-            files.write_bytes(folder / "figures" / f"{name}{suffix}.png", drawing.png)
-    page = folder / FILE_NAME
-    files.write_text(page, _render(results, light, dark))
-    return page
+    makers = _makers(results, examples)
+    return write_page(folder, makers, lambda light, dark: _render(results, light, dark))
 
 
-def _draw_all(results: Results, examples: Sequence[Example], theme: Theme) -> dict[str, Drawing]:
-    makers: dict[str, Callable[[], Sketch | None]] = {
-        "curve": lambda: draw_curve(results, theme),
-        "prequential": lambda: draw_prequential(results, theme),
-        "proxy": lambda: draw_proxy(results, theme),
-        "forgetting": lambda: draw_forgetting(results),
-        "transfer": lambda: draw_transfer(results, theme),
-        "examples": lambda: draw_examples(results, examples, theme),
+def _makers(results: Results, examples: Sequence[Example]) -> Makers:
+    return {
+        "curve": lambda theme: draw_curve(results, theme),
+        "prequential": lambda theme: draw_prequential(results, theme),
+        "proxy": lambda theme: draw_proxy(results, theme),
+        "forgetting": lambda theme: draw_forgetting(results),
+        "transfer": lambda theme: draw_transfer(results, theme),
+        "examples": lambda theme: draw_examples(results, examples, theme),
     }
-    drawings = {}
-    for name, make in makers.items():
-        with styled(theme):
-            sketch = make()
-            if sketch is not None:
-                drawings[name] = Drawing(name, sketch.title, sketch.caption, sketch.alt, png(sketch.figure, sketch.dpi))
-    return drawings
 
 
-def _render(results: Results, light: Mapping[str, Drawing], dark: Mapping[str, Drawing]) -> str:
+def _render(results: Results, light: Drawings, dark: Drawings) -> str:
     figures = {name: html.figure(drawing, dark.get(name)) for name, drawing in light.items()}
     note = "".join(f"<p class='note'>{html.text(line)}</p>" for line in (f"{_DICE} {_readings(results)}", _EFFORT))
     parts = [_head(results), html.tile_row(_tiles(results)), html.warning(open_runs(results))]
