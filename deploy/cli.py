@@ -59,9 +59,7 @@ def _root(
 @app.command()
 def simulate(  # noqa: PLR0917 - one parameter an option
     context: typer.Context,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of a data set with dataset.json. Without it, phantoms are drawn.")
-    ] = None,
+    data: options.Data = None,
     sites: Annotated[
         str | None,
         typer.Option(
@@ -70,9 +68,9 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     ] = None,
     cases: Annotated[int | None, typer.Option(help="At most so many streamed cases a site (phantoms: 10).")] = None,
     tests: Annotated[int | None, typer.Option(help="At most so many test cases a site (phantoms: 4).")] = None,
-    test_fraction: Annotated[float, typer.Option(help="Share of subjects to test on if the split names none.")] = 0.25,
-    shift: Annotated[float, typer.Option(help="Phantoms: how far the sites' scanners differ.")] = 1.0,
-    shape: Annotated[str, typer.Option(help="Phantoms: voxels along each axis.")] = "40,48,40",
+    test_fraction: options.TestFraction = 0.25,
+    shift: options.Shift = 1.0,
+    shape: options.Shape = "40,48,40",
     rounds: Annotated[int, typer.Option(help="Rounds of the federation.")] = 5,
     strategy: Annotated[
         str, typer.Option(help="fedavg, fedprox, fedadam, fedyogi, fedavgm, fedmedian, fedtrimmedavg or krum.")
@@ -84,17 +82,15 @@ def simulate(  # noqa: PLR0917 - one parameter an option
         str | None,
         typer.Option(help="Arms beside the federation: any of dense,local,pooled,slices-only (phantoms: dense,local)."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Every arm is run once for each of these.")] = "0",
+    seeds: options.Seeds = "0",
     effort: Annotated[int | None, typer.Option(help="Slices that are drawn on each case.")] = None,
-    model: Annotated[str | None, typer.Option(help="Network, by its name in the catalogue.")] = None,
-    plan: Annotated[
-        list[str] | None, typer.Option(help="Any field of the round's plan, as name=value. May be repeated.")
-    ] = None,
+    model: options.Model = None,
+    plan: options.Plan = None,
     engine: Annotated[str, typer.Option(help="'inprocess', or 'ray' for Flower's simulation engine.")] = "inprocess",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one a core, if memory allows.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the experiment; must be new or empty.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the experiment in this folder.")] = None,
+    device: options.Device = "auto",
+    jobs: options.Jobs = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
 ) -> None:
     """Run a federation of simulated sites and write its report.
 

@@ -1,10 +1,26 @@
-"""What the command line's options mean: texts to numbers, names and plain values."""
+"""The options that several commands have, and what their texts mean: numbers, names and plain values."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from wardround.errors import UsageError
+
+Data = Annotated[
+    Path | None, typer.Option(help="Folder of a data set with dataset.json. Without it, phantoms are drawn.")
+]
+TestFraction = Annotated[float, typer.Option(help="Share of subjects to test on if the split names none.")]
+Shift = Annotated[float, typer.Option(help="Phantoms: how far the sites' scanners differ.")]
+Shape = Annotated[str, typer.Option(help="Phantoms: voxels along each axis.")]
+Seeds = Annotated[str, typer.Option(help="Every arm is run once for each of these.")]
+Model = Annotated[str | None, typer.Option(help="Network, by its name in the catalogue.")]
+Plan = Annotated[list[str] | None, typer.Option(help="Any field of the round's plan, as name=value. May be repeated.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Jobs = Annotated[int | None, typer.Option(help="Runs at once; by default one a core, if memory allows.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the experiment; must be new or empty.")]
+Resume = Annotated[Path | None, typer.Option(help="Go on with the experiment in this folder.")]
 
 
 def names(text: str) -> list[str]:

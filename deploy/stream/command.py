@@ -1,6 +1,5 @@
 """`wardround stream`: its options."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +13,7 @@ PHANTOM_SITES, PHANTOM_CASES, PHANTOM_TESTS = 3, 18, 9
 
 def stream(  # noqa: PLR0917 - one parameter an option
     context: typer.Context,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of a data set with dataset.json. Without it, phantoms are drawn.")
-    ] = None,
+    data: options.Data = None,
     sites: Annotated[
         str | None,
         typer.Option(
@@ -40,22 +37,20 @@ def stream(  # noqa: PLR0917 - one parameter an option
     order: Annotated[str, typer.Option(help="'shuffled', or 'by-site': one site after the other.")] = "shuffled",
     cases: Annotated[int | None, typer.Option(help="At most so many streamed cases (phantoms: 18).")] = None,
     tests: Annotated[int | None, typer.Option(help="At most so many test cases (phantoms: 9).")] = None,
-    test_fraction: Annotated[float, typer.Option(help="Share of subjects to test on if the split names none.")] = 0.25,
-    shift: Annotated[float, typer.Option(help="Phantoms: how far the sites' scanners differ.")] = 1.0,
-    shape: Annotated[str, typer.Option(help="Phantoms: voxels along each axis.")] = "32,40,32",
+    test_fraction: options.TestFraction = 0.25,
+    shift: options.Shift = 1.0,
+    shape: options.Shape = "32,40,32",
     chunks: Annotated[int, typer.Option(help="Memory is rehearsed so many times, evenly over the stream.")] = 8,
-    seeds: Annotated[str, typer.Option(help="Every arm is run once for each of these.")] = "0",
-    model: Annotated[str | None, typer.Option(help="Network, by its name in the catalogue.")] = None,
-    plan: Annotated[
-        list[str] | None, typer.Option(help="Any field of the round's plan, as name=value. May be repeated.")
-    ] = None,
+    seeds: options.Seeds = "0",
+    model: options.Model = None,
+    plan: options.Plan = None,
     evaluate_every: Annotated[
         int, typer.Option(help="Score test cases after every so many chunks too; 0: by the final model only.")
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one a core, if memory allows.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the experiment; must be new or empty.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the experiment in this folder.")] = None,
+    device: options.Device = "auto",
+    jobs: options.Jobs = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
 ) -> None:
     """Run one site over a stream of cases under several arms, and draw Dice against effort.
 
