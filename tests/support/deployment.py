@@ -14,7 +14,8 @@ import ssl
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,10 +27,10 @@ from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
@@ -107,12 +108,41 @@ def make_site(path: Path, name: str, coordinator: CoordinatorHome, url: str | No
     return home
 
 
-def superlink(home: CoordinatorHome) -> Keeper:
+WATCH = """
+import os, sys
+def _note(event, given):
+    if event == "socket.connect" and isinstance(given[1], tuple):
+        _write(given[1][0])
+    elif event == "socket.getaddrinfo":
+        _write(given[0])
+def _write(name):
+    name = name.decode() if isinstance(name, bytes) else name
+    if name not in ("127.0.0.1", "localhost", "::1", "", None):
+        with open(os.environ["CONNECTIONS"], "a") as stream:
+            stream.write(f"{sys.argv[0]} {name}\\n")
+sys.addaudithook(_note)
+"""
+
+
+def watched(folder: Path) -> dict[str, str]:
+    """Environment in which every Python process writes down whom it speaks to, if that is not this machine."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(WATCH)
+    return {"PYTHONPATH": str(folder), "CONNECTIONS": str(folder / "connections")}
+
+
+def connections(folder: Path) -> str:
+    """What they wrote down."""
+    path = folder / "connections"
+    return path.read_text() if path.exists() else ""
+
+
+def superlink(home: CoordinatorHome, **changes: str) -> Keeper:
     """A SuperLink for `home`, not started yet."""
     return Keeper(
         "superlink",
         [sys.executable, "-m", "wardround.server.superlink", "--home", str(home.path)],
-        environment=environment(),
+        environment=environment(**changes),
         log_file=home.logs / "superlink.log",
         pid_file=home.run / "superlink.pid",
         backoff=SWIFT,
@@ -228,8 +258,9 @@ def runtime(home: CoordinatorHome, secret: bytes | None = SECRET.encode()) -> Ru
     )
 
 
-def lead(home: CoordinatorHome) -> HttpGrid:
-    """Take the next run's ServerApp task and return the grid that its ServerApp would have."""
+@contextmanager
+def lead(home: CoordinatorHome) -> Iterator[HttpGrid]:
+    """Take the next run's ServerApp task, and have the grid that its ServerApp would have."""
     with runtime(home) as client:
         request = AcquireTaskRequest(supported_task_types=["flwr-serverapp"])
         token = eventually(lambda: client.AcquireTask(request).token, "a task")
@@ -238,8 +269,24 @@ def lead(home: CoordinatorHome) -> HttpGrid:
     grid.set_run(run_from_proto(given.run))
     # A process that Flower starts for an app knows which one it is; messages are stamped with that.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = given.task_id, given.run.run_id, grid.node.node_id
-    HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client)).start()
-    return grid
+    client = grid._runtime_client
+
+    def beat() -> bool:
+        try:
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except httpx.TransportError:
+            return False
+        except httpx.HTTPStatusError as error:
+            return error.response.status_code < 500
+        return True
+
+    heart = HeartbeatSender(beat)
+    heart.start()
+    try:
+        yield grid
+    finally:
+        heart.stop()
+        grid.close()
 
 
 @dataclass(frozen=True)
