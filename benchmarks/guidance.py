@@ -202,6 +202,8 @@ def learn(dataset: Dataset, cases: list[str], out: Path, updates: int, patch: tu
             model=MODEL,
             labels=labels,
             suggestion="even",
+            # As it was when the published tables were made, whatever the plan's default.
+            supervision="proxy",
             updates_per_case=updates,
             patch=patch,
         )
