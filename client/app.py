@@ -1,8 +1,8 @@
 """The Flower ClientApp: carries a round's plan and weights to the site and its answer back.
 
 It imports neither torch nor anything that touches an image. What a coordinator may ask for is a train, an evaluate
-and a query message; what it gets back is arrays of the agreed model, agreed scalars, or the name of an error class or a code of
-the gate. Error texts stay at the site.
+and a query message; what it gets back is arrays of the agreed model, agreed scalars, or the name of an error: a class,
+or a code of the site's gate. Error texts stay at the site.
 """
 
 import logging

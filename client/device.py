@@ -1,9 +1,8 @@
 """One device, two users: a person in front of a viewer, and a round of the federation.
 
-Whoever comes takes a place in one queue. A round holds the device for hours; between two batches it looks whether anybody
-waits, lets them go first and takes the last place in the queue itself. A person therefore waits for one batch at most,
-and a round is never overtaken twice by the same person before it has done another batch: it ends, however busy the
-people are.
+Whoever comes takes a place in one queue. A round holds the device for hours; between two batches it looks whether
+anybody waits, lets them go first and takes the last place in the queue itself. A person waits for one batch at the
+most, and nobody overtakes a round twice before it has done another batch: it ends, however busy the people are.
 """
 
 import threading

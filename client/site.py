@@ -41,10 +41,10 @@ class Site:
     Parameters
     ----------
     folder
-        The site's folder, with ``site.json`` in it: ``name``; ``author`` of accepted labels; ``store``, the case store's
-        folder; in a simulation ``schedule``, a list of case ids for each round, and ``test``, ids that are only
+        The site's folder, with ``site.json`` in it: ``name``; ``author`` of accepted labels; ``store``, the case
+        store's folder; in a simulation ``schedule``, a list of case ids for each round, and ``test``, ids that are only
         evaluated on. Without these two the site is a live one: a round takes the labelled cases that have arrived, the
-        store knows which are for testing, and what it remembers is kept apart for every run.
+        store knows which are for testing, and what the site remembers is kept apart for every run.
     annotator
         Who draws; without one the site can evaluate but not train.
     observer

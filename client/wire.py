@@ -1,11 +1,12 @@
 """How the agent is spoken to: frames over a Unix socket.
 
-One frame is four bytes that hold the length of its header (big-endian), the header (a JSON object in UTF-8), and then the
-bytes of the arrays that the header lists, one after the other. Nothing is ever unpickled, and what a frame declares is
-checked before a byte of it is awaited. A connection carries questions and answers by turns.
+One frame is four bytes that hold the length of its header (big-endian), the header (a JSON object in UTF-8), and then
+the bytes of the arrays that the header lists, one after the other. Nothing is ever unpickled, and what a frame declares
+is checked before a byte of it is awaited. A connection carries questions and answers by turns.
 """
 
 import json
+import logging
 import socket
 import struct
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from typing import Any
 
 from flwr.app import Array
 
-from wardround.errors import ConnectionFailed, GateRefused
+from wardround.errors import AuthRefused, ConnectionFailed, GateRefused
+
+log = logging.getLogger(__name__)
 
 Header = Mapping[str, Any]
 Frame = tuple[dict[str, Any], dict[str, Array]]
@@ -25,6 +28,8 @@ ARRAYS_LIMIT = 2**34
 """Bytes of all arrays of a frame, where the receiver sets no limit of its own."""
 ERROR = "error"
 """The operation of an answer that says why there is none; its code stands in ``code``."""
+WRONG_PEER = "wrong-peer"
+"""Code of the answer to a user that the agent does not serve."""
 BYTES = "bytes"
 """Declared type of an array that is a plain file."""
 
@@ -125,6 +130,8 @@ def ask(path: Path, header: Header, arrays: Mapping[str, Array] | None = None, *
     ------
     GateRefused
         If the agent answers with an error; ``code`` is its name.
+    AuthRefused
+        If the agent runs as another user.
     ConnectionFailed
         If nobody listens, or the agent goes away before it has answered.
     """
@@ -134,10 +141,17 @@ def ask(path: Path, header: Header, arrays: Mapping[str, Array] | None = None, *
             connection.connect(str(path))
         except OSError as error:
             raise _gone(error, f"no agent listens on {path}") from error
-        send(connection, header, arrays)
+        try:
+            send(connection, header, arrays)
+        except FrameRefused:
+            raise
+        except ConnectionFailed:
+            log.info("the agent stopped listening before it had heard the question; its answer may say why")
         answer, found = receive(connection)
     if answer["op"] == ERROR:
         code = str(answer.get("code", "unknown"))
+        if code == WRONG_PEER:
+            raise AuthRefused("the agent does not answer this user", "it runs as another one", "become that user")
         raise GateRefused("the agent refused", code, "see the ledger: `wardround site audit`", code=code)
     return answer, found
 

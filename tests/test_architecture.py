@@ -70,7 +70,7 @@ RULES: Mapping[str, Rule] = {
     "deploy": Rule(("wardround",), ANY),
 }
 
-COURIER = ("wardround.client.app", "wardround.client.door")
+COURIER = ("wardround.client.app", "wardround.client.door", "wardround.client.wire", "wardround.client.home")
 """Flower starts a new process for each message; what it imports first must come without these."""
 HEAVY = ("torch", "monai", "SimpleITK", "scipy", "nibabel")
 

@@ -1,0 +1,1 @@
+"""`wardround site`: one hospital of a federation, from its invitation to its leave."""

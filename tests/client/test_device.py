@@ -1,0 +1,112 @@
+"""One device, two users: who computes when. No clock: every step waits for the one before it."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from wardround.client.device import Device
+
+LONG = 60.0
+
+
+def person(device: Device, log: list[str], name: str = "person") -> threading.Thread:
+    """Somebody who asks for the device once; returns when the request stands in the queue."""
+
+    def interact() -> None:
+        with device.interactive():
+            log.append(name)
+
+    before = device.waiting
+    thread = threading.Thread(target=interact)
+    thread.start()
+    until(lambda: device.waiting > before)
+    return thread
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Poll with a deadline."""
+    waiting = threading.Event()
+    for _ in range(int(LONG / 0.01)):
+        if condition():
+            return
+        waiting.wait(0.01)
+    pytest.fail("it did not happen")
+
+
+def test_a_person_comes_between_two_batches() -> None:
+    device, log, threads = Device(), [], []
+    with device.federated():
+        for batch in range(4):
+            log.append(f"batch {batch}")
+            if batch == 1:
+                threads.append(person(device, log))
+            device.between()
+    for thread in threads:
+        thread.join(LONG)
+    assert log == ["batch 0", "batch 1", "person", "batch 2", "batch 3"]
+
+
+def test_those_who_wait_go_first_in_their_order() -> None:
+    device, log = Device(), []
+    with device.federated():
+        threads = [person(device, log, name) for name in ("first", "second", "third")]
+        device.between()
+        log.append("batch")
+    for thread in threads:
+        thread.join(LONG)
+    assert log == ["first", "second", "third", "batch"]
+
+
+def test_a_round_gets_its_batch_however_many_people_come() -> None:
+    """Each person, while holding the device, sees the next one come: the round would never end if they went first."""
+    device, log = Device(), []
+    threads: list[threading.Thread] = []
+
+    def greedy(left: int) -> None:
+        with device.interactive():
+            log.append(f"person {left}")
+            if left:
+                before = device.waiting
+                threads.append(threading.Thread(target=greedy, args=(left - 1,)))
+                threads[-1].start()
+                until(lambda: device.waiting > before)
+
+    with device.federated():
+        threads.append(threading.Thread(target=greedy, args=(3,)))
+        threads[0].start()
+        until(lambda: device.waiting == 1)
+        for batch in range(3):
+            device.between()
+            log.append(f"batch {batch}")
+    until(lambda: len(log) == 7)
+    for thread in threads:
+        thread.join(LONG)
+    assert log == ["person 3", "batch 0", "person 2", "batch 1", "person 1", "batch 2", "person 0"]
+
+
+def test_one_round_after_the_other() -> None:
+    device, log = Device(), []
+
+    def second() -> None:
+        with device.federated():
+            log.append("second")
+
+    thread = threading.Thread(target=second)
+    with device.federated():
+        thread.start()
+        for _ in range(3):
+            device.between()
+            log.append("first")
+    thread.join(LONG)
+    assert log == ["first", "first", "first", "second"]
+
+
+def test_a_block_that_fails_lets_go() -> None:
+    device = Device()
+    with pytest.raises(KeyError), device.federated():
+        raise KeyError
+    with device.interactive(), pytest.raises(KeyError):
+        raise KeyError
+    with device.federated():
+        device.between()
