@@ -7,7 +7,6 @@ started again, it goes on.
 import datetime
 import importlib.util
 import logging
-import os
 import shutil
 import ssl
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from wardround import flower
 from wardround.deploy.coordinator.admission import Admission
 from wardround.deploy.coordinator.bundle import build_bundle, write_bundle
 from wardround.deploy.coordinator.control import Control
@@ -175,17 +175,10 @@ def status_page(home: CoordinatorHome) -> list[Keeper]:
 
 
 def environment(home: CoordinatorHome) -> dict[str, str]:
-    """What child processes see: ours without Flower's variables, and nothing that leads them out of this machine."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
-    return {
-        **kept,
-        "FLWR_HOME": str(home.flwr),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    """What child processes see: nothing that leads them out of this machine."""
+    quiet = flower.environment(home.flwr)
+    return flower.without_proxy(quiet) | {
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
-        # Flower starts its programs by their bare names.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
     }

@@ -196,7 +196,8 @@ def test_a_certificate_is_renewed_when_it_has_to_be(served: Served) -> None:
 
 def test_children_see_no_way_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLWR_SUPERGRID_API_URL", "https://example.org")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
     seen = environment(served.home)
+    assert "example.org" not in " ".join(seen.values())
     assert seen["NO_PROXY"] == "127.0.0.1,localhost"
     assert seen["FLWR_HOME"] == str(served.home.flwr)
-    assert "FLWR_SUPERGRID_API_URL" not in seen
