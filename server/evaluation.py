@@ -100,4 +100,5 @@ def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Container[s
         elif refusal is not None:
             (scores.missing if refusal.absent else scores.refused)[site] = refusal.code
             desk.tell("refused", number, site, reason=refusal.code)
+        del answer
     return scores

@@ -11,8 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wardround.errors import PlanError, StorageError
-from wardround.server.journal import Evaluation, Journal, RoundRecord, SiteReport, read_rounds
+from wardround.errors import PlanError, StorageError, UsageError
+from wardround.server.journal import (
+    Evaluation,
+    Journal,
+    LateReport,
+    RoundRecord,
+    SiteReport,
+    Standing,
+    read_open,
+    read_rounds,
+    read_weights,
+)
 from wardround.strategies.contract import Weights
 
 
@@ -215,3 +225,63 @@ def test_killed_at_any_access_to_the_disk_a_round_is_whole_or_absent(tmp_path: P
     assert not died
     assert event > 8
     assert seen == {1, 2}
+
+
+def test_what_is_known_of_late_replies_and_standings_is_read_back(tmp_path: Path) -> None:
+    report = SiteReport({"num-examples": 3.0}, 10, 20, 1.5, "digest", "weights")
+    rich = RoundRecord(
+        round=1,
+        plan="abc",
+        sites={"north": report},
+        late={"south": LateReport(1, 1.5, "", report), "east": LateReport(1, 0.0, "shape")},
+        standing={"east": Standing(2, 0), "west": Standing(0, 5)},
+        attempts=3,
+    )
+    with Journal(tmp_path) as journal:
+        journal.write(rich, weights(1), {})
+        assert journal.latest() == rich
+
+
+def test_a_journal_of_an_older_version_is_read(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.write(record(1), weights(1), {})
+        path = tmp_path / "rounds" / "00001" / "round.json"
+        body = json.loads(path.read_text())
+        for name in ("late", "standing", "attempts"):
+            del body[name]
+        for name in ("digest", "weights_digest"):
+            del body["sites"]["north"][name]
+        path.write_text(json.dumps(body))
+        assert journal.latest() == record(1)
+
+
+def test_rolling_back_moves_later_rounds_to_a_generation(tmp_path: Path) -> None:
+    with Journal(tmp_path, keep=3) as journal:
+        for number in range(1, 6):
+            journal.write(record(number), weights(number), {"m_t/w": np.full(1, number)})
+        journal.open_round(6, "start")
+        with pytest.raises(UsageError, match="no round 9"):
+            journal.roll_back(9)
+        with pytest.raises(StorageError, match="00002"):
+            journal.roll_back(2)
+        assert len(journal.rounds()) == 5
+        journal.roll_back(3)
+        assert [entry.round for entry in journal.rounds()] == [1, 2, 3]
+        assert same(journal.weights(3), weights(3))
+        assert read_open(tmp_path) is None
+        journal.write(record(4), weights(40), {})
+        journal.roll_back(3)
+    assert sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "generations").glob("*/rounds/*")) == [
+        "generations/1/rounds/00004",
+        "generations/1/rounds/00005",
+        "generations/2/rounds/00004",
+    ]
+    assert same(read_weights(tmp_path, 3), weights(3))
+
+
+def test_rolling_back_to_the_beginning(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.write(record(1), weights(1), {})
+        journal.roll_back(0)
+        assert journal.rounds() == []
+        journal.roll_back(0)

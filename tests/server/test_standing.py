@@ -13,9 +13,8 @@ def history(outcomes: str, settings: LoopSettings = RULE) -> str:
     """What becomes of one site, round by round: good, refused or missing; Q where it is not asked, whatever it did."""
     standing: dict[str, Standing] = {}
     told = ""
-    for number, outcome in enumerate(outcomes, 1):
-        if quarantined(standing, number, settings):
-            outcome = "Q"
+    for number, would in enumerate(outcomes, 1):
+        outcome = "Q" if quarantined(standing, number, settings) else would
         told += outcome
         standing = judge(
             standing, number, {"a"} if outcome == "g" else set(), {"a"} if outcome == "r" else set(), settings
