@@ -11,14 +11,14 @@ from wardround.errors import PlanError, UsageError
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.plan import RoundPlan
 
-Arm = Literal["federated", "dense", "slices-only", "pooled", "local"]
-ARMS: tuple[Arm, ...] = ("federated", "dense", "slices-only", "pooled", "local")
+Arm = Literal["federated", "dense", "proxy", "slices-only", "pooled", "local"]
+ARMS: tuple[Arm, ...] = ("federated", "dense", "proxy", "slices-only", "pooled", "local")
 
 # What an arm changes in the plan; an arm that is not named here changes only who trains with whom.
-SUPERVISION: Mapping[str, str] = {"dense": "dense", "slices-only": "slices"}
+SUPERVISION: Mapping[str, str] = {"dense": "dense", "proxy": "proxy", "slices-only": "slices"}
 
 # Fields of the plan that the experiment itself sets.
-SET_BY_EXPERIMENT = frozenset({"run", "round", "rounds", "seed", "labels", "supervision", "deadline_s"})
+SET_BY_EXPERIMENT = frozenset({"run", "round", "rounds", "seed", "labels", "deadline_s"})
 
 # A simulated site is never late: a slow machine must give the numbers of a fast one.
 _NEVER = 30 * 24 * 3600.0
@@ -198,7 +198,7 @@ class SimulationSettings(ExperimentSettings):
         PlanError
             If the plan's fields do not fit together.
         """
-        supervision = {"supervision": SUPERVISION.get(arm, "proxy")}
+        supervision = {"supervision": SUPERVISION[arm]} if arm in SUPERVISION else {}
         return self.plan_with(supervision, run=run, round=round, rounds=self.rounds, seed=seed, labels=labels)
 
     def flat(self) -> dict[str, bool | int | float | str | None]:

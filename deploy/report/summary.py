@@ -22,7 +22,7 @@ import numpy as np
 from wardround.deploy.report.results import GLOBAL, ArmResult, CaseScore, ModelResult, Results
 from wardround.pages import NOTHING
 
-ARM_ORDER = ("federated", "dense", "pooled", "local", "slices-only")
+ARM_ORDER = ("federated", "dense", "pooled", "local", "proxy", "slices-only")
 MAIN_ARM = "federated"
 LOCAL_ARM = "local"
 

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 160
-MARKERS = {"federated": "o", "dense": "s", "pooled": "D", "local": "^", "slices-only": "v"}
+MARKERS = {"federated": "o", "dense": "s", "pooled": "D", "local": "^", "proxy": "v", "slices-only": "P"}
 CONTOURS = ("#ffd84d", "#4cc3ff", "#ff8f5a", "#8df0b4", "#f3a6d8")
 
 
@@ -50,7 +50,8 @@ LIGHT = Theme(
         "dense": "#c94f00",
         "pooled": "#00876a",
         "local": "#b87a00",
-        "slices-only": "#b0568c",
+        "proxy": "#b0568c",
+        "slices-only": "#6f6f6f",
     },
     ("#8fbfe0", "#e8a75c", "#5f9e8f", "#3c5a8c", "#a8556b", "#bfaed9", "#d3d9df"),
     ("#33475b", "#a9b9c8"),
@@ -66,7 +67,8 @@ DARK = Theme(
         "dense": "#ff8d52",
         "pooled": "#38cfa3",
         "local": "#f0bb45",
-        "slices-only": "#ea9dcb",
+        "proxy": "#ea9dcb",
+        "slices-only": "#b4b4b4",
     },
     ("#9fd0f0", "#e8a75c", "#5fb3a0", "#5a80c0", "#cf7288", "#c6b4e3", "#4a5561"),
     ("#c3d0dc", "#66788a"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.summary import GoalLine, signed
-from wardround.deploy.stream.arms import DENSE, SLICES_ONLY
+from wardround.deploy.stream.arms import DENSE
 from wardround.deploy.stream.settings import told_plan_field
 from wardround.deploy.stream.summary import (
     SHARE_OF_DENSE,
@@ -104,7 +104,9 @@ def _weights(results: Results, point: Point, dense: Point) -> str:
     """In what the voxel weights of a run differ from those of dense labels, which are certain everywhere."""
     doubt = float(told_plan_field(results.settings, point.family, "confidence_weight"))
     off = "1"
-    if doubt > 0:
+    if told_plan_field(results.settings, point.family, "supervision") == "slices":
+        off = "0"
+    elif doubt > 0:
         off = f"confidence^{CERTAINTY}" if doubt == 1 else f"{1 - doubt:g} + {doubt:g} · confidence^{CERTAINTY}"
     return (
         f"off the drawn slices each voxel weighs 1 for {dense.name} and {off} for {point.name}, on them 1 + λ for both "
@@ -126,7 +128,7 @@ def _against_slices(results: Results, targets: StreamTargets) -> list[GoalLine]:
 
 def _efforts(results: Results, targets: StreamTargets) -> list[GoalLine]:
     lines = []
-    drawing = [p for family, own in curves(results).items() if family not in (DENSE, SLICES_ONLY) for p in own]
+    drawing = [p for family, own in curves(results).items() if family != DENSE for p in own]
     if drawing:
         most = max(drawing, key=lambda point: point.effort.mean)
         text = f"{most.effort.mean:.3f} of contouring every slice, mean over cases, at most, by {most.name}"
@@ -135,7 +137,7 @@ def _efforts(results: Results, targets: StreamTargets) -> list[GoalLine]:
         lines.append(_line(title, most.effort.mean, targets.total_effort, "share", text, at_least=False))
     for item in reaches(results):
         if item.family == targets.family:
-            title = f"effort at {SHARE_OF_DENSE:.0%} of dense"
+            title = f"effort at {SHARE_OF_DENSE:.0%} of dense, {item.family}"
             text = f"{item.text()} for a Dice of {item.level:.3f}"
             lines.append(_line(title, item.effort, targets.share_effort, "share", text, at_least=False))
     return lines

@@ -65,12 +65,14 @@ class StreamSettings(ExperimentSettings):
         if not self.arms:
             raise ValueError("name at least one arm")
         for name, fields in self.arms.items():
-            if taken := sorted((SET_BY_EXPERIMENT - {"supervision"}) & fields.keys()):
+            if taken := sorted(SET_BY_EXPERIMENT & fields.keys()):
                 raise ValueError(f"arm {name}: {', '.join(taken)} follows from the experiment")
             if shared := sorted(SHARED & fields.keys()):
                 raise ValueError(f"arm {name}: {', '.join(shared)} is the same in all arms; give it with --plan")
         if "slices_per_case" in self.plan:
             raise ValueError("the plan's slices_per_case follows from the budgets")
+        if "supervision" in self.plan:
+            raise ValueError("the plan's supervision follows from the arms")
         if self.order == "by-site" and self.evaluate_every:
             raise ValueError("a stream that is ordered by site is scored after every site; leave out evaluate-every")
         return self

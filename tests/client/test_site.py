@@ -181,7 +181,7 @@ def test_the_prediction_before_a_case_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_the_target_is_a_blend_off_the_drawn_slices_and_the_drawing_on_them(tmp_path: Path) -> None:
     north = site(tmp_path)
-    late = plan(2, fusion=0.5, confidence_weight=0.0)
+    late = plan(2, supervision="proxy", fusion=0.5, confidence_weight=0.0)
     learner = north._learner(late, START)
     session = north.interact("case-0", late, learner)
     truth = Truth(CASES["case-0"][1])

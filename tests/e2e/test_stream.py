@@ -20,7 +20,7 @@ from wardround.errors import DataError, PlanError, UsageError
 # nothing is judged here.
 CURVE = [
     *("--cases", "16", "--tests", "6", "--sites", "2", "--shape", "24,28,24", "--budgets", "4,8", "--chunks", "4"),
-    *("--arms", "proxy,dense,slices-only", "--arm", "even:suggestion=even,slices_per_case=4"),
+    *("--arms", "proxy,dense,slices-only", "--arm", "even:suggestion=even,slices_per_case=4,supervision=proxy"),
     *("--plan", "updates_per_case=20", "--plan", "validation_cases=0", "--jobs", "2"),
 ]
 TINY = [

@@ -12,8 +12,8 @@ from wardround.deploy.report.page import write_report
 from wardround.deploy.report.results import save_results
 
 SITES = ("Nordstadt", "Südufer", "Westend")
-LEVELS = {"federated": 0.86, "dense": 0.872, "pooled": 0.868, "local": 0.815, "slices-only": 0.79}
-EFFORTS = {"federated": 0.33, "dense": 1.0, "pooled": 0.34, "local": 0.33, "slices-only": 0.32}
+LEVELS = {"federated": 0.86, "dense": 0.872, "pooled": 0.868, "local": 0.815, "proxy": 0.79}
+EFFORTS = {"federated": 0.33, "dense": 1.0, "pooled": 0.34, "local": 0.33, "proxy": 0.32}
 
 
 def _case(rng: np.random.Generator, number: int, level: float, sites: list[str]) -> dict[str, Any]:

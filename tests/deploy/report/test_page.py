@@ -67,7 +67,7 @@ def test_a_whole_run_gives_every_figure_and_table(run_folder: Path) -> None:
             assert width > 600
             assert height > 200
     assert _size((run_folder / "figures" / "overview.png").read_bytes()) == (1600, 900)
-    for expected in ("federated", "slices-only", "Südufer", "federated − dense", "best single-site model"):
+    for expected in ("federated", "proxy", "Südufer", "federated − dense", "best single-site model"):
         assert expected in reader.text
     assert "\ufffd" not in reader.text
 

@@ -133,7 +133,7 @@ def test_a_derived_structure_is_shown_and_left_out_of_the_mean() -> None:
 
 def test_the_made_run_ranks_as_it_was_made(record: Callable[..., Any]) -> None:
     summaries = summarise(parse_results(record()))
-    assert [summary.arm for summary in summaries] == ["federated", "dense", "pooled", "local", "slices-only"]
+    assert [summary.arm for summary in summaries] == ["federated", "dense", "pooled", "local", "proxy"]
     assert summaries[1].dice.mean > summaries[0].dice.mean > summaries[3].dice.mean > summaries[4].dice.mean
     assert all(summary.worst_site == "Westend" for summary in summaries)
 

@@ -9,7 +9,7 @@ def test_tables_are_rectangular_and_name_every_arm_and_site(record: Callable[...
     results = parse_results(record(rounds=1))
     for table in (arm_table(results), site_table(results)):
         assert {len(row) for row in table.rows} == {len(table.headers)}
-    assert [row[0] for row in arm_table(results).rows] == ["federated", "dense", "pooled", "local", "slices-only"]
+    assert [row[0] for row in arm_table(results).rows] == ["federated", "dense", "pooled", "local", "proxy"]
     assert [row[0] for row in site_table(results).rows] == ["Nordstadt", "Südufer", "Westend"]
     assert "Dice anterior" in arm_table(results).headers
 

@@ -24,7 +24,7 @@ def test_every_line_of_a_curve(curve: Results) -> None:
         "proxy-4 − slices-only-4": True,
         "proxy-8 − slices-only-8": False,
         "largest total effort, mean over cases": True,
-        "effort at 99% of dense": True,
+        "effort at 99% of dense, proxy": True,
     }
 
 
@@ -45,7 +45,7 @@ def test_efforts_have_an_upper_limit(curve: Results, limit: float, met: bool) ->
 
 @pytest.mark.parametrize(("limit", "met"), [(0.2, False), (0.22, True)])
 def test_the_effort_at_a_share_of_dense_has_one(curve: Results, limit: float, met: bool) -> None:
-    assert verdicts(curve, StreamTargets(share_effort=limit))["effort at 99% of dense"] is met
+    assert verdicts(curve, StreamTargets(share_effort=limit))["effort at 99% of dense, proxy"] is met
 
 
 def test_only_the_method_is_held_to_backward_transfer(ordered: Results) -> None:
@@ -90,9 +90,10 @@ def test_the_share_of_cases_above_the_effort_is_told(curve: Results) -> None:
 @pytest.mark.parametrize(
     ("settings", "off"),
     [
-        ({}, "confidence^16"),
-        ({"plan.confidence_weight": 0.0}, "1"),
-        ({"plan.confidence_weight": 0.25}, "0.75 + 0.25 · confidence^16"),
+        ({}, "0"),
+        ({"arms.proxy": "supervision=proxy"}, "confidence^16"),
+        ({"plan.confidence_weight": 0.0, "arms.proxy": "supervision=proxy"}, "1"),
+        ({"plan.confidence_weight": 0.25, "arms.proxy": "supervision=proxy"}, "0.75 + 0.25 · confidence^16"),
         ({"plan.confidence_weight": 0.25, "arms.proxy": "supervision=proxy, confidence_weight=0"}, "1"),
     ],
 )
