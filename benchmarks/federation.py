@@ -1,12 +1,12 @@
 """Hospitals that learn together from a few slices, on real images: the table behind the README.
 
-Arms: *federated* learns online from proxy masks, as do *pooled* and *local*; *dense* from whole labels, with the same updates and the same voxel
-weights; *slices-only* with a partial loss on the same number of drawn slices; *pooled* is one learner that sees all
-cases; *local* is every site alone. All arms of a seed start from the same weights, stream the same cases in the same
-order, and spend the same number of updates a case. Settings were chosen on a part of the training cases; the test cases
-are read once, by the final model of every run. The rules of drawing and learning are those with which the published
-table was measured, not today's defaults: dense labels and proxy masks have the same voxel weights. Ground truth
-reaches the simulated annotator and that last metric.
+Arms: *federated* learns online from proxy masks, as do *pooled* and *local*; *dense* from whole labels, with the same
+updates and the same voxel weights; *slices-only* with a partial loss on the same number of drawn slices; *pooled* is
+one learner that sees all cases; *local* is every site alone. All arms of a seed start from the same weights, stream
+the same cases in the same order, and spend the same number of updates a case. Settings were chosen on a part of the
+training cases; the test cases are read once, by the final model of every run. The rules of drawing and learning are
+those with which the published table was measured, not today's defaults: dense labels and proxy masks have the same
+voxel weights. Ground truth reaches the simulated annotator and that last metric.
 
 Run on the folder of a data set that has a ``dataset.json`` and a ``split.json``::
 

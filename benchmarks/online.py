@@ -3,13 +3,14 @@
 Parts (``--parts``, all by default)
     *curve*: hippocampus, 100 cases in shuffled order. Dice against effort for proxy masks and for the drawn slices
     alone, beside dense labels. These are certain everywhere: off the drawn slices each voxel weighs 1 for dense and
-    confidence^16 for the proxy, on the drawn slices, of which dense has as many as the largest budget, both weigh
-    1 + λ. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the other.
+    confidence^16 for the proxy, on the drawn slices, of which dense has as many as the largest budget, both weigh 1 +
+    λ. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the other.
     *forgetting-lgg*: low-grade glioma, one institution after the other, under one seed: a look, not a result. Both
     compare no replay, a small memory under two rules (*paper* keeps a random subset, as the method's authors do) and
-    the default memory, learning from the drawn slices (the default), and from proxy masks with the default memory, under a constant learning rate, so that a rate that falls cannot hide what is forgotten. No
-    case's updates are checked on remembered ones, since that takes a memory: only memory differs. Without it a batch
-    holds the new case alone and all updates go to it, none to rehearsal.
+    the default memory, learning from the drawn slices (the default), and from proxy masks with the default memory,
+    under a constant learning rate, so that a rate that falls cannot hide what is forgotten. No case's updates are
+    checked on remembered ones, since that takes a memory: only memory differs. Without it a batch holds the new case
+    alone and all updates go to it, none to rehearsal.
 
 All runs of a seed start from the same weights, stream the same cases in the same order and spend the same number of
 updates, which the tables show. Settings were chosen on training cases. Test cases are read by the final model, and by
