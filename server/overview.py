@@ -312,8 +312,11 @@ def _records(folder: Path, signature: tuple[tuple[int, int, int], ...]) -> tuple
 
 
 def _quarantined(records: tuple[RoundRecord, ...]) -> tuple[str, ...]:
-    last = records[-1] if records else None
-    return tuple(sorted(getattr(last, "quarantined", ()) or ()))
+    """Sites that sit out the next round."""
+    if not records:
+        return ()
+    last = records[-1]
+    return tuple(sorted(site for site, now in last.standing.items() if last.round + 1 <= now.until))
 
 
 def _last_dice(records: tuple[RoundRecord, ...], name: str) -> float:

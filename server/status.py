@@ -189,6 +189,7 @@ def _rounds(run: RunView) -> list[_Round]:
         scores = record.evaluation.sites.values() if record.evaluation is not None else ()
         dice = [value for row in scores if math.isfinite(value := scalar(row, DICE))]
         left_out = {**record.missing, **record.refused}
+        late = {site: f"late for round {found.round}, weight {found.weight:.3g}" for site, found in record.late.items()}
         rows.append(
             _Round(
                 record.round,
@@ -198,7 +199,7 @@ def _rounds(run: RunView) -> list[_Round]:
                 traffic.down,
                 traffic.up,
                 math.fsum(dice) / len(dice) if dice else math.nan,
-                ", ".join(f"{site}: {why}" for site, why in sorted(left_out.items())),
+                ", ".join(f"{site}: {why}" for site, why in sorted([*left_out.items(), *late.items()])),
             )
         )
     return rows

@@ -20,6 +20,7 @@ from wardround.server import curves, status
 from wardround.server.home import CoordinatorHome, hold
 from wardround.server.journal import Evaluation, Journal, RoundRecord, SiteReport
 from wardround.server.overview import read_overview
+from wardround.server.records import LateReport, Standing
 from wardround.server.status import create_app
 
 NOW = 1_800_000_000.0
@@ -204,9 +205,7 @@ def test_a_run_with_an_odd_name_has_a_link_that_leads_there(home: Path) -> None:
     assert "Rounds of a&b=c?d#e" in Page(page_of(home, link)).text
 
 
-@pytest.mark.parametrize(
-    "path", ["/runs/none", "/runs/%2e%2e%2fsites", "/docs", "/openapi.json", "/nowhere"]
-)
+@pytest.mark.parametrize("path", ["/runs/none", "/runs/%2e%2e%2fsites", "/docs", "/openapi.json", "/nowhere"])
 def test_there_is_nothing_else(home: Path, path: str) -> None:
     client = TestClient(pages.Guard(create_app(home)), base_url="http://localhost")
     assert client.get(path).status_code == 404
@@ -235,6 +234,20 @@ def test_a_round_that_was_rolled_back_is_read_again(home: Path) -> None:
     again = read_overview(CoordinatorHome(home)).runs[0]
     assert again.last is not None
     assert (len(view.last.sites), len(again.last.sites)) == (2, 0)
+
+
+def test_quarantine_and_late_replies_are_shown(home: Path) -> None:
+    folder = add_run(home, "first")
+    report = SiteReport({"loss": 0.5}, 1, 1, 1.0)
+    with Journal(folder) as journal:
+        standing = {"bad": Standing(3, until=2), "back": Standing(1, until=1)}
+        late = {"slow": LateReport(1, 0.5, "", report)}
+        record = RoundRecord(1, "", {"a": report}, {"bad": "norm"}, late=late, standing=standing)
+        journal.write(record, {"w": np.zeros(1, np.float32)}, {})
+    text = Page(page_of(home)).text
+    assert "In quarantine 1 bad" in text
+    assert "bad: norm, slow: late for round 1, weight 0.5" in text
+    assert metrics_of(home)["wardround_site_quarantined", "first", "bad"] == 1
 
 
 def test_metrics(home: Path) -> None:

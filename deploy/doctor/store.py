@@ -1,0 +1,70 @@
+"""Whether a case store holds what was put into it: every file is there and has the SHA-256 of its row.
+
+It is read beside an agent at work, and never repaired here: what cannot be restored must be seen by a person.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from wardround.deploy.doctor.finding import Finding, bad, good
+from wardround.pages import count
+
+_ROWS = "SELECT file, sha256 FROM cases UNION ALL SELECT file, sha256 FROM labels"
+_BLOCK = 2**20
+_SHOWN = 3
+
+
+def store(folder: Path) -> Finding:
+    """Look at every byte of a store."""
+    database = folder / "store.sqlite"
+    if not database.exists():
+        return good("store", "no case has been imported yet")
+    try:
+        rows = _rows(database)
+    except sqlite3.Error as error:
+        return bad(
+            "store",
+            f"the case store {folder} cannot be read",
+            f"its database is damaged or locked ({type(error).__name__})",
+            "stop what else uses it; if that does not help, restore the folder from a copy",
+        )
+    damaged = list(_damaged(folder / "volumes", rows))
+    # A label may have been replaced between looking at the rows and at its file.
+    damaged = [item for item in damaged if item[0] in {row[0] for row in _rows(database)}]
+    if damaged:
+        named = ", ".join(f"{file} ({why})" for file, why in damaged[:_SHOWN])
+        more = f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+        return bad(
+            "store",
+            f"{count(len(damaged), 'stored file')} of {len(rows)} cannot be used",
+            named + more,
+            "the disk may be failing: look at its log; restore these files from a copy, or import the cases again",
+        )
+    return good("store", f"{count(len(rows), 'file')}, all as they were written")
+
+
+def _rows(database: Path) -> list[tuple[str, str]]:
+    connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=5)
+    try:
+        return [(str(file), str(digest)) for file, digest in connection.execute(_ROWS)]
+    finally:
+        connection.close()
+
+
+def _damaged(folder: Path, rows: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for file, expected in rows:
+        digest = hashlib.sha256()
+        try:
+            with (folder / file).open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+        except FileNotFoundError:
+            yield file, "it is gone"
+        except OSError as error:
+            yield file, error.strerror or "unreadable"
+        else:
+            if digest.hexdigest() != expected:
+                yield file, "its content has changed"
