@@ -66,17 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(home: SiteHome) -> None:
     """Take messages and send answers. Returns only when Flower's loop ends."""
+    for talkative in ("httpx", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     # Flower is imported here, when its environment is set.
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode.cli.flower_supernode import SuperNodeLifespanConfig, _start_supernode_http_api
     from flwr.supernode.nodestate import NodeStateFactory
     from flwr.supernode.start_client_internal import start_client_internal
 
+    # Flower's logger has a terminal of its own.
     stock = logging.getLogger("flwr")
     stock.handlers.clear()
     stock.setLevel(logging.INFO)
-    for talkative in ("httpx", "alembic"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
 
     stamp = Stamp(home.run / STAMP)
     install(home, stamp)

@@ -35,6 +35,7 @@ async def serve(home: CoordinatorHome) -> None:
     ConnectionFailed
         If a port is taken.
     """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # Flower is imported here, when its environment is set.
     import flwr
 
@@ -47,7 +48,6 @@ async def serve(home: CoordinatorHome) -> None:
     stock = logging.getLogger("flwr")
     stock.handlers.clear()
     stock.setLevel(logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
     settings = home.settings
     sockets = [bind("127.0.0.1", settings.runtime_port), bind(settings.host, settings.port)]

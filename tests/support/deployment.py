@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import run_from_proto
@@ -267,8 +268,7 @@ def lead(home: CoordinatorHome) -> Iterator[HttpGrid]:
     grid = HttpGrid(home.runtime_address, False, home.ca_certificate.read_bytes(), token=token)
     given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
     grid.set_run(run_from_proto(given.run))
-    # A process that Flower starts for an app knows which one it is; messages are stamped with that.
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = given.task_id, given.run.run_id, grid.node.node_id
+    _TASKS[given.run.run_id] = given.task_id
     client = grid._runtime_client
 
     def beat() -> bool:
@@ -287,6 +287,24 @@ def lead(home: CoordinatorHome) -> Iterator[HttpGrid]:
     finally:
         heart.stop()
         grid.close()
+
+
+_TASKS: dict[int, int] = {}
+
+
+def ask(grid: HttpGrid, node_id: int, kind: str, content: RecordDict, *, round: int = 1) -> str:
+    """Send one message to a node, as the ServerApp of that grid's run would; returns its id."""
+    # A process that Flower starts for an app knows which one it is, and stamps its messages with that. We are several.
+    run_id = grid.run.run_id
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = _TASKS[run_id], run_id, grid.node.node_id
+    (name,) = grid.push_messages([Message(content, dst_node_id=node_id, message_type=kind, group_id=str(round))])
+    return name
+
+
+def answer_to(grid: HttpGrid, name: str, patience: float = PATIENCE) -> Message:
+    """Wait for the answer to a message."""
+    (reply,) = eventually(lambda: list(grid.pull_messages([name])), "an answer", patience)
+    return reply
 
 
 @dataclass(frozen=True)
