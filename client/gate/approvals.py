@@ -129,12 +129,12 @@ class Approvals:
             If none does, or more than one.
         """
         wanted = beginning.strip().lower()
-        found = [known for known in self.listing() if known.sha256.startswith(wanted)] if len(wanted) >= 4 else []
+        found = [known for known in self.listing() if known.sha256.startswith(wanted)] if len(wanted) >= 8 else []
         if len(found) != 1:
             raise UsageError(
                 "there is no one bundle of that name" if not found else "more than one bundle begins like this",
                 "" if found else "a bundle is known once the coordinator has asked for it, or you have brought it",
-                "give at least the first 4 characters of its SHA-256",
+                "give at least the first 8 characters of its SHA-256",
             )
         return found[0]
 

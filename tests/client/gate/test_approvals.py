@@ -107,7 +107,7 @@ class TestDeciding:
     def test_a_bundle_is_found_by_the_beginning_of_its_name(self, approvals: Approvals) -> None:
         kept = approvals.keep(pack())
         assert approvals.find(kept.sha256[:8].upper()) == kept
-        for wrong in ("", kept.sha256[:3], "zzzz", sha256(b"")):
+        for wrong in ("", kept.sha256[:7], "zzzzzzzz", sha256(b"")):
             with pytest.raises(UsageError):
                 approvals.find(wrong)
 
