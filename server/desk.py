@@ -15,7 +15,7 @@ from wardround.errors import PlanError
 from wardround.server.exchange import Answer, Pace, check, wait_for_sites
 from wardround.server.journal import Journal, SiteReport
 from wardround.server.settings import LoopSettings
-from wardround.strategies.contract import ARRAYS, METRICS, Metrics, Weights, digest, record_digest
+from wardround.strategies.contract import Metrics, Weights, arrays_in, digest, metrics_in, record_digest
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.validation import Kind, RefusedReply, absence, check_origin, check_reply
 
@@ -174,14 +174,13 @@ class Desk:
 
 def report(content: RecordDict, bytes_down: int, seconds: float) -> SiteReport:
     """What the journal says about a checked reply."""
-    arrays = content.array_records.get(ARRAYS)
     return SiteReport(
-        plain(content.metric_records[METRICS]),
+        plain(metrics_in(content)),
         bytes_down,
         payload(content),
         seconds,
         digest(content),
-        record_digest(arrays) if arrays is not None else "",
+        record_digest(arrays_in(content)),
     )
 
 

@@ -10,7 +10,7 @@ from wardround.errors import RoundError
 from wardround.server.desk import Desk, plain, reasons
 from wardround.server.exchange import exchange
 from wardround.server.journal import Evaluation, RoundRecord
-from wardround.strategies.contract import ARRAYS, METRICS, NUM_EXAMPLES, PLAN, Metrics, Weights, weights_to_record
+from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Metrics, Weights, metrics_in, weights_to_record
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Container[s
         site = roster[answer.node]
         refusal = desk.refusal(answer, site, number, "evaluate", weights)
         if refusal is None and answer.reply is not None:
-            metrics = plain(answer.reply.content.metric_records[METRICS])
+            metrics = plain(metrics_in(answer.reply.content))
             if metrics[NUM_EXAMPLES]:
                 scores.sites[site] = metrics
             else:

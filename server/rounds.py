@@ -9,7 +9,6 @@ those whose update it does not have, and ends with the same numbers as if it had
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -125,7 +124,9 @@ def run_rounds(  # noqa: PLR0917
     records = journal.rounds()
     for record in records:
         memory.learn(record)
-    weights = {name: np.array(array) for name, array in initial.items()}
+    weights = initial
+    # A model less in memory, if the caller lets go of it as well.
+    del initial
     if records:
         weights = conform(journal.weights(records[-1].round), weights)
         load_strategy_state(strategy, journal.strategy_state(records[-1].round))

@@ -13,7 +13,7 @@ from wardround.server.journal import LateReport, RoundRecord, Standing
 from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined
 from wardround.strategies.catalogue import forget_arrays, strategy_state
-from wardround.strategies.contract import ARRAYS, METRICS, NUM_EXAMPLES, Weights, record_digest, weights_to_record
+from wardround.strategies.contract import NUM_EXAMPLES, Weights, arrays_in, metrics_in, record_digest, weights_to_record
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.streaming import combine_streaming
 
@@ -242,11 +242,11 @@ class _Attempt:
                 logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
                 refusal = Refusal("replayed", absent=False, blameless=False)
             else:
-                examples = content.metric_records[METRICS][NUM_EXAMPLES]
+                examples = metrics_in(content)[NUM_EXAMPLES]
                 assert isinstance(examples, (int, float))
                 rounds_late = number - asked.round
                 weight = examples * desk.settings.staleness_weight(rounds_late) if rounds_late else examples
-                arrays = content.array_records[ARRAYS]
+                arrays = arrays_in(content)
                 if self._spool.accept(site, asked.round, weight, arrays, self._weights, about):
                     desk.tell("late" if rounds_late else "reply", number, site, about.metrics)
                 return

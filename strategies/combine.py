@@ -10,7 +10,15 @@ from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
 from wardround.errors import RoundError
-from wardround.strategies.contract import ARRAYS, METRICS, NUM_EXAMPLES, Weights, weights_from_record
+from wardround.strategies.contract import (
+    ARRAYS,
+    METRICS,
+    NUM_EXAMPLES,
+    Weights,
+    arrays_in,
+    metrics_in,
+    weights_from_record,
+)
 
 
 def combine(strategy: Strategy, round: int, replies: Iterable[Message], weights: Weights) -> Weights:
@@ -90,8 +98,8 @@ def _for_strategy(reply: Message, weights: Weights) -> Message:
     Some strategies take arrays out of the records they are given, one pairs arrays by their position, and all end the
     run where two sites do not send the same metrics.
     """
-    arrays = reply.content.array_records[ARRAYS]
-    examples = reply.content.metric_records[METRICS][NUM_EXAMPLES]
+    arrays = arrays_in(reply.content)
+    examples = metrics_in(reply.content)[NUM_EXAMPLES]
     content = RecordDict(
         {ARRAYS: ArrayRecord({name: arrays[name] for name in weights}), METRICS: MetricRecord({NUM_EXAMPLES: examples})}
     )

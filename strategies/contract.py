@@ -161,6 +161,51 @@ def decode(array: Array) -> npt.NDArray[Any]:
     return flat.reshape(shape, order="F" if fortran else "C").copy()
 
 
+def arrays_in(content: RecordDict) -> ArrayRecord:
+    """The weights in the content of a message.
+
+    Flower's own ``content.array_records`` makes a view that refers to itself, so that a whole model stays in memory
+    until Python looks for such circles.
+
+    Raises
+    ------
+    KeyError
+        If there are none.
+    """
+    record = content.get(ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise KeyError(ARRAYS)
+    return record
+
+
+def metrics_in(content: RecordDict) -> MetricRecord:
+    """The scalars in the content of a message; see :func:`arrays_in`.
+
+    Raises
+    ------
+    KeyError
+        If there are none.
+    """
+    record = content.get(METRICS)
+    if not isinstance(record, MetricRecord):
+        raise KeyError(METRICS)
+    return record
+
+
+def plan_in(content: RecordDict) -> ConfigRecord:
+    """The plan in the content of a message; see :func:`arrays_in`.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    """
+    record = content.get(PLAN)
+    if not isinstance(record, ConfigRecord):
+        raise KeyError(PLAN)
+    return record
+
+
 def digest(content: RecordDict) -> str:
     """SHA-256 of all that a message's content says, in hexadecimal.
 

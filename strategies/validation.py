@@ -25,7 +25,9 @@ from wardround.strategies.contract import (
     REJECTED,
     TRAIN_METRICS,
     TRUST,
+    arrays_in,
     decode,
+    metrics_in,
 )
 
 Kind = Literal["train", "evaluate"]
@@ -156,9 +158,9 @@ def check_content(
             raise RefusedReply("missing-record", f"the reply has no record {name!r}", "", "update the site's software")
     if len(content) != len(expected):
         raise RefusedReply("extra-record", "the reply holds records that nobody asked for", f"it has {len(content)}")
-    _check_metrics(content.metric_records[METRICS], limits, kind)
+    _check_metrics(metrics_in(content), limits, kind)
     if kind == "train":
-        _check_arrays(content.array_records[ARRAYS], reference, limits)
+        _check_arrays(arrays_in(content), reference, limits)
 
 
 def check_origin(reply: Message, group: str, message_type: str) -> None:
