@@ -102,9 +102,7 @@ def check_outgoing(kind: Kind, content: RecordDict, policy: Policy, given: Weigh
             "wait until the site has more cases",
             code="too-few-cases",
         )
-    if not isinstance(content.get(METRICS), MetricRecord):
-        raise _refused("missing-record", "there is no record of metrics")
-    check_metrics(content.metric_records[METRICS], policy.max_metric)
+    check_metrics(_metrics(content), policy.max_metric)
     limits = ReplyLimits(
         max_examples=cases,
         max_norm=policy.max_update_norm,
@@ -116,8 +114,9 @@ def check_outgoing(kind: Kind, content: RecordDict, policy: Policy, given: Weigh
         check_content(content, given, limits, kind)
     except RefusedReply as error:
         raise _refused(error.code, "it does not keep the contract of the round") from None
-    if kind == "train":
-        for name, array in content.array_records[ARRAYS].items():
+    arrays = content.get(ARRAYS)
+    if isinstance(arrays, ArrayRecord):
+        for name, array in arrays.items():
             _check_nothing_hides(array, given[name])
 
 
@@ -131,11 +130,9 @@ def check_status(content: RecordDict, policy: Policy) -> None:
     """
     if not policy.allow_status:
         raise _refused("kind-not-allowed", "allow-status is false")
-    if not isinstance(content.get(METRICS), MetricRecord):
-        raise _refused("missing-record", "there is no record of metrics")
+    metrics = _metrics(content)
     if len(content) != 1:
         raise _refused("extra-record", f"there are {len(content)} records")
-    metrics = content.metric_records[METRICS]
     check_metrics(metrics, policy.max_metric)
     if not metrics.keys() <= STATUS_METRICS:
         raise _refused("metric", "a name is not on the list")
@@ -175,6 +172,14 @@ def _size(value: object) -> int:
     if isinstance(value, list):
         return sum(_size(item) for item in value)
     return len(value) if isinstance(value, (str, bytes)) else 8
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    # Not by Flower's `metric_records`: that view refers to itself and would keep the whole content in memory for long.
+    metrics = content.get(METRICS)
+    if not isinstance(metrics, MetricRecord):
+        raise _refused("missing-record", "there is no record of metrics")
+    return metrics
 
 
 def _refused(code: str, cause: str) -> GateRefused:
