@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from wardround.client.home import SiteHome
 from wardround.errors import StorageError, WardroundError
 from wardround.files import sweep, write_text
-from wardround.flower import become_quiet, environment, without_proxy
+from wardround.flower import become_quiet, environment, replace, without_proxy
 from wardround.processes import Backoff, Keeper, Stamp
 
 log = logging.getLogger(__name__)
@@ -143,18 +143,14 @@ def install(home: SiteHome, stamp: Stamp) -> None:
     notes.mkdir(exist_ok=True)
     sweep(notes)
     crossing = Crossing(Agent(home.socket), OpenMessages(notes), stamp)
-    internal._pull_and_store_message = crossing.pull_and_store_message
-    internal._push_messages = crossing.push_messages
-
-    heartbeat.HEARTBEAT_BASE_MULTIPLIER = BEAT
-    steady = connection.HeartbeatSender
+    replace(internal, "_pull_and_store_message", crossing.pull_and_store_message)
+    replace(internal, "_push_messages", crossing.push_messages)
+    replace(heartbeat, "HEARTBEAT_BASE_MULTIPLIER", BEAT)
 
     def sender(beat: Callable[[], bool]) -> Any:
-        return steady(_tolerant(beat))
+        return make_sender(_tolerant(beat))
 
-    connection.HeartbeatSender = sender  # type: ignore[assignment,misc]
-
-    make_invoker = connection.make_simple_http_retry_invoker
+    make_sender = replace(connection, "HeartbeatSender", sender)
 
     def invoker() -> Any:
         made = make_invoker()
@@ -168,7 +164,7 @@ def install(home: SiteHome, stamp: Stamp) -> None:
         made.on_backoff = on_backoff
         return made
 
-    connection.make_simple_http_retry_invoker = invoker
+    make_invoker = replace(connection, "make_simple_http_retry_invoker", invoker)
 
 
 def _tolerant(beat: Callable[[], bool]) -> Callable[[], bool]:

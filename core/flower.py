@@ -1,4 +1,4 @@
-"""How Flower's processes are told to keep quiet.
+"""How Flower's processes are told to keep quiet, and to look elsewhere.
 
 Flower reads its environment once, when it is imported, and unless told otherwise it sends usage data to its makers,
 asks them for updates, and installs what an app wishes for. Whoever starts one of its processes, or becomes one, does it
@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 NOWHERE = "https://127.0.0.1:9"
 """Where Flower finds its makers' services: the port of this machine at which nobody answers."""
@@ -52,3 +54,13 @@ def become_quiet(folder: Path) -> None:
 def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` for a process that speaks to this machine only: no proxy is to see that."""
     return {name: value for name, value in environment.items() if not name.lower().endswith("_proxy")}
+
+
+def replace(module: ModuleType, name: str, new: Any) -> Any:
+    """Put `new` where `module` looks for `name` when it runs, and return what stood there.
+
+    Every name that is replaced stands in `tests/contract/test_flower.py`, which says so when Flower looks elsewhere.
+    """
+    former = getattr(module, name)
+    setattr(module, name, new)
+    return former

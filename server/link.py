@@ -38,7 +38,7 @@ from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.auth.typing import AccountAuthCredentials, AccountInfo
 from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS, NodeStatus
 from flwr.supercore.date import now
-from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.error import ApiErrorCode, FlowerError, http_error_translator
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supercore.state.schema.corestate_models import ObjectPushSession, Task
 from flwr.supercore.state.schema.linkstate_models import Node
@@ -50,6 +50,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 from starlette.middleware.base import RequestResponseEndpoint
 
+from wardround.flower import replace
 from wardround.server.entrance import FLEET
 from wardround.server.home import CoordinatorHome
 
@@ -67,7 +68,6 @@ FLEET_CALLS = frozenset((method, path) for method, path in PROTOBUF_REQUEST_TYPE
 
 _activate_node = fleet_handlers.activate_node
 _push_messages = fleet_handlers.push_messages
-_translate_errors = stock.http_error_translator
 
 
 class OperatorToken(NoOpControlAuthnPlugin):
@@ -137,9 +137,9 @@ def application(home: CoordinatorHome) -> FastAPI:
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,
     )
-    fleet_handlers.activate_node = activate_node
-    fleet_handlers.push_messages = push_messages
-    stock.http_error_translator = translate_errors
+    replace(fleet_handlers, "activate_node", activate_node)
+    replace(fleet_handlers, "push_messages", push_messages)
+    replace(stock, "http_error_translator", translate_errors)
     # The package has a function of that name, which hides the module from `import … as`.
     cli = importlib.import_module("flwr.superlink.cli.flower_superlink")
     app = stock.create_app(config, cli.SuperLinkLifespan)
@@ -185,7 +185,7 @@ async def translate_errors(request: Request, call_next: RequestResponseEndpoint)
             log.error("%s: the database cannot be used (%s)", request.url.path, error.orig)
             return JSONResponse({"detail": "the database is busy"}, status_code=503, headers={"retry-after": "5"})
 
-    return await _translate_errors(request, guarded)
+    return await http_error_translator(request, guarded)
 
 
 def grant_time(state: LinkState) -> None:
