@@ -15,6 +15,8 @@ from wardround.files import write_text
 
 IMPORTED = "imported"
 """Author of the labels that came with the cases."""
+REFERENCE = "reference"
+"""Author of the labels that a site holds back to evaluate on; nothing is ever learnt from them."""
 RUNS_KEPT = 2
 """How many runs a site can go on with. What it kept for older ones holds images, and is removed."""
 _FORMAT = 1

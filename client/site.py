@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from wardround.client.annotation.annotator import Annotator
-from wardround.client.arrivals import IMPORTED, Arrivals
+from wardround.client.arrivals import IMPORTED, REFERENCE, Arrivals
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
@@ -30,9 +30,6 @@ from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import RoundPlan
 
 __all__ = ["REFERENCE", "Interaction", "Observer", "Site"]
-
-REFERENCE = "reference"
-"""Author of the labels that a site holds back to evaluate on; nothing is ever learnt from them."""
 
 
 class Site:

@@ -19,6 +19,7 @@ from wardround import __version__
 from wardround.deploy import options
 from wardround.deploy.coordinator.command import app as coordinator
 from wardround.deploy.launch import console, explain, launch
+from wardround.deploy.site.command import app as site
 from wardround.deploy.stream.command import stream
 from wardround.errors import Interrupted, StorageError, UsageError, WardroundError
 from wardround.files import storage_error
@@ -122,6 +123,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
 
 app.command()(stream)
 app.add_typer(coordinator, name="coordinator")
+app.add_typer(site, name="site")
 
 
 @app.command()

@@ -12,13 +12,12 @@ from deployment import eventually
 from flwr.app import Array, ArrayRecord
 
 from wardround.client import wire
-from wardround.client.arrivals import IMPORTED
+from wardround.client.arrivals import IMPORTED, REFERENCE
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.gate.policy import POLICY_TEMPLATE
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
-from wardround.client.live import STORE, make_live_site
-from wardround.client.site import REFERENCE
+from wardround.client.intake import STORE, make_live_site
 from wardround.deploy.site.serving import serve
 from wardround.errors import WardroundError
 from wardround.models.catalogue import build

@@ -1,0 +1,342 @@
+"""The agent in this process: who computes when, what is asked again, and what a coordinator hears of an error."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deployment import eventually
+from living import START, ask, lasting, make_home, plan, same
+
+from wardround.client import wire
+from wardround.client.agent import Agent, only_agent
+from wardround.client.gate.gate import Gate
+from wardround.client.gate.ledger import Ledger
+from wardround.client.home import SiteHome
+from wardround.client.live import open_live_site
+from wardround.client.site import Site
+from wardround.errors import AuthRefused, DataError, GateRefused
+from wardround.strategies.contract import Update, Weights, weights_to_record
+from wardround.strategies.plan import RoundPlan
+
+NAME = "DOE^JANE"
+
+
+class FakeSite:
+    """Adds a little to every weight, in three batches, and tells what it did."""
+
+    name = "north"
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.batches: list[str] = []
+        self.after: Callable[[int], None] = lambda batch: None
+        self.failing: Exception | None = None
+        self.change = np.float32(1e-4)
+        self.metrics: dict[str, float | list[float]] = {"num-examples": 2.0}
+
+    def train(self, plan: RoundPlan, weights: Weights, between: Callable[[], None]) -> Update:
+        self.rounds += 1
+        for batch in range(3):
+            self.batches.append(f"batch {batch}")
+            self.after(batch)
+            between()
+        if self.failing:
+            raise self.failing
+        changed = {n: a + a.dtype.type(self.change) if a.dtype.kind == "f" else a for n, a in weights.items()}
+        return Update(changed, self.metrics)
+
+    def evaluate(
+        self, plan: RoundPlan, weights: Weights, between: Callable[[], None]
+    ) -> dict[str, float | list[float]]:
+        self.rounds += 1
+        return {"num-examples": 1.0, "dice": 0.5}
+
+    def status(self) -> dict[str, float]:
+        return {"cases": 3.0, "seen": 2.0, "round": 1.0}
+
+
+class FakeChild:
+    """A SuperNode that only remembers."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def start(self) -> None:
+        self.told.append("start")
+
+    def stop(self) -> None:
+        self.told.append("stop")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home without cases."""
+    return make_home(tmp_path_factory.mktemp("template") / "home", cases=0, tests=0).path
+
+
+@pytest.fixture
+def home(tmp_path: Path, template: Path) -> SiteHome:
+    home = SiteHome(tmp_path / "home")
+    home.path.mkdir()
+    for file in (template / "site.toml", template / "policy.toml"):
+        (home.path / file.name).write_bytes(file.read_bytes())
+    home.run.mkdir(mode=0o700)
+    return home
+
+
+@pytest.fixture
+def site() -> FakeSite:
+    return FakeSite()
+
+
+@pytest.fixture
+def agent(home: SiteHome, site: FakeSite) -> Iterator[Agent]:
+    with ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path))
+        stack.callback(agent.close)
+        agent.open()
+        yield agent
+
+
+def refusal(home: SiteHome, kind: str = "train", **fields: object) -> str:
+    with pytest.raises(GateRefused) as refused:
+        ask(home, kind, plan(**fields))
+    return refused.value.code
+
+
+def noted(home: SiteHome) -> list[tuple[str, str, str]]:
+    """Direction, kind and code of every line of the ledger."""
+    return [(line.direction, line.kind, line.code) for line in Ledger(home.ledger).entries()]
+
+
+def test_a_person_comes_between_two_batches_and_the_round_ends(agent: Agent, home: SiteHome, site: FakeSite) -> None:
+    done = threading.Event()
+
+    def interact() -> None:
+        with agent.interactive() as here:
+            assert here is site
+            site.batches.append("person")
+        done.set()
+
+    def after(batch: int) -> None:
+        if batch == 1:
+            threading.Thread(target=interact).start()
+            eventually(lambda: agent.device.waiting == 1, "the person's request")
+
+    site.after = after
+    ask(home, "train", plan())
+    assert done.is_set()
+    assert site.batches == ["batch 0", "batch 1", "person", "batch 2"]
+
+
+def test_while_a_person_holds_the_device_no_round_begins(agent: Agent, home: SiteHome, site: FakeSite) -> None:
+    with agent.interactive():
+        thread = threading.Thread(target=ask, args=(home, "train", plan()))
+        thread.start()
+        eventually(lambda: agent.device.waiting == 1, "the round's request")
+        assert site.batches == []
+        assert agent.info()["running"] is None
+    thread.join(60)
+    assert site.rounds == 1
+
+
+def test_the_numbers_of_a_round_do_not_change_by_what_people_do_meanwhile(tmp_path: Path) -> None:
+    """A real round; after each of its batches a person opens a case and draws on it with a learner of their own."""
+    expected_home = make_home(tmp_path / "twin")
+    with open_live_site(expected_home) as twin:
+        expected = twin.train(plan(), START)
+    home = make_home(tmp_path / "home")
+    with only_agent(home), open_live_site(home) as site, ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path))
+        stack.callback(agent.close)
+        people: list[threading.Thread] = []
+        seen: list[float] = []
+
+        def interact(here: Site) -> None:
+            learner = here._learner(plan(), START)
+            session = here.interact("case-1", plan(seed=9), learner)
+            session.suggest(0)
+            seen.append(float(session.before.max()))
+
+        def visit() -> None:
+            with agent.interactive():
+                interact(site)
+
+        inner = agent._between
+
+        def between() -> None:
+            if len(people) < 3:
+                people.append(threading.Thread(target=visit))
+                people[-1].start()
+                eventually(lambda: agent.device.waiting == 1, "the person's request")
+            inner()
+
+        agent._between = between  # type: ignore[method-assign]
+        agent.open()
+        metrics, weights = ask(home, "train", plan())
+        for thread in people:
+            thread.join(120)
+    assert len(seen) == 3
+    assert same(weights, expected.weights)
+    assert lasting(metrics) == lasting(expected.metrics)
+
+
+def test_an_answer_that_was_lost_on_its_way_is_given_again_without_learning(
+    agent: Agent, home: SiteHome, site: FakeSite
+) -> None:
+    first, second = ask(home, "train", plan()), ask(home, "train", plan())
+    assert site.rounds == 1
+    assert first[0] == second[0]
+    assert same(first[1], second[1])
+    assert noted(home) == [("in", "train", "admitted"), ("out", "train", "released")] * 2
+    ask(home, "train", plan(seed=4))
+    assert site.rounds == 2
+    other = {name: array + array.dtype.type(1) for name, array in START.items()}
+    ask(home, "train", plan(seed=4), other)
+    assert site.rounds == 3
+
+
+def test_a_question_that_comes_twice_at_once_is_answered_by_one_round(
+    agent: Agent, home: SiteHome, site: FakeSite
+) -> None:
+    replies: list[object] = []
+    second = threading.Thread(target=lambda: replies.append(ask(home, "train", plan())))
+
+    def after(batch: int) -> None:
+        if batch == 0:
+            second.start()
+            eventually(lambda: len(noted(home)) == 2, "the second question")
+
+    site.after = after
+    replies.append(ask(home, "train", plan()))
+    second.join(60)
+    assert site.rounds == 1
+    assert len(replies) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError(f"cannot read {NAME}", f"/data/{NAME}/ct.nii.gz is damaged"), "data-error"),
+        (ValueError(f"/data/{NAME}/ct.nii.gz"), "value-error"),
+        (type(NAME, (Exception,), {})(NAME), "other"),
+    ],
+)
+def test_of_an_error_only_a_code_leaves(
+    agent: Agent, home: SiteHome, site: FakeSite, error: Exception, code: str
+) -> None:
+    site.failing = error
+    assert refusal(home) == code
+    assert noted(home)[-1] == ("out", "train", code)
+    assert NAME not in home.ledger.read_text()
+    site.failing = None
+    ask(home, "train", plan())
+
+
+def test_what_the_gate_does_not_let_in_never_reaches_the_site(agent: Agent, home: SiteHome, site: FakeSite) -> None:
+    assert refusal(home, updates_per_case=100_000) == "plan-updates"
+    assert refusal(home, model="unet3d") == "names"
+    with pytest.raises(GateRefused) as refused:
+        ask(home, "train", plan(), {name: np.full_like(array, np.nan) for name, array in START.items()})
+    assert refused.value.code == "not-finite"
+    with pytest.raises(GateRefused) as refused:
+        wire.ask(home.socket, {"op": "train", "plan": {"run": NAME}}, dict(weights_to_record(START)))
+    assert refused.value.code == "plan-invalid"
+    assert site.rounds == 0
+    assert NAME not in home.ledger.read_text()
+
+
+def test_what_the_gate_does_not_let_out_never_leaves(agent: Agent, home: SiteHome, site: FakeSite) -> None:
+    site.change = np.float32("nan")
+    assert refusal(home, seed=1) == "not-finite"
+    site.change = np.float32(100)
+    assert refusal(home, seed=2) == "norm"
+    site.change = np.float32(0)
+    site.metrics = {"num-examples": 2.0, "patients": 7.0}
+    assert refusal(home, seed=3) == "metric"
+
+
+def test_pausing_ends_the_round_after_its_batch(agent: Agent, home: SiteHome, site: FakeSite) -> None:
+    answers: list[dict[str, object]] = []
+    pausing = threading.Thread(target=lambda: answers.append(wire.ask(home.socket, {"op": "pause"})[0]))
+
+    def after(batch: int) -> None:
+        if batch == 0:
+            pausing.start()
+            eventually(lambda: home.participation == "paused", "the pause")
+
+    site.after = after
+    assert refusal(home) == "paused"
+    pausing.join(60)
+    site.after = lambda batch: None
+    assert site.batches == ["batch 0"]
+    assert answers[0]["settled"] is True
+    assert agent.info()["participation"] == "paused"
+    assert refusal(home) == refusal(home, "evaluate") == "paused"
+    wire.ask(home.socket, {"op": "resume"})
+    assert not home.state.read_text().count("paused")
+    ask(home, "train", plan())
+
+
+def test_a_pause_is_kept_for_the_next_agent(home: SiteHome, site: FakeSite) -> None:
+    home.participate("paused")
+    with ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path))
+        stack.callback(agent.close)
+        agent.open()
+        assert refusal(home) == "paused"
+
+
+def test_leaving_disconnects_and_stays_so(home: SiteHome, site: FakeSite) -> None:
+    told: list[str] = []
+    with ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path), uplink=lambda: FakeChild(told))
+        stack.callback(agent.close)
+        agent.open()
+        assert told == ["start"]
+        wire.ask(home.socket, {"op": "pause"})
+        assert told == ["start"]
+        wire.ask(home.socket, {"op": "leave"})
+        assert told == ["start", "stop"]
+        assert refusal(home) == "leaving"
+    assert told == ["start", "stop"]
+    with ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path), uplink=lambda: FakeChild(told))
+        stack.callback(agent.close)
+        agent.open()
+        assert told == ["start", "stop"]
+        wire.ask(home.socket, {"op": "resume"})
+        assert told == ["start", "stop", "start"]
+    assert told == ["start", "stop", "start", "stop"]
+
+
+def test_a_bundle_runs_only_if_it_was_approved(agent: Agent, home: SiteHome) -> None:
+    with pytest.raises(GateRefused) as refused:
+        wire.ask(home.socket, {"op": "admit-app", "sha256": "0" * 64})
+    assert refused.value.code == "bundle-not-approved"
+    with pytest.raises(GateRefused) as refused:
+        wire.ask(home.socket, {"op": "admit-app", "sha256": "0" * 64}, {"fab": wire.raw(b"another one")})
+    assert refused.value.code == "bundle-hash"
+
+
+def test_what_the_node_says_of_an_error_stands_in_the_ledger(agent: Agent, home: SiteHome) -> None:
+    wire.ask(home.socket, {"op": "note-error", "code": "app-crashed"})
+    wire.ask(home.socket, {"op": "note-error", "code": NAME})
+    assert [code for _, _, code in noted(home)] == ["app-crashed", "other"]
+
+
+def test_only_users_who_are_trusted_are_answered(home: SiteHome, site: FakeSite) -> None:
+    with ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path), trusted=frozenset())
+        stack.callback(agent.close)
+        agent.open()
+        with pytest.raises(AuthRefused):
+            wire.ask(home.socket, {"op": "info"})
+
+
+def test_its_socket_is_for_its_user_alone(agent: Agent, home: SiteHome) -> None:
+    assert home.socket.stat().st_mode & 0o777 == 0o600
+    assert home.run.stat().st_mode & 0o777 == 0o700
