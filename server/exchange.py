@@ -21,7 +21,7 @@ from wardround.errors import Interrupted, RoundError
 logger = logging.getLogger(__name__)
 
 # What Flower raises where the bytes of a reply are no message: nothing else is taken for the fault of a site.
-_UNDECODABLE = (DecodeError, ValueError, TypeError, KeyError, IndexError)
+_UNDECODABLE = (DecodeError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError)
 
 _ROSTER_LOOKS = 5
 
