@@ -147,20 +147,17 @@ def next_entry(tail: Tail, seconds: float, fields: Mapping[str, Any]) -> LedgerE
         entry = LedgerEntry.model_validate({**chained, "hash": NOTHING})
     except ValueError:
         raise ValueError("a value is not of the form that a line of the ledger has") from None
-    return entry.model_copy(update={"hash": _hash_of(entry)})
+    return entry.model_copy(update={"hash": _hash_of(line_of(entry))})
 
 
 def line_of(entry: LedgerEntry) -> bytes:
     """The line as it stands in the file, with its end."""
-    return _text(entry.model_dump()) + b"\n"
+    return json.dumps(entry.model_dump(), separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
-def _text(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def _hash_of(entry: LedgerEntry) -> str:
-    return hashlib.sha256(_text(entry.model_dump(exclude={"hash"}))).hexdigest()
+def _hash_of(line: bytes) -> str:
+    """SHA-256 of a line's JSON as it is without its last field."""
+    return hashlib.sha256(line[: -len(f',"hash":"{NOTHING}"}}\n')] + b"}").hexdigest()
 
 
 def read_lines(stream: BinaryIO, size: int) -> Iterator[tuple[LedgerEntry, Tail]]:
@@ -188,11 +185,10 @@ def _link(line: bytes, tail: Tail) -> LedgerEntry:
     if not line.endswith(b"\n"):
         raise ValueError("it has no end")
     try:
-        entry = LedgerEntry.model_validate(json.loads(line))
-        same = line_of(entry) == line
-    except (ValueError, RecursionError):
+        entry = LedgerEntry.model_validate_json(line)
+    except ValueError:
         raise ValueError("it cannot be read") from None
-    if not same or _hash_of(entry) != entry.hash:
+    if line_of(entry) != line or _hash_of(line) != entry.hash:
         raise ValueError("it was changed")
     if entry.number != tail.number + 1 or entry.previous != tail.hash:
         raise ValueError("it does not follow the line before it")

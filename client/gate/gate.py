@@ -213,7 +213,7 @@ class Gate:
             With the code of the first check that failed; the answer must then not leave.
         """
         line = _Line("out", _ledgers(kind), plan)
-        with self._judging(line), self._mutex:
+        with self._judging(line):
             if type(cases) is not int or cases < 0 or not (epsilon is None or 0 <= epsilon < math.inf):
                 raise _refused("malformed")
             line.cases, line.epsilon = (None if kind == "query" else cases), epsilon
@@ -226,10 +226,11 @@ class Gate:
             else:
                 check_plan(plan, policy)
                 check_outgoing(kind, content, policy, given or {}, cases)
-            waiting = self._load_waiting()
             line.bytes, line.sha256 = size_of(content), digest(content)
-            entry = self._write(line, "allowed", codes.RELEASED)
-            waiting.setdefault(line.sha256, []).append(entry)
+            with self._mutex:
+                waiting = self._load_waiting()
+                entry = self._write(line, "allowed", codes.RELEASED)
+                waiting.setdefault(line.sha256, []).append(entry)
             return line.sha256
 
     def released(
