@@ -229,8 +229,15 @@ def count_up(entries: Iterable[LedgerEntry], verification: Verification) -> Acco
         if verification.ok:
             raise
     latest = tuple(Day(date, *days[date]) for date in sorted(days, reverse=True)[:MOST_DAYS])
-    newest_first = (tuple(reversed(lines)) for lines in (sent, received, refused))
-    return Account(verification, *newest_first, latest, totals, given)
+    return Account(
+        verification,
+        sent=tuple(reversed(sent)),
+        received=tuple(reversed(received)),
+        refused=tuple(reversed(refused)),
+        days=latest,
+        totals=totals,
+        given=given,
+    )
 
 
 def seconds_of(entry: LedgerEntry | None) -> float:

@@ -57,7 +57,7 @@ def show(findings: Iterable[Finding], console: Console | None = None) -> None:
     DoctorFailed
         If something is wrong.
     """
-    console = console or Console(soft_wrap=True, highlight=False)
+    console = console or Console(soft_wrap=True, highlight=False, emoji=False)
     told = []
     for finding in findings:
         told.append(finding)

@@ -81,7 +81,7 @@ def is_alive(pid_file: Path) -> bool | None:
     """Whether the process in a pid file lives; None without such a file."""
     try:
         number = int(pid_file.read_text())
-        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
     except FileNotFoundError:
         return None
     except (ValueError, OSError, psutil.Error):

@@ -1,0 +1,80 @@
+"""Whether a site or a coordinator is alive: the quick question that a container or a service manager asks every minute.
+
+::
+
+    python -m wardround.deploy.alive site HOME
+    python -m wardround.deploy.alive coordinator HOME
+
+It looks at locks, process numbers and stamps, asks nobody, and imports nothing heavy. The exit code is 0 for alive and
+1 for not. What is wrong, `doctor` says.
+"""
+
+import argparse
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+STALE_S = 180.0
+"""A SuperNode that has not stamped for so long is stuck."""
+
+
+def site_is_alive(home: Path) -> bool:
+    """Whether an agent is at work and, if one was started, its SuperNode is not stuck."""
+    if not _is_held(home / "run" / "agent.lock"):
+        return False
+    stamp = home / "run" / "supernode.stamp"
+    if not (home / "run" / "supernode.pid").exists():
+        return True  # paused for good, or about to be started again
+    try:
+        return time.time() - stamp.stat().st_mtime < STALE_S
+    except FileNotFoundError:
+        return True
+
+
+def coordinator_is_alive(home: Path) -> bool:
+    """Whether a coordinator serves and its SuperLink runs."""
+    return _is_held(home / "run" / "serve.lock") and _runs(home / "run" / "superlink.pid")
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _runs(pid_file: Path) -> bool:
+    try:
+        os.kill(int(pid_file.read_text()), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer with an exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wardround.deploy.alive", description="Say whether it is alive, by exit code."
+    )
+    parser.add_argument("side", choices=("site", "coordinator"))
+    parser.add_argument("home", type=Path)
+    given = parser.parse_args(arguments)
+    alive = site_is_alive if given.side == "site" else coordinator_is_alive
+    return 0 if alive(given.home) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
