@@ -6,7 +6,7 @@ What a strategy computes stays Flower's; how many updates it needs to see at onc
 strategies                   in memory at once                       why
 ============================ ======================================= =================================================
 fedavg, fedprox              the sum, and one array of one site      a weighted mean is folded in one site at a time
-fedavgm, fedadam, fedyogi    the same; then the strategy's own state they start from the weighted mean
+fedavgm, fedadam, fedyogi    the same, and the strategy's own state  they go on from that mean, array by array
 fedmedian, fedtrimmedavg     one array of all sites                  every weight is worked out by itself
 krum and any other           **all updates**                         distances between whole updates
 ============================ ======================================= =================================================
@@ -32,6 +32,10 @@ Need = Literal["one", "one array of all", "all"]
 _MEAN = (FedAvg, FedProx)
 _FROM_MEAN = (FedAvgM, FedAdam, FedYogi)
 _BY_ARRAY = (FedMedian, FedTrimmedAvg)
+
+# What Flower's server optimisers hold: the weights that the round started from, and their moments.
+_CURRENT = "current_arrays"
+_STATE = frozenset({_CURRENT, "m_t", "v_t", "momentum_vector"})
 
 
 class Contribution(Protocol):
@@ -82,10 +86,7 @@ def combine_streaming(
     if need == "one":
         with np.errstate(all="ignore"):  # What overflows is found by conform(), and named.
             mean = _weighted_mean(contributions, list(weights))
-        if type(strategy) in _MEAN:
-            return conform(mean, weights)
-        # A mean of one is itself, so that the strategy goes on from this one.
-        return combine(strategy, round, [_reply(mean, 1.0)], weights)
+        return conform(mean, weights) if type(strategy) in _MEAN else _go_on_from(strategy, round, mean, weights)
     if need == "one array of all":
         combined: Weights = {}
         with _quiet():
@@ -107,6 +108,37 @@ def _weighted_mean(contributions: Sequence[Contribution], names: Sequence[str]) 
             else:
                 sums[name] = array * share
     return {name: np.asarray(value) for name, value in sums.items()}
+
+
+def _go_on_from(strategy: Strategy, round: int, mean: Weights, weights: Weights) -> Weights:
+    """What a server optimiser makes of the mean: one array at a time, since it treats every weight by itself.
+
+    The mean of one update is that update, so that the optimiser is given the mean as if a single site had sent it. Its
+    state is taken apart and put together again; what is in between is of no use where it raises, which ends the run.
+    """
+    held = vars(strategy)
+    before = {part: held[part] for part in _STATE if held.get(part)}
+    after: dict[str, Any] = {}
+    combined: Weights = {}
+    with _quiet():
+        for name, array in weights.items():
+            for part in _STATE & held.keys():
+                value = before.get(part)
+                # Taken out, not copied: a model less in memory for each part.
+                if value is None:
+                    held[part] = None
+                else:
+                    held[part] = [value.pop(0)] if isinstance(value, list) else type(value)({name: value.pop(name)})
+            combined |= combine(strategy, round, [_reply({name: mean.pop(name)}, 1.0)], {name: array})
+            for part in _STATE & held.keys() - {_CURRENT}:
+                if isinstance(held[part], list):
+                    after.setdefault(part, []).extend(held[part])
+                elif held[part] is not None:
+                    after.setdefault(part, {}).update(held[part])
+    # The weights that it started from come with the next round.
+    held[_CURRENT] = None
+    held.update(after)
+    return combined
 
 
 def _read(one: Contribution, names: Sequence[str]) -> Message:

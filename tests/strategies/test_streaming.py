@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from wardround.errors import RoundError
-from wardround.strategies.catalogue import make_strategy, names
+from wardround.strategies.catalogue import make_strategy, names, strategy_state
 from wardround.strategies.combine import combine
 from wardround.strategies.contract import Weights, weights_to_record
 from wardround.strategies.streaming import combine_streaming, needs
@@ -70,6 +70,24 @@ def test_the_bits_are_those_of_all_replies_at_once(name: str, sites: int, reply:
         assert isinstance(found[key], np.ndarray)
         assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape)
         assert found[key].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_a_server_optimisers_state_is_the_same_after_several_rounds(name: str, reply: Reply) -> None:
+    one, other = make_strategy(name), make_strategy(name)
+    weights = START
+    for number in range(1, 4):
+        for strategy in (one, other):
+            arrays: Any = weights_to_record(weights) if name == "fedavgm" else dict(weights)
+            strategy.current_arrays = arrays  # type: ignore[attr-defined]
+        given = updates(number)
+        expected = combine(one, number, [reply(u.weights, {"num-examples": u.examples}) for u in given], weights)
+        weights = combine_streaming(other, number, given, weights)
+        assert all(weights[key].tobytes() == array.tobytes() for key, array in expected.items())
+        states = strategy_state(one), strategy_state(other)
+        assert list(states[0]) == list(states[1])
+        assert all(states[1][key].tobytes() == array.tobytes() for key, array in states[0].items())
+        assert {key: a.dtype for key, a in states[0].items()} == {key: a.dtype for key, a in states[1].items()}
 
 
 def test_a_mean_by_hand() -> None:
