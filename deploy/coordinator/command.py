@@ -3,6 +3,7 @@
 import datetime
 import logging
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from wardround.deploy import options
@@ -64,7 +64,7 @@ def init(  # noqa: PLR0917 - one parameter an option
         "quorum": quorum,
     }
     place, authority, bundle = make_home(home, name, url, given, _now())
-    terminal = options_console()
+    terminal = _console()
     terminal.print(f"coordinator in {place.path}")
     terminal.print(f"fingerprint of its authority, to be compared on the telephone:\n  {authority.fingerprint}")
     terminal.print(f"app bundle that sites will be asked to approve:\n  {bundle.stem}")
@@ -90,7 +90,7 @@ def invite(
     invitation, content = make_invitation(authority, place.settings.url, site, _now(), days)
     Registry(place.sites).invite(invitation, _now(), renew=renew)
     write_bytes(target, content)
-    terminal = options_console()
+    terminal = _console()
     terminal.print(f"invitation for {site} in {target}, good until {invitation.expires:%Y-%m-%d %H:%M} UTC")
     terminal.print(f"send it, and let the site compare the fingerprint on the telephone:\n  {authority.fingerprint}")
 
@@ -107,7 +107,7 @@ def enrol(
     place = _home(home)
     registry = Registry(place.sites)
     member = registry.enrol(read_enrolment(file), _now())
-    terminal = options_console()
+    terminal = _console()
     if not place.is_serving():
         terminal.print(f"site {member.name} has enrolled; it may connect as soon as `wardround coordinator serve` runs")
         return
@@ -134,7 +134,7 @@ def evict(
     place = _home(home)
     member = Registry(place.sites).evict(site, _now())
     when = "at once" if place.is_serving() else "as soon as `wardround coordinator serve` runs"
-    options_console().print(f"site {member.name} is evicted: it is cut off {when}")
+    _console().print(f"site {member.name} is evicted: it is cut off {when}")
 
 
 @app.command()
@@ -148,7 +148,7 @@ def serve(home: Home = _HOME) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     settings = place.settings
-    terminal = options_console()
+    terminal = _console()
     serve_home(
         place,
         stop,
@@ -196,7 +196,7 @@ def run(  # noqa: PLR0917 - one parameter an option
     from wardround.deploy.coordinator.follow import follow
 
     place = _home(home)
-    terminal = options_console()
+    terminal = _console()
     if resume:
         _only(context, "name", "home", "detach", "resume")
         found = runs.find(place, name)
@@ -222,7 +222,7 @@ def run(  # noqa: PLR0917 - one parameter an option
         )
         found = runs.create(place, name, settings, _now())
     serving = place.is_serving()
-    terminal.print(f"run {escape(name)} in {found.folder}", highlight=False)
+    terminal.print(f"run {name} in {found.folder}")
     if detach or not serving:
         if not serving:
             terminal.print("it begins as soon as `wardround coordinator serve` runs")
@@ -240,7 +240,7 @@ def stop(name: _RunName, home: Home = _HOME) -> None:
     if found.phase in runs.OVER:
         raise UsageError(f"run {name} is {found.phase}", "there is nothing to stop", "leave it")
     asked = found.ask(wanted=False)
-    terminal = options_console()
+    terminal = _console()
     if not place.is_serving():
         terminal.print(f"run {name} will not go on when `wardround coordinator serve` runs")
         return
@@ -264,27 +264,35 @@ def status(home: Home = _HOME) -> None:
     from wardround.deploy.coordinator.registry import Registry
 
     place = _home(home)
-    terminal = options_console()
+    terminal = _console()
     nodes, problem = _nodes(place)
-    terminal.print(f"coordinator in {place.path}: {problem or 'serving at ' + place.settings.url}", highlight=False)
+    terminal.print(f"coordinator in {place.path}: {problem or 'serving at ' + place.settings.url}")
     sites = Table("site", "state", "connection", "since", title="sites", title_justify="left")
     for member in Registry(place.sites).members():
         since = (member.times or {}).get(f"{member.state}-at", "")
         online = nodes.get(member.node_id, "unknown") if member.node_id is not None and not problem else "–"
         sites.add_row(member.name, member.state, online, since)
-    terminal.print(sites)
+    terminal.print(sites if sites.row_count else "no site was invited yet")
     table = Table("run", "state", "rounds", "Dice", "why", title="runs", title_justify="left")
     for found in runs.all_runs(place):
         closed = found.rounds()
         scores = [dice for record in closed if (dice := mean_dice(record)) is not None]
         table.add_row(
-            escape(found.name),
+            found.name,
             found.phase,
             f"{len(closed)} of {found.request.rounds}",
             f"{scores[-1]:.3f}" if scores else "–",
-            escape(found.state.reason),
+            found.state.reason,
         )
-    terminal.print(table)
+    terminal.print(table if table.row_count else "no run was asked for yet")
+
+
+@app.command()
+def doctor(home: Home = _HOME) -> None:
+    """Look for what can go wrong at a coordinator: certificates, ports, database, disk, time, silent sites."""
+    from wardround.deploy.doctor import coordinator_doctor, show
+
+    show(coordinator_doctor(home))
 
 
 @app.command()
@@ -298,7 +306,7 @@ def export(
     from wardround.deploy.coordinator import results, runs
 
     results.export(runs.find(_home(home), name), out, round, _now())
-    options_console().print(f"weights and card of run {name} in {out}", highlight=False)
+    _console().print(f"weights and card of run {name} in {out}")
 
 
 @app.command()
@@ -311,14 +319,15 @@ def rollback(
     from wardround.deploy.coordinator import results, runs
 
     results.roll_back(runs.find(_home(home), name), round)
-    terminal = options_console()
+    terminal = _console()
     terminal.print(f"run {name} stands after round {round}; go on with `wardround coordinator run {name} --resume`")
 
 
-def options_console() -> Console:
+def _console() -> Console:
     """The terminal, or wide lines where the output goes to a file or a log."""
-    terminal = Console(soft_wrap=True, highlight=False)
-    return terminal if terminal.is_terminal else Console(width=160, soft_wrap=True, highlight=False)
+    # No markup: fingerprints hold `:AB:` and paths hold brackets, and both would come out as something else.
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, soft_wrap=True, highlight=False, emoji=False, markup=False)
 
 
 def _home(path: Path) -> "CoordinatorHome":

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from wardround import errors
 from wardround.deploy.coordinator.runs import Run, find
@@ -54,11 +54,11 @@ def follow(
             run = find(home, name)
             phase, rounds = run.phase, run.rounds()
             for record in rounds[seen:]:
-                terminal.print(round_line(record, run.request.rounds), highlight=False)
+                terminal.print(round_line(record, run.request.rounds))
             seen = len(rounds)
             if phase == "queued" and run.state.reason != said:
                 said = run.state.reason
-                terminal.print(f"[yellow]again[/]  {escape(said)}", highlight=False)
+                terminal.print(Text.assemble(("again", "yellow"), f"     {said}"))
             if phase in ("finished", "failed", "stopped"):
                 _tell_end(run, terminal)
                 return
@@ -80,7 +80,7 @@ def round_line(record: RoundRecord, rounds: int) -> str:
     parts += [f"missing {site} ({why})" for site, why in record.missing.items()]
     if (dice := mean_dice(record)) is not None:
         parts.append(f"Dice {dice:.3f}")
-    return f"round {record.round:>3} of {rounds}  {escape(', '.join(parts))}"
+    return f"round {record.round:>3} of {rounds}  {', '.join(parts)}"
 
 
 def mean_dice(record: RoundRecord) -> float | None:
@@ -98,7 +98,7 @@ def mean_dice(record: RoundRecord) -> float | None:
 
 def _tell_end(run: Run, terminal: Console) -> None:
     if run.state.phase == "finished":
-        terminal.print(f"[green]finished[/]  run {escape(run.name)}: {run.folder}", highlight=False)
+        terminal.print(Text.assemble(("finished", "green"), f"  run {run.name} in {run.folder}"))
         return
     if run.state.phase == "stopped":
         raise Interrupted(

@@ -94,6 +94,15 @@ def test_a_site_is_invited_enrolled_and_evicted(
     assert command_line(["coordinator", "enrol", str(enrolment)]) == 10
 
 
+def test_what_is_said_is_not_dressed_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # Brackets would be markup, and every fourth fingerprint holds the name of a picture such as `:AB:`.
+    home = tmp_path / "[bold]"
+    assert command_line(["coordinator", "init", "--home", str(home), "--name", "fed.example.org"]) == 0
+    out = capfd.readouterr().out
+    assert str(home) in out
+    assert re.search(r"^  (?:[0-9A-F]{2}:){31}[0-9A-F]{2}$", out, re.MULTILINE)
+
+
 def test_an_invitation_is_not_written_over_another(place: CoordinatorHome, tmp_path: Path) -> None:
     assert command_line(["coordinator", "invite", "north"]) == 0
     before = (tmp_path / "north.invitation.json").read_bytes()
