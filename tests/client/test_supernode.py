@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from proxy import Proxy, connect_proxy
 
 from wardround.client.home import SiteHome
 from wardround.processes import Keeper
-from wardround.server.home import CoordinatorHome
+from wardround.server.home import CoordinatorHome, hold
 from wardround.strategies.contract import digest
 
 CANARY = "DOE^JOHN"
@@ -238,17 +239,19 @@ def test_a_database_that_is_locked_for_25_seconds_leaves_no_zombie(federation: F
 @pytest.mark.parametrize("seconds", [10, 75, 120])
 def test_a_killed_superlink_costs_neither_the_run_nor_the_answer(federation: Federation, seconds: int) -> None:
     federation.working(name := federation.ask(task(value=float(seconds))))
-    # Its keeper is stopped with it, so that it stays down; SIGKILL comes first, so that it cannot say goodbye.
-    assert federation.coordinator.status.pid is not None
-    os.kill(federation.coordinator.status.pid, signal.SIGKILL)
-    federation.coordinator.stop()
-    time.sleep(seconds)  # the fault itself
-    with superlink(federation.home):
-        eventually(lambda: is_up(federation.home), "the SuperLink")
-        assert federation.result(name, patience=90) == digest(echo(float(seconds)))
-        assert run_status(federation.home, federation.grid.run.run_id) == "running"
-        assert federation.is_online()
-        assert federation.answer(task(value=seconds + 0.5), patience=90) == digest(echo(seconds + 0.5))
+    pid = federation.coordinator.status.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    lock = federation.home.run / "superlink.lock"
+    with ExitStack() as stack:
+        # Its keeper starts it again at once; as long as another holds the lock, it ends at once.
+        eventually(lambda: stack.enter_context(hold(lock)), "the lock", patience=10)
+        time.sleep(seconds)  # the fault itself
+    eventually(lambda: is_up(federation.home), "the SuperLink")
+    assert federation.result(name, patience=90) == digest(echo(float(seconds)))
+    assert run_status(federation.home, federation.grid.run.run_id) == "running"
+    eventually(federation.is_online, "the node")
+    assert federation.answer(task(value=seconds + 0.5), patience=90) == digest(echo(seconds + 0.5))
 
 
 def test_a_process_without_progress_ends_itself(tmp_path: Path) -> None:
