@@ -225,7 +225,7 @@ def survey(stream: BinaryIO, size: int, head: str | None, wanted: str | None = N
                 at_head = entry.hash
     except Broken as error:
         broken = error
-    if broken is not None and not (broken.torn and tail.number >= number):
+    if broken is not None and not broken.torn:
         return Survey(tail, broken.problem, found=found)
     if tail.number < number:
         return Survey(tail, f"lines are missing: it went to line {number}", found=found)

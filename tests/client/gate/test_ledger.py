@@ -42,17 +42,31 @@ def fill(ledger: Ledger, lines: int = 5) -> list[LedgerEntry]:
     return [write(ledger, bytes=number, run="demo", round=number, plan=SHA, sha256=SHA) for number in range(lines)]
 
 
-def rebuilt(lines: list[bytes]) -> bytes:
-    """Lines chained anew by somebody who knows how, from the first one on."""
-    tail, built = chain.Tail(), []
-    for line in lines:
-        values = json.loads(line) | {"number": tail.number + 1, "previous": tail.hash}
-        values.pop("hash")
-        text = json.dumps(values, separators=(",", ":")).encode()
-        digest = hashlib.sha256(text).hexdigest()
-        built.append(json.dumps(values | {"hash": digest}, separators=(",", ":")).encode() + b"\n")
-        tail = chain.Tail(tail.number + 1, digest)
+def sealed(values: dict[str, Any], **style: Any) -> bytes:
+    """A line with the hash that its values need, by somebody who knows how."""
+    text = json.dumps({name: value for name, value in values.items() if name != "hash"}, **style).encode()
+    digest = hashlib.sha256(text).hexdigest()
+    return (
+        text[:-1]
+        + style["separators"][0].encode()
+        + b'"hash"'
+        + style["separators"][1].encode()
+        + (f'"{digest}"}}\n'.encode())
+    )
+
+
+def rebuilt(lines: list[bytes], first: int = 1, separators: tuple[str, str] = (",", ":")) -> bytes:
+    """Lines chained anew, with numbers from `first` on."""
+    previous, built = NOTHING, []
+    for number, line in enumerate(lines, first):
+        built.append(sealed(json.loads(line) | {"number": number, "previous": previous}, separators=separators))
+        previous = json.loads(built[-1])["hash"]
     return b"".join(built)
+
+
+def forged_head(content: bytes) -> str:
+    last = json.loads(content.splitlines()[-1])
+    return json.dumps({"number": last["number"], "hash": last["hash"]})
 
 
 def look(content: bytes, head: str) -> chain.Survey:
@@ -354,12 +368,29 @@ class TestTampering:
         assert ledger.verify(f" {noted.upper()}\n").ok
         forged = rebuilt(path.read_bytes().replace(b'"round":2', b'"round":9').splitlines())
         path.write_bytes(forged)
-        last = json.loads(forged.splitlines()[-1])
-        path.with_suffix(".head").write_text(json.dumps({"number": 5, "hash": last["hash"]}))
+        path.with_suffix(".head").write_text(forged_head(forged))
         assert Ledger(path).verify().ok, "nothing in the folder shows it"
         found = Ledger(path).verify(noted)
         assert not found.ok
         assert found.count == 5
+
+    def test_a_line_with_a_new_hash_does_not_fit_the_next(self, ledger: Ledger, path: Path) -> None:
+        fill(ledger)
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[1] = sealed(json.loads(lines[1]) | {"bytes": 999}, separators=(",", ":"))
+        path.write_bytes(b"".join(lines))
+        found = Ledger(path).verify()
+        assert (found.ok, found.count, found.line) == (False, 2, 3)
+
+    def test_a_forged_chain_must_count_from_one_and_be_written_in_the_one_way(self, ledger: Ledger, path: Path) -> None:
+        fill(ledger)
+        lines = path.read_bytes().splitlines()
+        for forged, problem in (
+            (rebuilt(lines), ""),
+            (rebuilt(lines, first=2), "it does not follow the line before it"),
+            (rebuilt(lines, separators=(", ", ": ")), "it was changed"),
+        ):
+            assert look(forged, forged_head(forged)).problem == problem
 
     def test_the_head_that_was_noted_must_be_a_line(self, ledger: Ledger) -> None:
         fill(ledger)
