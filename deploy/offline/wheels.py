@@ -101,7 +101,7 @@ def _is_name(text: str) -> bool:
 
 
 def _requirements(lines: list[str]) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for line in lines:
         try:
             requirement = Requirement(line)

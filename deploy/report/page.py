@@ -10,7 +10,6 @@ from wardround.deploy.report.figures import makers_of
 from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.report.summary import (
     MAIN_ARM,
-    NOTHING,
     ArmSummary,
     Spread,
     arm_groups,
@@ -20,6 +19,7 @@ from wardround.deploy.report.summary import (
 )
 from wardround.deploy.report.tables import Table, arm_table, open_ends, site_table
 from wardround.deploy.report.theme import counted
+from wardround.pages import NOTHING
 
 _METHOD = (
     "Dice is the overlap of thresholded label maps on the original grid, averaged over the labels of a test case, then "

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.summary import (
     MAIN_ARM,
-    NOTHING,
     Spread,
     arm_groups,
     best_local,
@@ -14,6 +13,7 @@ from wardround.deploy.report.summary import (
     site_names,
     summarise,
 )
+from wardround.pages import NOTHING
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from wardround.deploy.report.drawing import Drawings, Makers, write_page
 from wardround.deploy.report.examples import Example, load_examples
 from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.report.slices import draw_examples
-from wardround.deploy.report.summary import NOTHING, signed
+from wardround.deploy.report.summary import signed
 from wardround.deploy.stream.charts import (
     PROXY,
     draw_curve,
@@ -22,6 +22,7 @@ from wardround.deploy.stream.goals import stream_goals
 from wardround.deploy.stream.summary import SHARE_OF_DENSE, against, curves, dense_point, points, reaches
 from wardround.deploy.stream.tables import curve_table, forgetting_table, matrix_table, open_runs, reach_table
 from wardround.deploy.stream.transfer import forgetting
+from wardround.pages import NOTHING
 
 _DICE = (
     "Dice is the overlap of thresholded label maps on the original grid, averaged over the labels of a test case, then "

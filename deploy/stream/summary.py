@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from wardround.deploy.report.results import ArmResult, Interaction, Results
 from wardround.deploy.report.summary import (
-    NOTHING,
     PairedDifference,
     Spread,
     case_scores,
@@ -26,6 +25,7 @@ from wardround.deploy.report.summary import (
     signed,
 )
 from wardround.deploy.stream.arms import DENSE, SLICES_ONLY
+from wardround.pages import NOTHING
 
 RESAMPLES = 2000
 SHARE_OF_DENSE = 0.99

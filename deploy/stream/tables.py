@@ -3,7 +3,7 @@
 import math
 
 from wardround.deploy.report.results import Results
-from wardround.deploy.report.summary import NOTHING, PairedDifference, signed
+from wardround.deploy.report.summary import PairedDifference, signed
 from wardround.deploy.report.tables import Table
 from wardround.deploy.stream.summary import (
     SHARE_OF_DENSE,
@@ -15,6 +15,7 @@ from wardround.deploy.stream.summary import (
     runs_by_name,
 )
 from wardround.deploy.stream.transfer import forgetting
+from wardround.pages import NOTHING
 
 
 def stream_tables(results: Results) -> dict[str, Table]:
