@@ -33,6 +33,8 @@ from wardround.strategies.contract import (
     NUM_EXAMPLES,
     Update,
     Weights,
+    arrays_in,
+    metrics_in,
     record_digest,
     weights_from_record,
     weights_to_record,
@@ -224,7 +226,7 @@ class Agent:
         record = ArrayRecord(arrays)
         try:
             self._check()
-            self._gate.admit(kind, plan, record, reference=self._reference(plan))
+            self._gate.admit(kind, plan, record, reference=self._expected(plan))
             with self._one_question:
                 given = weights_from_record(record)
                 done = self._find(kind, plan, record, given)
@@ -238,8 +240,15 @@ class Agent:
         except Exception as error:
             self._gate.note_error(kind, plan, type(error).__name__)
             raise
-        records = done.content
-        return {**OK, "metrics": dict(records.metric_records[METRICS])}, dict(records.array_records.get(ARRAYS, {}))
+        arrays = dict(arrays_in(done.content)) if kind == "train" else {}
+        return {**OK, "metrics": dict(metrics_in(done.content))}, arrays
+
+    def _expected(self, plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]] | None:
+        """What the arrays of this plan's network look like; None for a network that is not known here."""
+        try:
+            return self._reference(plan)
+        except UsageError:
+            return None
 
     def _read_plan(self, kind: Kind, header: dict[str, Any]) -> RoundPlan:
         try:
@@ -275,7 +284,7 @@ class Agent:
         self._gate.admit("query", None, None)
         content = RecordDict({METRICS: MetricRecord(dict(self._site.status()))})
         self._gate.release("query", None, content)
-        return {**OK, "metrics": dict(content.metric_records[METRICS])}, {}
+        return {**OK, "metrics": dict(metrics_in(content))}, {}
 
     @contextmanager
     def _at_work(self, kind: Kind, plan: RoundPlan) -> Iterator[None]:

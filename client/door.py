@@ -14,7 +14,16 @@ from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 
 from wardround.client.wire import FrameRefused, ask
 from wardround.errors import ConnectionFailed, UsageError
-from wardround.strategies.contract import ARRAYS, METRICS, PLAN, Update, Weights, weights_from_record, weights_to_record
+from wardround.strategies.contract import (
+    ARRAYS,
+    METRICS,
+    Update,
+    Weights,
+    arrays_in,
+    plan_in,
+    weights_from_record,
+    weights_to_record,
+)
 from wardround.strategies.plan import RoundPlan
 
 log = logging.getLogger(__name__)
@@ -56,8 +65,8 @@ class AttachedSite:
         """Decode plan and weights, call the site, encode what it returns."""
         if kind == "status":
             return RecordDict({METRICS: MetricRecord(dict(self._site.status()))})
-        plan = RoundPlan.from_record(content.config_records[PLAN])
-        weights = weights_from_record(content.array_records[ARRAYS])
+        plan = RoundPlan.from_record(plan_in(content))
+        weights = weights_from_record(arrays_in(content))
         if kind == "evaluate":
             return RecordDict({METRICS: MetricRecord(dict(self._site.evaluate(plan, weights)))})
         update = self._site.train(plan, weights)
@@ -95,8 +104,8 @@ class AgentSite:
         header: dict[str, object] = {"op": kind}
         arrays = {}
         if kind != "status":
-            header["plan"] = dict(content.config_records[PLAN])
-            arrays = dict(content.array_records[ARRAYS])
+            header["plan"] = dict(plan_in(content))
+            arrays = dict(arrays_in(content))
         away_since: float | None = None
         while True:
             try:

@@ -90,6 +90,9 @@ class Site:
             sweep(folder / "runs")
             self._arrivals = Arrivals(folder / "rounds.json")
         self._store = CaseStore(store)
+        latest = self._latest()
+        # Kept here, because others may ask for it while a round is being stored.
+        self._progress = (latest.reservoir.seen, latest.round) if latest else (0, 0)
 
     @classmethod
     def open(
@@ -112,13 +115,9 @@ class Site:
         self._store.add_case(case_id, volume)
 
     def status(self) -> dict[str, float]:
-        """Counts that a coordinator may know: cases held, cases learnt from, last round."""
-        latest = self._latest()
-        return {
-            "cases": float(len(self._store.cases())),
-            "seen": float(latest.reservoir.seen if latest else 0),
-            "round": float(latest.round if latest else 0),
-        }
+        """Counts that a coordinator may know: cases held, cases learnt from, last round. Safe beside a round."""
+        seen, round_ = self._progress
+        return {"cases": float(len(self._store.cases())), "seen": float(seen), "round": float(round_)}
 
     def history(self) -> tuple[dict[str, Any], ...]:
         """What the observer recorded in all rounds so far. It never leaves with an update."""
@@ -205,6 +204,7 @@ class Site:
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
         snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, work.standing))
+        self._progress = (memory.reservoir.seen, plan.round)
         memory.discard_unnamed(*state.reservoir.kept)
         metrics: dict[str, float | list[float]] = {
             "num-examples": float(memory.reservoir.seen),

@@ -239,6 +239,7 @@ def test_of_an_error_only_a_code_leaves(
 def test_what_the_gate_does_not_let_in_never_reaches_the_site(agent: Agent, home: SiteHome, site: FakeSite) -> None:
     assert refusal(home, updates_per_case=100_000) == "plan-updates"
     assert refusal(home, model="unet3d") == "names"
+    assert refusal(home, model="resnet") == "plan-model"
     with pytest.raises(GateRefused) as refused:
         ask(home, "train", plan(), {name: np.full_like(array, np.nan) for name, array in START.items()})
     assert refused.value.code == "not-finite"
