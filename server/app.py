@@ -178,6 +178,14 @@ def read_request(folder: Path) -> dict[str, object]:
     return {**settings, "output": str(folder)}
 
 
+def is_wanted(folder: Path) -> bool:
+    """Whether the operator still wants the run in `folder`. A request that cannot be read now is no reason to stop."""
+    try:
+        return bool(json.loads((folder / REQUEST).read_text(encoding="utf-8"))["wanted"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
 def initial_weights(plan: RoundPlan) -> Weights:
     """The weights before the first round: the catalogue's network, drawn from the plan's seed."""
     # Imported here: torch takes seconds, and a run configuration that cannot work is refused before.
@@ -215,6 +223,7 @@ def main(grid: Grid, context: Context) -> None:
                 settings.loop,
                 site_name=name,
                 on_event=_log,
+                stop=lambda: bool(folder) and not is_wanted(Path(folder)),
             )
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from wardround.deploy.coordinator.control import FlowerRun
 from wardround.deploy.coordinator.runs import OVER, Phase, Run, all_runs
+from wardround.errors import Interrupted
 from wardround.server.home import CoordinatorHome
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ class RunKeeper:
             return run
         if run.complete:
             return self._end(run, "finished", "")
-        if (error := run.own_error()) is not None:
+        # One that was told to stop, and is wanted again before anybody looked, has no error.
+        if (error := run.own_error()) is not None and error.kind != Interrupted.__name__:
             return self._end(run, "failed", error.problem)
         return self._try_again(run, "the SuperLink does not know it any more" if found is None else found.details)
 

@@ -12,8 +12,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp.strategy import FedAdam
 
-from wardround.errors import PlanError, UsageError
-from wardround.server.app import app, initial_weights, read_settings, site_names
+from wardround.errors import Interrupted, PlanError, UsageError
+from wardround.server.app import app, initial_weights, is_wanted, read_settings, site_names
 from wardround.server.journal import Journal, read_rounds
 from wardround.strategies.contract import Weights
 
@@ -173,6 +173,22 @@ def test_an_error_of_ours_is_left_in_the_folder(toy_grid: Any, tmp_path: Path) -
     assert "quorum" in left["problem"] + left["cause"]
     with pytest.raises(PlanError, match=r"request\.json"):
         run_from_folder(toy_grid({}), tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("content", ['{"wanted": true}', "{}", "[]", "", "{"])
+def test_only_a_request_that_says_so_stops_a_run(tmp_path: Path, content: str) -> None:
+    assert is_wanted(tmp_path)
+    (tmp_path / "request.json").write_text(content)
+    assert is_wanted(tmp_path)
+
+
+def test_a_run_that_is_not_wanted_any_more_stops(toy_grid: Any, tmp_path: Path) -> None:
+    request = {"wanted": False, "settings": {name: value for name, value in CONFIG.items() if name != "output"}}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    with pytest.raises(Interrupted):
+        run_from_folder(toy_grid, tmp_path)
+    assert json.loads((tmp_path / "error.json").read_text())["error"] == "Interrupted"
+    assert read_rounds(tmp_path) == []
 
 
 def test_a_fault_leaves_no_error(

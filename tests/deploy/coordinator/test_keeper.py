@@ -240,6 +240,21 @@ def test_a_stopped_run_goes_on_when_it_is_wanted_again(
     assert flower.at_work == [2]
 
 
+def test_who_stops_and_thinks_again_at_once_loses_nothing(
+    keeper: RunKeeper, flower: FlowerStub, home: CoordinatorHome, run: runs.Run, clock: Clock
+) -> None:
+    keeper.step()
+    runs.find(home, "study").ask(wanted=False)
+    content = {"error": "Interrupted", "exit-code": 130, "problem": "stopped", "cause": "", "fix": ""}
+    (run.folder / "error.json").write_text(json.dumps(content))
+    flower.end(1, "failed")
+    runs.find(home, "study").ask(wanted=True)
+    keeper.step()
+    clock.time += 1
+    keeper.step()
+    assert flower.at_work == [2]
+
+
 def test_one_run_after_the_other(
     keeper: RunKeeper, flower: FlowerStub, home: CoordinatorHome, run: runs.Run, clock: Clock
 ) -> None:
