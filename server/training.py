@@ -216,12 +216,14 @@ class _Attempt:
         self._missing |= dict.fromkeys(wanted - set(everybody.values()), _OFFLINE)
         waited_for = {asked.site for asked in self._memory.unanswered.values() if asked.round == number}
         free = {node: site for node, site in roster.items() if site in wanted - answered - waited_for}
-        busy = self._memory.busy() - waited_for
-        if len(answered) + len(waited_for) + sum(1 for site in free.values() if site not in busy) >= (
-            desk.settings.quorum
-        ):
-            self._missing |= dict.fromkeys(busy & set(free.values()), BUSY)
+        busy = (self._memory.busy() - waited_for) & set(free.values())
+        if len(answered) + len(waited_for) + len(free) - len(busy) >= desk.settings.quorum:
+            self._missing |= dict.fromkeys(busy, BUSY)
             free = {node: site for node, site in free.items() if site not in busy}
+        else:
+            # Too few are left without them: they are asked for this round as well, and their older update is forgone.
+            unanswered = self._memory.unanswered
+            self._memory.unanswered = {name: one for name, one in unanswered.items() if one.site not in busy}
         # A strategy says the same to all whom it chooses; who was chosen before a crash is told that as well.
         usual = next(iter(chosen.values()), RecordDict())
         contents = {node: chosen.get(node, usual) for node in free}

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Error, Message
+from flwr.serverapp.strategy import FedAvg
 
-from wardround.errors import RoundError
+from wardround.errors import Interrupted, RoundError
 from wardround.server.journal import Journal, LateReport, Standing, read_open, read_rounds
 from wardround.server.rounds import Event, LoopSettings, RunResult, run_rounds
 from wardround.strategies.catalogue import make_strategy
@@ -305,17 +306,68 @@ def test_a_site_that_is_too_late_is_asked_anew(late: Scene) -> None:
 
 
 def test_too_few_free_sites_ask_the_busy_ones_as_well(late: Scene) -> None:
-    late.grid.online = ["east", "south"]
-    late.settings = replace(late.settings, quorum=1)
-    late.run(late="use")
+    # With a quorum of one, north alone is enough, and east is left in peace.
+    late.grid.sites["east"] = slow(late.learners["east"], late.clock, lambda number: 500.0 if number == 1 else 0.0)
+    late.grid.online = ["east", "north"]
+    result = late.run(late="use", quorum=1)
+    assert late.asked("east") == [1]
+    late.folder = late.folder.with_name("both")
     sent = len(late.grid.sent)
-    late.folder = late.folder.with_name("two")
-    late.clock.seconds = 0.0
-    late.grid.sites["east"] = slow(late.learners["east"], late.clock, lambda number: 75.0 if number == 1 else 0.0)
-    late.grid.sites["south"] = slow(late.learners["south"], late.clock, lambda number: 500.0 if number == 1 else 10.0)
-    with pytest.raises(RoundError):
-        late.run(late="use")
-    assert late.asked("east", sent) == [1]
+    late.grid.sites["south"] = late.learners["south"]
+    late.grid.online = ["east", "north", "south"]
+    ids = late.grid.get_node_ids
+
+    def leaving() -> list[int]:
+        late.grid.online = ["east", "north", "south"] if len(read_rounds(late.folder)) < 1 else ["east", "north"]
+        return ids()  # type: ignore[no-any-return]
+
+    late.grid.get_node_ids = leaving
+    result = late.run(late="use", quorum=2)
+    # South has gone: round 2 needs east, whose update of round 1 is forgone.
+    assert late.asked("east", sent) == [1, 2, 3, 4]
+    assert all(record.late == {} for record in result.rounds)
+
+
+# Going back, and going on.
+
+
+def test_after_rolling_back_a_run_goes_on_to_the_same_end(scene: Scene) -> None:
+    whole = scene.run("fedadam")
+    with Journal(scene.folder) as journal:
+        journal.roll_back(2)
+    sent = len(scene.grid.sent)
+    again = scene.run("fedadam")
+    assert scene.asked("east", sent) == [3, 4]
+    assert same(again.weights, whole.weights)
+
+
+def test_who_was_chosen_before_a_stop_is_chosen_after_it(scene: Scene) -> None:
+    def run(stop: Callable[[], bool] = lambda: False) -> RunResult:
+        with Journal(scene.folder) as journal:
+            return run_rounds(
+                scene.grid,
+                FedAvg(fraction_train=0.7, min_train_nodes=2, min_available_nodes=2, configrecord_key=PLAN),
+                scene.plans,
+                scene.initial,
+                journal,
+                scene.settings,
+                site_name=scene.grid.name_of,
+                on_event=scene.events.append,
+                stop=stop,
+                pace=scene.clock.pace(),
+            )
+
+    whole = run()
+    chosen = [set(record.sites) for record in whole.rounds]
+    for replies in range(1, 8):
+        scene.folder = scene.folder.with_name(f"stopped-{replies}")
+        scene.events.clear()
+        with pytest.raises(Interrupted):
+            run(lambda replies=replies: sum(event.kind == "reply" for event in scene.events) >= replies)
+        scene.grid.renumber(900 - 10 * replies)
+        resumed = run()
+        assert [set(record.sites) for record in resumed.rounds] == chosen
+        assert same(resumed.weights, whole.weights)
 
 
 # The same update twice.
