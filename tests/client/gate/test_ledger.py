@@ -46,13 +46,7 @@ def sealed(values: dict[str, Any], **style: Any) -> bytes:
     """A line with the hash that its values need, by somebody who knows how."""
     text = json.dumps({name: value for name, value in values.items() if name != "hash"}, **style).encode()
     digest = hashlib.sha256(text).hexdigest()
-    return (
-        text[:-1]
-        + style["separators"][0].encode()
-        + b'"hash"'
-        + style["separators"][1].encode()
-        + (f'"{digest}"}}\n'.encode())
-    )
+    return text[:-1] + f',"hash":"{digest}"}}\n'.encode()
 
 
 def rebuilt(lines: list[bytes], first: int = 1, separators: tuple[str, str] = (",", ":")) -> bytes:
