@@ -7,7 +7,6 @@ or ask how it is. Only processes of the same user, or of root, are answered.
 Whatever comes in passes the gate, and whatever leaves does; both stand in the ledger, which no other process writes.
 """
 
-import fcntl
 import logging
 import os
 import threading
@@ -27,6 +26,7 @@ from wardround.client.gate.gate import Gate
 from wardround.client.home import Participation, SiteHome
 from wardround.client.listener import Answer, Answering, Listener
 from wardround.errors import GateRefused, PlanError, UsageError, WardroundError
+from wardround.files import lock_alone
 from wardround.strategies.contract import (
     ARRAYS,
     METRICS,
@@ -378,7 +378,7 @@ def only_agent(home: SiteHome) -> Iterator[None]:
     lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_alone(lock)
         except BlockingIOError:
             raise UsageError(
                 f"{home.path} is served already", "another agent runs there", "stop it first, or use that one"

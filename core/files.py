@@ -6,9 +6,11 @@ renamed. A crash at any instruction leaves the old state, and at most a name tha
 """
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import BinaryIO
 from wardround.errors import StorageError
 
 PREFIX = ".tmp-"
+LOCK_PATIENCE_S = 1.0
+"""For how long a lock is tried. Whoever only looks whether it is held holds it for an instant as well."""
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -130,6 +134,25 @@ def sweep(folder: Path, *, deep: bool = True) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def lock_alone(handle: int, patience_s: float = LOCK_PATIENCE_S) -> None:
+    """Lock an open file against all others, or see that another process has it for longer than a look takes.
+
+    Raises
+    ------
+    BlockingIOError
+        If it is held.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wardround.errors import DataError, StorageError, UsageError
-from wardround.files import storage_error
+from wardround.files import lock_alone, storage_error
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -236,7 +236,7 @@ def hold(path: Path) -> Iterator[bool]:
         raise storage_error(error, path) from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_alone(handle)
         except BlockingIOError:
             yield False
         else:

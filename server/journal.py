@@ -14,7 +14,6 @@ A round's folder appears in one step, when all of it is on the disk. A round tha
 updates that it already has.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from wardround.errors import PlanError, StorageError, UsageError
-from wardround.files import new_folder, storage_error, sweep, write_text
+from wardround.files import lock_alone, new_folder, storage_error, sweep, write_text
 from wardround.server.records import (
     EVALUATION,
     ROUND,
@@ -273,7 +272,7 @@ class _FolderLock:
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_alone(self._handle)
         except OSError:
             os.close(self._handle)
             self._handle = -1

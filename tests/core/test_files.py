@@ -1,7 +1,9 @@
 """Atomic files: at any failure the old state stands and nothing half-written is left under a real name."""
 
 import errno
+import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,14 @@ def test_sweep_removes_what_a_crash_left_and_nothing_else(tmp_path: Path) -> Non
     (tmp_path / "deep" / "kept.tmp-").write_text("whole")
     files.sweep(tmp_path)
     assert names(tmp_path) == {"deep", "deep/kept.tmp-"}
+
+
+def test_a_lock_that_is_only_looked_at_is_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as ours, (tmp_path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(BlockingIOError):
+            files.lock_alone(ours.fileno(), 0.0)
+        threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        files.lock_alone(ours.fileno(), 60.0)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
