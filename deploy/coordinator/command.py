@@ -18,6 +18,7 @@ from wardround.errors import ConnectionFailed, UsageError, WardroundError
 from wardround.files import write_bytes
 
 if TYPE_CHECKING:
+    from wardround.deploy.coordinator.runs import Run
     from wardround.server.home import CoordinatorHome
 
 app = typer.Typer(
@@ -280,7 +281,7 @@ def status(home: Home = _HOME) -> None:
         table.add_row(
             found.name,
             found.phase,
-            f"{len(closed)} of {found.request.rounds}",
+            f"{len(closed)} of {found.request.rounds}{_open(found)}",
             f"{scores[-1]:.3f}" if scores else "–",
             found.state.reason,
         )
@@ -340,6 +341,14 @@ def _home(path: Path) -> "CoordinatorHome":
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+def _open(run: "Run") -> str:
+    """How many sites have answered in the round that is open, if one is."""
+    from wardround.server.spool import read_open
+
+    view = read_open(run.folder)
+    return f", in round {view.round} {len(view.answered)} of {len(view.asked)} answered" if view and view.asked else ""
 
 
 def _nodes(place: "CoordinatorHome") -> tuple[dict[int, str], str]:
