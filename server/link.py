@@ -153,11 +153,14 @@ def activate_node(request: ActivateNodeRequest, state: LinkState) -> ActivateNod
     Whoever asks has proven that it holds the key. The silence guards against two SuperNodes with one key, such as a
     copy of a machine: as long as one of them lives, the other is refused.
     """
-    if HEARTBEAT_MIN_INTERVAL <= request.heartbeat_interval <= HEARTBEAT_MAX_INTERVAL:
+    if not HEARTBEAT_MIN_INTERVAL <= request.heartbeat_interval <= HEARTBEAT_MAX_INTERVAL:
+        return _activate_node(request=request, state=state)
+    # In one transaction: nobody who asks meanwhile sees the node offline and calls its messages lost.
+    with state.session():  # type: ignore[attr-defined]
         node_id = state.get_node_id_by_public_key(request.public_key)
         if node_id is not None and silent_for(state, node_id) > SILENCE and state.deactivate_node(node_id):
             log.info("node %d was silent, and its key was proven anew", node_id)
-    return _activate_node(request=request, state=state)
+        return _activate_node(request=request, state=state)
 
 
 def silent_for(state: LinkState, node_id: int) -> float:

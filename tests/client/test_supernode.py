@@ -109,12 +109,16 @@ class Federation:
         return found
 
     def working(self, name: str) -> list[psutil.Process]:
-        """The app's process for a message, once the node has taken it and no former one is left."""
+        """The app's process for a message, once it has what it needs and no former one is left."""
         note = self.site.run / "open" / f"{hashlib.sha256(name.encode()).hexdigest()}.pb"
         eventually(note.exists, "the message at the node")
         return eventually(
             lambda: [app for app in self.app_processes() if app.create_time() > note.stat().st_mtime - 1], "an app"
         )
+
+    def received(self) -> int:
+        """How many messages the node has taken whole."""
+        return (self.site.logs / "supernode.log").read_text().count("Received successfully")
 
     def ask(self, content: RecordDict) -> str:
         return ask(self.grid, self.node, "train", content)
@@ -156,6 +160,7 @@ def test_an_answer_comes_back(federation: Federation) -> None:
     assert shown["bytes"]["fab"] == BUNDLE
 
 
+@pytest.mark.long
 def test_an_answer_that_was_not_released_stays(federation: Federation) -> None:
     federation.agent.release = lambda _: False
     assert federation.answer(task(value=3.0)) == (100, "not-released")
@@ -180,7 +185,9 @@ def test_an_app_that_is_not_approved_gets_an_error_and_the_node_lives_on(federat
 
 
 def test_a_killed_node_is_back_soon_and_what_it_left_open_is_answered(federation: Federation) -> None:
+    before = federation.received()
     (app,) = federation.working(name := federation.ask(task("wait")))
+    eventually(lambda: federation.received() > before, "the whole message at the node")
     began = time.monotonic()
     os.kill(federation.process().pid, signal.SIGKILL)
     assert federation.result(name, patience=90) == (8, "restarted")
@@ -265,6 +272,7 @@ def test_a_process_without_progress_ends_itself(tmp_path: Path) -> None:
     assert ended.returncode == 70
 
 
+@pytest.mark.long
 def test_a_second_node_for_the_same_folder_ends_at_once(federation: Federation) -> None:
     with supernode(federation.site) as second:
         eventually(lambda: second.status.exit_code is not None, "its end")

@@ -32,7 +32,11 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, Sen
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -269,7 +273,13 @@ def lead(home: CoordinatorHome) -> Iterator[HttpGrid]:
     given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
     grid.set_run(run_from_proto(given.run))
     _TASKS[given.run.run_id] = given.task_id
-    client = grid._runtime_client
+    # One that gives up: a test may take the SuperLink away before it ends.
+    client = RuntimeHttpClient.from_server_address(
+        home.runtime_address,
+        False,
+        home.ca_certificate.read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor("flwr-serverapp"), RuntimeTokenHttpInterceptor(token)],
+    )
 
     def beat() -> bool:
         try:
