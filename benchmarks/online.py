@@ -7,10 +7,10 @@ Parts (``--parts``, all by default)
     λ. *forgetting-phantoms*: drawn cases whose sites differ strongly in their scanner, one site after the other.
     *forgetting-lgg*: low-grade glioma, one institution after the other, under one seed: a look, not a result. Both
     compare no replay, a small memory under two rules (*paper* keeps a random subset, as the method's authors do) and
-    the default memory, learning from the drawn slices (the default), and from proxy masks with the default memory,
-    under a constant learning rate, so that a rate that falls cannot hide what is forgotten. No case's updates are
-    checked on remembered ones, since that takes a memory: only memory differs. Without it a batch holds the new case
-    alone and all updates go to it, none to rehearsal.
+    the default memory, all of them learning from the drawn slices alone, and proxy masks (the default) with the
+    default memory, under a constant learning rate, so that a rate that falls cannot hide what is forgotten. No case's
+    updates are checked on remembered ones, since that takes a memory: only memory differs. Without it a batch holds
+    the new case alone and all updates go to it, none to rehearsal.
 
 All runs of a seed start from the same weights, stream the same cases in the same order and spend the same number of
 updates, which the tables show. Settings were chosen on training cases. Test cases are read by the final model, and by
@@ -45,20 +45,20 @@ from wardround.deploy.stream.summary import points
 from wardround.deploy.stream.tables import open_runs, stream_tables
 from wardround.errors import Interrupted
 
-_SMALL = "replay_capacity=8"
+_SMALL, _SLICES = "replay_capacity=8", "supervision=slices"
 _CONSTANT_RATE = ("--plan", "learning_rate=0.002", "--plan", "learning_rate_end=0.002")
 _MEMORIES = (
-    *("--order", "by-site", "--arms", "slices-only,proxy", *_CONSTANT_RATE, "--plan", "validation_cases=0"),
-    *("--arm", "no-replay:replay_capacity=0"),
-    *("--arm", f"paper:replay=random-subset,{_SMALL}"),
-    *("--arm", f"reservoir:replay=reservoir,{_SMALL}"),
+    *("--order", "by-site", "--arms", "proxy,slices-only", *_CONSTANT_RATE, "--plan", "validation_cases=0"),
+    *("--arm", f"no-replay:replay_capacity=0,{_SLICES}"),
+    *("--arm", f"paper:replay=random-subset,{_SMALL},{_SLICES}"),
+    *("--arm", f"reservoir:replay=reservoir,{_SMALL},{_SLICES}"),
 )
 _MORE_MEMORIES = (
     *("--arm", "decaying:learning_rate=0.004,learning_rate_end=0.0002"),
-    *("--arm", f"class-balanced:replay=class-balanced,{_SMALL}"),
-    *("--arm", f"most-interfered:replay=most-interfered,{_SMALL}"),
+    *("--arm", f"class-balanced:replay=class-balanced,{_SMALL},{_SLICES}"),
+    *("--arm", f"most-interfered:replay=most-interfered,{_SMALL},{_SLICES}"),
 )
-_BACKWARD = (StreamTargets(backward=-1.0, backward_families=("slices-only", "proxy", "decaying")),)
+_BACKWARD = (StreamTargets(backward=-1.0, backward_families=("proxy", "slices-only", "decaying")),)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(help="Arms beside the federation: any of dense,local,pooled,proxy (phantoms: dense,local)."),
+        typer.Option(help="Arms beside the federation: any of dense,local,pooled,slices-only (phantoms: dense,local)."),
     ] = None,
     seeds: options.Seeds = "0",
     effort: Annotated[int | None, typer.Option(help="Slices that are drawn on each case.")] = None,

@@ -56,9 +56,10 @@ class RoundPlan(BaseModel):
     labels
         Number of classes including background.
     supervision
-        ``slices``: learn from what was drawn and nothing between; ``proxy``: from the proxy mask as well, weighted by
-        its confidence; ``dense``: from whole labels. Slices are the default because they taught better wherever it was
-        measured (``benchmarks/online.py``); the proxy mask is shown, corrected and plans the next slice under each.
+        ``proxy``: learn from the proxy mask, off the drawn voxels weighted by its confidence; ``slices``: from what was
+        drawn and nothing between; ``dense``: from whole labels. The proxy teaches much better where updates are few or
+        the task is hard, and no worse than a few tenths of a point where a long stream has taught all there is
+        (``benchmarks/online.py``). It is shown, corrected and plans the next slice under each.
     annotation_rounds
         How often a case alternates between drawing and learning.
     slices_per_case
@@ -133,7 +134,7 @@ class RoundPlan(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     model: Annotated[str, Field(pattern=_NAME)]
     labels: Annotated[int, Field(ge=2, le=64)]
-    supervision: Supervision = "slices"
+    supervision: Supervision = "proxy"
     annotation_rounds: Annotated[int, Field(ge=1, le=16)] = 2
     slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 8
     allocation: tuple[int, int, int] | None = None

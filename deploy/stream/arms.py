@@ -23,7 +23,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     "class-balanced": {"replay": "class-balanced"},
     "most-interfered": {"replay": "most-interfered"},
 }
-"""Arms that can be asked for by name. What an arm does not name is as the plan says: it learns from drawn slices."""
+"""Arms that can be asked for by name. What an arm does not name is as the plan says."""
 
 SHARED = frozenset({"model", "updates_per_case", "batch_size"})
 """What all arms of a stream have in common, so that they start from the same weights and are trained as much."""

@@ -90,8 +90,8 @@ def test_the_share_of_cases_above_the_effort_is_told(curve: Results) -> None:
 @pytest.mark.parametrize(
     ("settings", "off"),
     [
-        ({}, "0"),
-        ({"arms.proxy": "supervision=proxy"}, "confidence^16"),
+        ({}, "confidence^16"),
+        ({"arms.proxy": "supervision=slices"}, "0"),
         ({"plan.confidence_weight": 0.0, "arms.proxy": "supervision=proxy"}, "1"),
         ({"plan.confidence_weight": 0.25, "arms.proxy": "supervision=proxy"}, "0.75 + 0.25 · confidence^16"),
         ({"plan.confidence_weight": 0.25, "arms.proxy": "supervision=proxy, confidence_weight=0"}, "1"),
