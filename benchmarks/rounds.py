@@ -11,7 +11,6 @@ the same with Flower's strategy on a list of all replies, as Flower's own loop d
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
