@@ -1,14 +1,23 @@
 """A forward proxy for tests, of the kind that stands between a hospital and the world: CONNECT, and nothing else."""
 
 import contextlib
+import logging
 import select
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 
 class Proxy:
     """Carries what it is asked to, and counts.
+
+    Parameters
+    ----------
+    address, port
+        Where it listens; at port 0 the system chooses.
 
     Attributes
     ----------
@@ -18,11 +27,11 @@ class Proxy:
         Bytes from inside out, by destination.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
         self.asked: list[str] = []
         self.carried: dict[str, int] = {}
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self._server = socket.create_server((address, port))
+        self.url = f"http://{address}:{self._server.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
@@ -44,6 +53,7 @@ class Proxy:
                 head += inner.recv(65536)
             line = head.split(b"\r\n")[0].decode()
             self.asked.append(line)
+            log.info("%s", line)
             method, target, _ = line.split(" ")
             if method != "CONNECT":
                 inner.sendall(b"HTTP/1.1 405 Method Not Allowed\r\n\r\n")
@@ -69,3 +79,10 @@ def connect_proxy() -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.close()
+
+
+if __name__ == "__main__":
+    # As a process of its own, on another host: says each request on standard error.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    Proxy(sys.argv[1], int(sys.argv[2]))
+    threading.Event().wait()
