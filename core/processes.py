@@ -122,7 +122,8 @@ class Keeper:
         Where its output goes, appended; None hands on our output. It is kept below twice `log_bytes`, with the older
         half beside it under ``.1``.
     pid_file
-        Where the child's pid is written while it runs.
+        Where the child's pid is written while it runs. What a keeper for this file left, because it was killed, is
+        ended before the first child is started.
     alive
         Asked every `check_every` seconds once the child is older than `settle`; "no" ends the child, and the next one
         is started.
@@ -152,7 +153,7 @@ class Keeper:
         self._environment = dict(os.environ if environment is None else environment)
         self._log_file = log_file
         self._log_bytes = log_bytes
-        self._pid_file = pid_file
+        self._pid_file = None if pid_file is None else pid_file.absolute()
         self._alive = alive
         self._check_every = check_every
         self._settle = settle
@@ -202,6 +203,12 @@ class Keeper:
 
     def _run(self) -> None:
         waited: float | None = None
+        if self._pid_file is not None:
+            # Imported here: as a script, this file has no package around it.
+            from wardround import leftovers
+
+            leftovers.end(self._pid_file, SWEEP_PATIENCE)
+            self._environment |= leftovers.mark(self._pid_file)
         while not self._stopping.is_set():
             began = time.monotonic()
             self._wanted.clear()

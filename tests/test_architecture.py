@@ -21,6 +21,7 @@ GROUND = (
     "wardround.files",
     "wardround.flower",
     "wardround.pages",
+    "wardround.leftovers",
     "wardround.processes",
 )
 """The folder ``core/``: what every room stands on."""
