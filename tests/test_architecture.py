@@ -20,8 +20,8 @@ GROUND = (
     "wardround.errors",
     "wardround.files",
     "wardround.flower",
-    "wardround.pages",
     "wardround.leftovers",
+    "wardround.pages",
     "wardround.processes",
 )
 """The folder ``core/``: what every room stands on."""
