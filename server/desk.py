@@ -12,12 +12,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from wardround.errors import PlanError
-from wardround.server.exchange import Answer, Pace, check, wait_for_sites
+from wardround.server.exchange import NOT_DELIVERED, Answer, Pace, check, wait_for_sites
 from wardround.server.journal import Journal, SiteReport
 from wardround.server.settings import LoopSettings
 from wardround.strategies.contract import Metrics, Weights, arrays_in, digest, metrics_in, record_digest
 from wardround.strategies.plan import RoundPlan
-from wardround.strategies.validation import Kind, RefusedReply, absence, check_origin, check_reply
+from wardround.strategies.validation import Kind, RefusedReply, absence, check_origin, check_reply, is_lost
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,14 @@ class Refusal:
         The site did not take part, rather than answer wrongly.
     blameless
         It could not help it.
+    lost
+        It got lost on the way: asked again, the site answers.
     """
 
     code: str
     absent: bool
     blameless: bool
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,16 +151,17 @@ class Desk:
                 if answer.reason == "undecodable":
                     raise RefusedReply("undecodable", "the reply is no message")
                 logger.warning("round %d: nothing from site %s (%s)", number, site, answer.reason)
-                return Refusal(answer.reason, absent=True, blameless=True)
+                return Refusal(answer.reason, absent=True, blameless=True, lost=answer.reason == NOT_DELIVERED)
             reason = absence(answer.reply)
             if reason:
                 logger.warning("round %d: site %s does not take part (%s)", number, site, reason)
-                return Refusal(reason, absent=True, blameless=True)
+                return Refusal(reason, absent=True, blameless=True, lost=is_lost(answer.reply))
             check_origin(answer.reply, str(number), _TYPES[kind])
             check_reply(answer.reply, weights, self.settings.limits, kind)
         except RefusedReply as error:
             logger.warning("round %d: refused the reply of site %s (%s): %s", number, site, error.code, error)
-            return Refusal(error.site_code or error.code, absent=False, blameless=error.blameless)
+            lost = answer.reply is not None and is_lost(answer.reply)
+            return Refusal(error.site_code or error.code, absent=False, blameless=error.blameless, lost=lost)
         return None
 
     def tell(

@@ -15,6 +15,7 @@ from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Metrics, W
 logger = logging.getLogger(__name__)
 
 _NO_CASES = "no-cases"
+_OFFLINE = "offline"
 
 
 @dataclass
@@ -22,6 +23,7 @@ class _Scores:
     sites: dict[str, Metrics] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
 
 
 def evaluate(desk: Desk, record: RoundRecord, weights: Weights, without: Container[str], final: bool) -> RoundRecord:
@@ -50,8 +52,14 @@ def evaluate(desk: Desk, record: RoundRecord, weights: Weights, without: Contain
     """
     number = record.round
     left = desk.settings.retries if final else 0
+    scores = _Scores()
     while True:
-        scores = _ask(desk, record, weights, without)
+        _ask(desk, record, weights, without, scores)
+        if scores.sites and scores.lost and left:
+            logger.warning("what %s sent on round %d got lost", ", ".join(sorted(scores.lost)), number)
+            left -= 1
+            desk.rest(desk.settings.retry_wait_s)
+            continue
         if scores.sites or set(scores.missing.values()) == {_NO_CASES}:
             evaluation = Evaluation(
                 dict(sorted(scores.sites.items())),
@@ -76,19 +84,28 @@ def evaluate(desk: Desk, record: RoundRecord, weights: Weights, without: Contain
     return record
 
 
-def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Container[str]) -> _Scores:
+def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Container[str], scores: _Scores) -> None:
+    """Ask everybody who may score the weights; where some have, those whose answer got lost."""
     number = record.round
     plan = desk.plan(number)
-    roster = {
-        node: site for node, site in desk.roster(1, ()).items() if site not in record.refused and site not in without
-    }
+    there = desk.roster(0 if scores.sites else 1, ())
+    roster = {node: site for node, site in there.items() if site not in record.refused and site not in without}
+    if scores.sites:
+        roster = {node: site for node, site in roster.items() if site in scores.lost}
+    else:
+        # Who sent an update and is not there now was cut off.
+        scores.lost = {site for site in record.sites if site not in without} - set(there.values())
+        scores.missing = dict.fromkeys(scores.lost, _OFFLINE)
+        scores.refused = {}
     content = RecordDict({ARRAYS: weights_to_record(weights), PLAN: plan.to_record()})
     messages = [desk.message(node, number, "evaluate", content) for node in roster]
     answers = exchange(desk.grid, messages, desk.settings.deadline_s, desk.pace, desk.stop)
     del content, messages
-    scores = _Scores()
     for answer in answers:
         site = roster[answer.node]
+        for table in (scores.refused, scores.missing):
+            table.pop(site, None)
+        scores.lost.discard(site)
         refusal = desk.refusal(answer, site, number, "evaluate", weights)
         if refusal is None and answer.reply is not None:
             metrics = plain(metrics_in(answer.reply.content))
@@ -99,6 +116,7 @@ def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Container[s
             desk.tell("evaluate", number, site, metrics)
         elif refusal is not None:
             (scores.missing if refusal.absent else scores.refused)[site] = refusal.code
+            if refusal.lost:
+                scores.lost.add(site)
             desk.tell("refused", number, site, reason=refusal.code)
         del answer
-    return scores

@@ -25,6 +25,8 @@ _UNDECODABLE = (DecodeError, ValueError, TypeError, KeyError, IndexError, Attrib
 
 _ROSTER_LOOKS = 5
 
+NOT_DELIVERED = "not-delivered"
+
 
 class TooFew(RoundError):
     """Too few sites are there, or answered: another attempt may find more."""
@@ -189,7 +191,7 @@ def exchange(
     del messages
     for node in nodes:
         if node not in pushed.values():
-            yield Answer(node, None, "not-delivered", pace.now() - start)
+            yield Answer(node, None, NOT_DELIVERED, pace.now() - start)
     pending = {**(waiting or {}), **pushed}
     asides = dict(earlier or {})
     for _ in pace.pauses(start + deadline_s, stop):

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -110,6 +110,7 @@ class _Attempt:
         self._refused: dict[str, str] = {}
         self._missing: dict[str, str] = {}
         self._blamed: set[str] = set()
+        self._lost: set[str] = set()
         self._late: dict[str, LateReport] = {}
         self._given = ""
         self._times = [desk.pace.now()]
@@ -133,25 +134,23 @@ class _Attempt:
         roster = desk.roster(max(desk.settings.quorum - len(answered), 0), without, answered)
         desk.tell("round-start", number, metrics={"sites": float(len(answered | set(roster.values())))})
         self._times.append(desk.pace.now())
+        deadline = desk.pace.now() + desk.settings.deadline_s
         messages, asked = self._messages(roster, answered)
         wanted = self._spool.asked or frozenset()
-        waiting = {name: one.node for name, one in memory.unanswered.items() if one.round == number}
-        older = {name: one.node for name, one in memory.unanswered.items() if one.round != number}
-        answers = exchange(
-            desk.grid,
-            messages,
-            desk.settings.deadline_s,
-            desk.pace,
-            desk.stop,
-            waiting=waiting,
-            earlier=older,
-        )
+        answers = self._ask(messages, deadline)
         del messages
-        for answer in answers:
-            earlier = answer.identity in memory.unanswered
-            self._take(answer, memory.unanswered.pop(answer.identity) if earlier else asked[answer.node])
-            # The next reply must not find this one still in memory.
-            del answer
+        self._take_all(answers, asked)
+        left = desk.settings.retries
+        while self._lost and left and len(self._answered()) >= desk.settings.quorum and desk.pace.now() < deadline:
+            # What was killed there is back in a moment. Where too few are left, the whole attempt is made anew.
+            left -= 1
+            logger.warning("round %d: what %s sent got lost; asking again", number, ", ".join(sorted(self._lost)))
+            desk.rest(min(desk.settings.retry_wait_s, deadline - desk.pace.now()))
+            messages, asked = self._messages(desk.roster(0, without), self._answered(), self._lost)
+            self._lost -= {one.site for one in asked.values()}
+            answers = self._ask(messages, deadline)
+            del messages
+            self._take_all(answers, asked)
         self._times.append(desk.pace.now())
         found = len(self._answered())
         if found < desk.settings.quorum:
@@ -162,6 +161,22 @@ class _Attempt:
                 reasons(dict(sorted(self._refused.items())), dict(sorted(self._missing.items()))),
                 "look into the logs of these sites; then start the run again with the same folder",
             )
+
+    def _ask(self, messages: Sequence[Message], deadline: float) -> Iterator[Answer]:
+        """Answers to these messages, and to former ones; nothing is sent before the first of them is asked for."""
+        desk, memory, number = self._desk, self._memory, self._number
+        waiting = {name: one.node for name, one in memory.unanswered.items() if one.round == number}
+        older = {name: one.node for name, one in memory.unanswered.items() if one.round != number}
+        patience = max(0.0, deadline - desk.pace.now())
+        return exchange(desk.grid, messages, patience, desk.pace, desk.stop, waiting=waiting, earlier=older)
+
+    def _take_all(self, answers: Iterator[Answer], asked: Mapping[int, Asked]) -> None:
+        memory = self._memory
+        for answer in answers:
+            earlier = answer.identity in memory.unanswered
+            self._take(answer, memory.unanswered.pop(answer.identity) if earlier else asked[answer.node])
+            # The next reply must not find this one still in memory.
+            del answer
 
     def close(self) -> tuple[RoundRecord, Weights]:
         """Combine what was accepted and write it into the journal."""
@@ -193,7 +208,9 @@ class _Attempt:
     def _answered(self) -> set[str]:
         return {one.site for one in self._spool.updates() if one.round == self._number}
 
-    def _messages(self, roster: Mapping[int, str], answered: set[str]) -> tuple[list[Message], dict[int, Asked]]:
+    def _messages(
+        self, roster: Mapping[int, str], answered: set[str], only: Container[str] | None = None
+    ) -> tuple[list[Message], dict[int, Asked]]:
         """Messages to those who are asked now; who that is, is on disk before anybody is asked."""
         desk, number = self._desk, self._number
         record = weights_to_record(self._weights)
@@ -213,9 +230,12 @@ class _Attempt:
         if wanted is None:
             wanted = frozenset(everybody[node] for node in everybody if node in chosen)
             self._spool.begin_attempt(wanted)
-        self._missing |= dict.fromkeys(wanted - set(everybody.values()), _OFFLINE)
+        for site in wanted - set(everybody.values()) - self._refused.keys():
+            self._missing.setdefault(site, _OFFLINE)
         waited_for = {asked.site for asked in self._memory.unanswered.values() if asked.round == number}
         free = {node: site for node, site in roster.items() if site in wanted - answered - waited_for}
+        if only is not None:
+            free = {node: site for node, site in free.items() if site in only}
         busy = (self._memory.busy() - waited_for) & set(free.values())
         if len(answered) + len(waited_for) + len(free) - len(busy) >= desk.settings.quorum:
             self._missing |= dict.fromkeys(busy, BUSY)
@@ -250,12 +270,19 @@ class _Attempt:
                 weight = examples * desk.settings.staleness_weight(rounds_late) if rounds_late else examples
                 arrays = arrays_in(content)
                 if self._spool.accept(site, asked.round, weight, arrays, self._weights, about):
+                    if not rounds_late:
+                        self._refused.pop(site, None)
+                        self._missing.pop(site, None)
                     desk.tell("late" if rounds_late else "reply", number, site, about.metrics)
                 return
         if refusal is None:
             return
         if asked.round == number:
+            self._refused.pop(site, None)
+            self._missing.pop(site, None)
             (self._missing if refusal.absent else self._refused)[site] = refusal.code
+            if refusal.lost:
+                self._lost.add(site)
         elif not refusal.absent:
             self._late[site] = LateReport(asked.round, 0.0, refusal.code)
         if not refusal.blameless:

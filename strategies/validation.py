@@ -193,6 +193,11 @@ def absence(reply: Message) -> str:
     return str(reply.error.reason)
 
 
+def is_lost(reply: Message) -> bool:
+    """Whether a message or its answer got lost on the way, as where a process was killed: it is worth to ask again."""
+    return reply.has_error() and reply.error.code in _LOST
+
+
 def _error_reply(reply: Message) -> RefusedReply:
     """An error's text is shown only where it is a known word: it may quote a patient."""
     reason = known(reply.error.reason)
@@ -203,7 +208,7 @@ def _error_reply(reply: Message) -> RefusedReply:
         f"code {reply.error.code}, {reason or 'its text is not shown here'}",
         "look into the site's own log",
         site_code=site_code,
-        blameless=reply.error.code in _LOST or (site_code != "" and site_code not in BLAMED_CODES),
+        blameless=is_lost(reply) or (site_code != "" and site_code not in BLAMED_CODES),
     )
 
 
