@@ -1,12 +1,13 @@
 """Flower's SuperLink, and what is changed about it.
 
-Flower's own code stays as it is installed. Five things are put between its parts, each where it looks a name up at run
+Flower's own code stays as it is installed. Six things are put between its parts, each where it looks a name up at run
 time; `tests/contract/test_flower.py` says so when a version of Flower moves one of them.
 
 * Only the operator's token opens the Control API. Flower's own SuperLink takes orders from whoever reaches it.
 * A database that is locked or full answers 503, which every part of Flower tries again; its own 500 makes each give up.
 * A SuperNode that was killed may come back. Flower refuses its key for a minute: the dead one still counts as online.
 * A site may answer only for itself.
+* A site that sends an answer again is told which parts are missing, also where the app has the rest of it already.
 * A SuperLink that was away grants those who waited for it another minute: its absence does not count as theirs.
 """
 
@@ -40,13 +41,13 @@ from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS, NodeStatus
 from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError, http_error_translator
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
-from flwr.supercore.state.schema.corestate_models import ObjectPushSession, Task
-from flwr.supercore.state.schema.linkstate_models import Node
+from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot, Task
+from flwr.supercore.state.schema.linkstate_models import MessageRes, Node
 from flwr.superlink import main as stock
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.servicer.fleet import fleet_handlers
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from starlette.middleware.base import RequestResponseEndpoint
 
@@ -175,7 +176,25 @@ def push_messages(request: PushMessagesRequest, state: LinkState) -> PushMessage
     """Take a site's replies, if they say that they come from it."""
     if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
         raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, f"node {request.node.node_id} spoke for another")
-    return _push_messages(request=request, state=state)
+    # In one transaction: the app must not take the answer while we look.
+    with state.session():  # type: ignore[attr-defined]
+        response = _push_messages(request=request, state=state)
+        for tree in request.message_object_trees:
+            if is_half_taken(state, tree.object_id):
+                # Flower forgets an answer as soon as the app has asked for it, even if parts of it are still to come; a
+                # site that was cut off in between would be told that nothing is missing, and the app wait for minutes.
+                response.objects_to_push.extend(state.preregister_object_tree(tree, response.session_id))
+    return response
+
+
+def is_half_taken(state: LinkState, root: str) -> bool:
+    """Whether an answer is gone, and some of its parts have never come."""
+    with state.session() as session:  # type: ignore[attr-defined]
+        is_there = session.scalar(select(MessageRes.message_id).where(MessageRes.message_id == root))
+        is_awaited = session.scalar(
+            select(ObjectPushSessionRoot.session_id).where(ObjectPushSessionRoot.root_object_id == root)
+        )
+    return is_there is None and is_awaited is not None
 
 
 async def translate_errors(request: Request, call_next: RequestResponseEndpoint) -> Response:

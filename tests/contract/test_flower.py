@@ -150,6 +150,7 @@ PARAMETERS = {
     "flwr.server.superlink.linkstate:LinkState.deactivate_node": "self node_id",
     "flwr.server.superlink.linkstate:LinkState.get_node_id_by_public_key": "self public_key",
     "flwr.server.superlink.linkstate:LinkState.get_node_info": "self node_ids owner_aids statuses",
+    "flwr.server.superlink.linkstate:LinkState.preregister_object_tree": "self object_tree session_id",
 }
 """Names of parameters, in their order."""
 
@@ -213,8 +214,10 @@ COLUMNS = {
     "flwr.supercore.state.schema.linkstate_models:Node": "node_id status online_until heartbeat_interval public_key",
     "flwr.supercore.state.schema.corestate_models:Task": "token active_until finished_at",
     "flwr.supercore.state.schema.corestate_models:ObjectPushSession": "expires_at",
+    "flwr.supercore.state.schema.corestate_models:ObjectPushSessionRoot": "session_id root_object_id",
+    "flwr.supercore.state.schema.linkstate_models:MessageRes": "message_id",
 }
-"""Columns of the SuperLink's database that server/link.py writes."""
+"""Columns of the SuperLink's database that server/link.py reads or writes."""
 
 FLEET = (
     "activate-node confirm-message-received deactivate-node get-fab get-run pull-messages pull-object push-messages "

@@ -13,6 +13,7 @@ from deployment import (
     SECRET,
     TOKEN,
     Signer,
+    ask,
     audit_lines,
     call,
     connections,
@@ -33,19 +34,29 @@ from deployment import (
     trust,
     watched,
 )
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StopRunRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
     PullMessagesRequest,
+    PullMessagesResponse,
     PushMessagesRequest,
+    PushMessagesResponse,
     RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectRequest, PushObjectRequest, PushObjectResponse
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest, PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 
 from wardround.client.home import SiteHome
 from wardround.processes import Keeper
@@ -292,6 +303,62 @@ def test_a_site_cannot_answer_for_another(served: Served) -> None:
     )
     assert call(served.home, PUSH, request, served.signer.headers()).status_code == 403
     assert "spoke for another" in (served.home.logs / "superlink.log").read_text()
+
+
+def push(served: Served, reply: Message) -> PushMessagesResponse:
+    """A site's attempt to send an answer, without its parts."""
+    with no_object_id_recompute():
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        request = PushMessagesRequest(
+            node=Node(node_id=served.node),
+            messages_list=[message_to_proto(remove_content_from_message(reply))],
+            message_object_trees=[get_object_tree(reply)],
+        )
+    answer = call(served.home, PUSH, request, served.signer.headers())
+    assert answer.status_code == 200
+    return PushMessagesResponse.FromString(answer.content)
+
+
+def push_part(served: Served, run: int, session: str, name: str, content: bytes) -> None:
+    request = PushObjectRequest(
+        node=Node(node_id=served.node), run_id=run, object_id=name, object_content=content, session_id=session
+    )
+    answer = call(served.home, "/v1/fleet/push-object", request, served.signer.headers())
+    assert answer.status_code == 200
+    assert PushObjectResponse.FromString(answer.content).stored
+
+
+def test_an_answer_that_was_cut_off_is_completed_although_the_app_has_asked_for_it(served: Served) -> None:
+    let_time_pass(served.home, 120)
+    assert activate(served) == 200
+    run = submit(served.home, make_bundle())
+    try:
+        with lead(served.home) as grid:
+            name = ask(grid, served.node, "train", RecordDict({"plan": ConfigRecord({"round": 1})}))
+            pulled = call(
+                served.home, PULL, PullMessagesRequest(node=Node(node_id=served.node)), served.signer.headers()
+            )
+            (asked,) = PullMessagesResponse.FromString(pulled.content).messages_list
+            reply = Message(RecordDict({"metrics": MetricRecord({"x": 1.0})}), reply_to=message_from_proto(asked))
+            first = push(served, reply)
+            parts = {key: part.deflate() for key, part in get_all_nested_objects(reply).items()}
+            assert set(first.objects_to_push) == set(parts)
+            sent, *missing = parts
+            push_part(served, run, first.session_id, sent, parts[sent])
+            # The app asks for the answer, and Flower forgets it; then the line is cut.
+            taken = grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=[name]))
+            assert len(taken.messages_list) == 1
+            again = push(served, reply)
+            assert set(again.objects_to_push) == set(missing)
+            for part in missing:
+                push_part(served, run, again.session_id, part, parts[part])
+            for part, content in parts.items():
+                found = grid._runtime_client.PullObject(PullObjectRequest(node=grid.node, run_id=run, object_id=part))
+                assert found.object_content == content
+            assert not push(served, reply).objects_to_push
+    finally:
+        with control(served.home) as client:
+            client.StopRun(StopRunRequest(run_id=run))
 
 
 def test_a_locked_database_is_a_reason_to_wait_and_not_to_give_up(served: Served) -> None:
