@@ -299,13 +299,10 @@ class Course:
                 self._until(lambda: bool(self.left(number, self.ground.victim, code)), number)
                 if victim in self.accepted(number):
                     raise Missed
-            case "aggregation":
+            case "aggregation" | "journal write":
                 whole = len(self.ground.federation.sites)
                 self._until(lambda: self.is_open(number), number)
                 self._until(lambda: len(self.updates(number)) == whole, number, _FAST_S)
-            case "journal write":
-                self._until(lambda: self.is_open(number), number)
-                self._until(self._is_written, number, _FAST_S)
             case "closed":
                 self._until(lambda: self.is_closed(number), None)
 
@@ -320,9 +317,12 @@ class Course:
         ground = self.ground
         self.reach(number, moment, part)
         if moment in ("aggregation", "journal write"):
-            with ground.halted(ground.pid("serverapp")):
+            app = ground.pid("serverapp")
+            with ground.halted(app):
                 self.accepted(number)
-                if self.is_closed(number) or (moment == "journal write" and not self._is_written()):
+                if moment == "journal write" and app is not None:
+                    self._step(app, self._is_written, number)
+                if self.is_closed(number):
                     raise Missed
                 killed = ground.strike(part)
         else:
@@ -380,6 +380,17 @@ class Course:
 
     def _is_written(self) -> bool:
         return any((self.folder / "rounds").glob(".tmp-*"))
+
+    def _step(self, pid: int, question: Callable[[], bool], before: int) -> None:
+        """Let a process that is halted go on for moments, until something has come about."""
+        while not question():
+            if self.is_closed(before):
+                raise Missed
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(_FAST_S)
+            os.kill(pid, signal.SIGSTOP)
+            while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+                time.sleep(_FAST_S)
 
     def _until(self, question: Callable[[], bool], before: int | None, pause: float = _LOOK_S) -> None:
         """Wait for something that happens before a round is closed."""
