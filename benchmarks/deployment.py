@@ -33,6 +33,7 @@ import os
 import platform
 import re
 import select
+import signal
 import socket
 import statistics
 import subprocess
@@ -187,6 +188,8 @@ class Cost:
         Bytes to and from one site, over those that are needed: one model a message.
     memory
         Peak resident bytes of any one process, by kind.
+    cpu
+        User and system seconds of all processes of a kind, from their start to the end of the run.
     load
         Of the machine at the end, over the last minute.
     """
@@ -196,6 +199,7 @@ class Cost:
     down: float
     up: float
     memory: dict[str, int] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
     load: float = 0.0
 
     @property
@@ -235,6 +239,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
+        self._seconds: dict[int, tuple[str, float]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -255,6 +260,16 @@ class Watch:
                     marks = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
                     if kind and marks:
                         self.peaks[kind] = max(self.peaks.get(kind, 0), int(marks[1]) * 1024)
+                        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                        self._seconds[pid] = (kind, (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"))
+
+    @property
+    def cpu(self) -> dict[str, float]:
+        """Seconds of all processes, by kind."""
+        found = dict.fromkeys(KINDS, 0.0)
+        for kind, seconds in self._seconds.values():
+            found[kind] += seconds
+        return found
 
 
 def _below(root: int) -> list[int]:
@@ -354,7 +369,13 @@ def run_wardround(folder: Path, parameters: float, rounds: int, *, wire: bool = 
     if wire:
         down, up = (max(getattr(relay, way) for relay in relays.values()) for way in ("down", "up"))
     return Cost(
-        _between(closed), learning[1:], down / needed["down"], up / needed["up"], watch.peaks, os.getloadavg()[0]
+        _between(closed),
+        learning[1:],
+        down / needed["down"],
+        up / needed["up"],
+        watch.peaks,
+        watch.cpu,
+        os.getloadavg()[0],
     )
 
 
@@ -416,6 +437,7 @@ def run_flower(folder: Path, parameters: float, rounds: int, *, database: bool =
         int(traffic["outbound-bytes"]) / needed,
         int(traffic["inbound-bytes"]) / needed,
         watch.peaks,
+        watch.cpu,
         os.getloadavg()[0],
     )
 
@@ -484,6 +506,8 @@ def main() -> None:
     parser.add_argument("--stock-database", action="store_true", help="plain Flower keeps its state on disk, too")
     parser.add_argument("--json", type=Path, help="write every run here as well")
     options = parser.parse_args()
+    # Ended from outside, it must still end what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Here, too: the widths must be known to whoever draws the first weights.
     exec(CUSTOMIZE.format(widths=tuple(WIDTHS.values())), {})
     runs: dict[float, dict[str, list[Cost]]] = {}
@@ -514,6 +538,7 @@ def main() -> None:
     print_rounds(runs)
     print_bytes(runs, wires)
     print_memory(runs)
+    print_cpu(runs)
 
 
 def print_rounds(runs: Mapping[float, Mapping[str, Sequence[Cost]]]) -> None:
@@ -550,6 +575,16 @@ def print_memory(runs: Mapping[float, Mapping[str, Sequence[Cost]]]) -> None:
             peaks = {kind: max(cost.memory.get(kind, 0) for cost in costs) for kind in KINDS}
             cells = (f"{peak / 1e6:.0f}" if peak else "-" for peak in peaks.values())
             print(f"| {parameters:.0e} | {engine} | {' | '.join(cells)} |")
+
+
+def print_cpu(runs: Mapping[float, Mapping[str, Sequence[Cost]]]) -> None:
+    """CPU time by process, which tells more than the clock where a machine has other work as well."""
+    print(f"\n| parameters | engine | {' | '.join(f'{kind}, CPU s' for kind in KINDS)} | all |")
+    print(f"| --- | --- |{' --- |' * len(KINDS)} --- |")
+    for parameters, found in runs.items():
+        for engine, costs in found.items():
+            spent = [statistics.median(cost.cpu.get(kind, 0.0) for cost in costs) for kind in KINDS]
+            print(f"| {parameters:.0e} | {engine} | {' | '.join(f'{one:.1f}' for one in spent)} | {sum(spent):.1f} |")
 
 
 def _median(groups: Iterable[Sequence[float]]) -> float:
