@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
+import httpx
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -60,7 +61,8 @@ LOOK_EVERY = 0.2
 STALL = 60.0
 """Seconds after which an answer whose parts stopped coming is given up: the app's process died."""
 RESEND_WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Seconds between attempts to send one answer, on top of those that Flower makes by itself."""
+"""Seconds between attempts to send one answer, on top of those that Flower makes by itself. Where the coordinator is
+out of reach, the last of them is waited again and again, until nobody waits for the answer any more."""
 
 _REASONS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "app-raised",
@@ -402,6 +404,9 @@ class Crossing:
             if not sending.faults or sending.is_over:
                 return
             wait = next(waits, None)
+            if wait is None and any(isinstance(fault, httpx.TransportError) for fault in sending.faults):
+                # Flower takes a port forwarding before a coordinator that is down for a fault of TLS, and gives up.
+                wait = RESEND_WAITS[-1]
             if wait is None or answer.metadata.created_at + answer.metadata.ttl < time.time():
                 log.error("an answer could not be sent; it is given up")
                 return

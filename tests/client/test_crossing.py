@@ -465,6 +465,16 @@ def test_an_answer_that_cannot_be_sent_is_given_up_at_last(node: Node, agent: Fa
     assert node.notes.find(asked.metadata.message_id) is None
 
 
+def test_an_answer_outlasts_a_coordinator_that_cannot_be_reached(node: Node, agent: FakeAgent) -> None:
+    asked = node.coordinator.ask()
+    node.take()
+    node.app_answers(asked, update())
+    node.coordinator.troubles = [httpx.ConnectError("[SSL: UNEXPECTED_EOF_WHILE_READING]")] * 100
+    node.send()
+    assert len(node.coordinator.arrived) == 1
+    assert node.coordinator.troubles == []
+
+
 def test_progress_is_stamped_while_an_app_works(tmp_path: Path, agent: FakeAgent) -> None:
     stamps: list[float] = []
     work: list[Callable[[], object]] = []
