@@ -17,13 +17,17 @@ from typing import Protocol
 
 from wardround.deploy.coordinator.control import FlowerRun
 from wardround.deploy.coordinator.runs import OVER, Phase, Run, all_runs
-from wardround.errors import Interrupted
+from wardround.errors import Interrupted, StorageError
 from wardround.server.home import CoordinatorHome
 
 log = logging.getLogger(__name__)
 
 MOST_FRUITLESS = 10
 """So many attempts in a row that close no round end a run as failed."""
+
+
+PASSING = (Interrupted.__name__, StorageError.__name__)
+"""Errors of a ServerApp that need not come back: it was told to stop, and is wanted again; a disk was full."""
 
 
 class Orders(Protocol):
@@ -153,10 +157,10 @@ class RunKeeper:
             return run
         if run.complete:
             return self._end(run, "finished", "")
-        # One that was told to stop, and is wanted again before anybody looked, has no error.
-        if (error := run.own_error()) is not None and error.kind != Interrupted.__name__:
+        if (error := run.own_error()) is not None and error.kind not in PASSING:
             return self._end(run, "failed", error.problem)
-        return self._try_again(run, "the SuperLink does not know it any more" if found is None else found.details)
+        details = "the SuperLink does not know it any more" if found is None else found.details
+        return self._try_again(run, details if error is None else error.problem)
 
     def _mind(self, run: Run, found: FlowerRun) -> Run:
         """A ServerApp that was killed is noticed by Flower after a minute; whoever looks at the journal sees it now."""

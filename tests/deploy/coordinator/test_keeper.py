@@ -255,6 +255,21 @@ def test_who_stops_and_thinks_again_at_once_loses_nothing(
     assert flower.at_work == [2]
 
 
+def test_a_full_disk_is_no_reason_to_give_up(
+    keeper: RunKeeper, flower: FlowerStub, home: CoordinatorHome, run: runs.Run, clock: Clock
+) -> None:
+    keeper.step()
+    content = {"error": "StorageError", "exit-code": 4, "problem": "cannot write it", "cause": "", "fix": ""}
+    (run.folder / "error.json").write_text(json.dumps(content))
+    flower.end(1, "failed")
+    keeper.step()
+    found = runs.find(home, "study")
+    assert (found.phase, found.state.reason) == ("queued", "cannot write it")
+    clock.time += 1
+    keeper.step()
+    assert flower.at_work == [2]
+
+
 def test_one_run_after_the_other(
     keeper: RunKeeper, flower: FlowerStub, home: CoordinatorHome, run: runs.Run, clock: Clock
 ) -> None:
