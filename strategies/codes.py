@@ -21,7 +21,6 @@ ABSENT_CODES = frozenset(
         "busy",
         "timeout",
         "agent-unreachable",
-        "supernode-restarted",
         "restarted",
         "not-received",
         "incomplete",

@@ -30,7 +30,9 @@ from flwr.supernode.nodestate import NodeStateFactory
 
 from wardround.client import crossing as subject
 from wardround.client.crossing import Agent, Crossing, OpenMessages
+from wardround.client.gate import codes
 from wardround.processes import Stamp
+from wardround.strategies.codes import SITE_CODES
 from wardround.strategies.contract import digest
 
 NODE, RUN = 42, 7
@@ -491,3 +493,11 @@ def test_progress_is_stamped_while_an_app_works(tmp_path: Path, agent: FakeAgent
     node.send()
     assert len(stamps) == 3
     assert stamps == sorted(stamps)
+
+
+@pytest.mark.parametrize(
+    "code", [subject.RESTARTED, subject.NOT_RECEIVED, subject.INCOMPLETE, subject.UNREACHABLE, subject.WITHHELD]
+)
+def test_a_reason_is_one_that_the_ledger_and_the_journal_know(code: str) -> None:
+    assert codes.safe_code(code) == code
+    assert code in SITE_CODES
