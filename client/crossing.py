@@ -231,6 +231,10 @@ class Crossing:
         taking = _Taking()
         try:
             run_id = self._take(**self._watched(given, taking))
+        except httpx.TransportError as error:
+            # An outage of hours is no reason to fill the log with where in Flower it was noticed.
+            log.error("the coordinator is out of reach (%s)", error)
+            return self._refuse(taking, _reason(error), state, store)
         except Exception as error:
             log.exception("a message could not be taken")
             return self._refuse(taking, _reason(error), state, store)
