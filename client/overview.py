@@ -4,9 +4,7 @@ Everything is read from the disk, and nothing is written: the same answer comes 
 that has stopped. It tells what the ledger tells, and so nothing of any case.
 """
 
-import fcntl
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -21,7 +19,8 @@ from wardround.client.gate.codes import ADMITTED, SENT
 from wardround.client.gate.ledger import Ledger, LedgerEntry, Verification
 from wardround.client.gate.policy import load_policy
 from wardround.client.home import SiteHome
-from wardround.errors import StorageError, WardroundError
+from wardround.errors import WardroundError
+from wardround.files import is_locked
 
 MOST_LINES = 100
 """So many of the latest lines are shown."""
@@ -135,7 +134,7 @@ def read_site(home: SiteHome, now: float | None = None) -> SiteOverview:
     except WardroundError as error:
         notes.append(str(error))
     try:
-        agent = is_held(home.lock)
+        agent = is_locked(home.lock)
     except WardroundError as error:
         notes.append(str(error))
     try:
@@ -149,31 +148,6 @@ def read_site(home: SiteHome, now: float | None = None) -> SiteOverview:
     account = read_account(home.ledger, notes)
     moment = time.time() if now is None else now
     return SiteOverview(moment, name, coordinator, participation, agent, account, bundles, policy, tuple(notes))
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds a lock file; one that is not there is not held.
-
-    Raises
-    ------
-    StorageError
-        If the file cannot be opened.
-    """
-    try:
-        handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StorageError(f"cannot open {lock}", error.strerror or "", "check who owns the folder") from error
-    try:
-        # Shared, so that several who only look do not see each other.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(handle)
 
 
 def read_account(ledger: Path, notes: list[str]) -> Account:

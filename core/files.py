@@ -155,6 +155,31 @@ def lock_alone(handle: int, patience_s: float = LOCK_PATIENCE_S) -> None:
         time.sleep(0.01)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; one that is not there is not held.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(f"cannot open {path}", error.strerror or "", "check who owns the folder") from error
+    try:
+        # Shared, so that several who only look do not see each other.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -10,12 +10,14 @@ It looks at locks, process numbers and stamps, asks nobody, and imports nothing 
 """
 
 import argparse
-import fcntl
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from wardround.errors import StorageError
+from wardround.files import is_locked
 
 STALE_S = 180.0
 """A SuperNode that has not stamped for so long is stuck."""
@@ -41,17 +43,9 @@ def coordinator_is_alive(home: Path) -> bool:
 
 def _is_held(lock: Path) -> bool:
     try:
-        handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        return is_locked(lock)
+    except StorageError:
         return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(handle)
 
 
 def _runs(pid_file: Path) -> bool:

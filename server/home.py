@@ -14,7 +14,6 @@
         flwr/, logs/, run/   Flower's own folder, log files, and locks of running processes
 """
 
-import fcntl
 import os
 import re
 import tomllib
@@ -27,8 +26,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wardround.errors import DataError, StorageError, UsageError
-from wardround.files import lock_alone, storage_error
+from wardround.errors import DataError, UsageError
+from wardround.files import is_locked, lock_alone, storage_error
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -241,30 +240,5 @@ def hold(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
-    finally:
-        os.close(handle)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock file `path`; one that is not there is not held.
-
-    Raises
-    ------
-    StorageError
-        If the file cannot be opened.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StorageError(f"cannot open {path}", error.strerror or "", "check who owns the folder") from error
-    try:
-        # Shared, so that several who only look do not see each other.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
     finally:
         os.close(handle)

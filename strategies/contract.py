@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from tokenize import TokenError
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,8 @@ EVALUATE_METRICS = frozenset({NUM_EXAMPLES, LOSS, CASES, DICE, "hd95-mm", "assd-
 
 Weights = dict[str, npt.NDArray[Any]]
 """Named arrays of booleans, integers or floats: a network's parameters and buffers."""
+
+_Kind = TypeVar("_Kind", ArrayRecord, MetricRecord, ConfigRecord)
 
 Metrics = Mapping[str, float | list[float]]
 """Named scalars."""
@@ -172,10 +174,7 @@ def arrays_in(content: RecordDict) -> ArrayRecord:
     KeyError
         If there are none.
     """
-    record = content.get(ARRAYS)
-    if not isinstance(record, ArrayRecord):
-        raise KeyError(ARRAYS)
-    return record
+    return _record(content, ARRAYS, ArrayRecord)
 
 
 def metrics_in(content: RecordDict) -> MetricRecord:
@@ -186,10 +185,7 @@ def metrics_in(content: RecordDict) -> MetricRecord:
     KeyError
         If there are none.
     """
-    record = content.get(METRICS)
-    if not isinstance(record, MetricRecord):
-        raise KeyError(METRICS)
-    return record
+    return _record(content, METRICS, MetricRecord)
 
 
 def plan_in(content: RecordDict) -> ConfigRecord:
@@ -200,9 +196,13 @@ def plan_in(content: RecordDict) -> ConfigRecord:
     KeyError
         If there is none.
     """
-    record = content.get(PLAN)
-    if not isinstance(record, ConfigRecord):
-        raise KeyError(PLAN)
+    return _record(content, PLAN, ConfigRecord)
+
+
+def _record(content: RecordDict, name: str, kind: type[_Kind]) -> _Kind:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise KeyError(name)
     return record
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from wardround.errors import StorageError, UsageError
-from wardround.files import new_folder, write_text
-from wardround.server.home import CoordinatorHome, is_locked
+from wardround.files import is_locked, new_folder, write_text
+from wardround.server.home import CoordinatorHome
 from wardround.server.journal import RoundRecord, read_rounds
 
 REQUEST = "request.json"

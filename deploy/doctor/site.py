@@ -13,7 +13,6 @@ from wardround.client.gate.approvals import Approvals
 from wardround.client.gate.ledger import Ledger
 from wardround.client.gate.policy import load_policy
 from wardround.client.home import SiteHome
-from wardround.client.overview import is_held
 from wardround.deploy.doctor import line, machine, trust
 from wardround.deploy.doctor.dialogue import ask, judge
 from wardround.deploy.doctor.finding import Finding, bad, good, of_error
@@ -21,6 +20,7 @@ from wardround.deploy.doctor.store import store
 from wardround.deploy.provisioning.authority import certificate_facts
 from wardround.deploy.provisioning.keys import read_private_key
 from wardround.errors import WardroundError
+from wardround.files import is_locked
 from wardround.pages import count
 from wardround.processes import Stamp
 
@@ -119,7 +119,7 @@ def _bundles(home: SiteHome) -> Finding:
 
 def _processes(home: SiteHome) -> Iterator[Finding]:
     try:
-        participation, held = home.participation, is_held(home.lock)
+        participation, held = home.participation, is_locked(home.lock)
     except WardroundError as error:
         yield of_error("agent", error)
         return

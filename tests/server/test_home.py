@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from wardround.errors import DataError, UsageError
-from wardround.server.home import CoordinatorHome, hold, is_locked
+from wardround.files import is_locked
+from wardround.server.home import CoordinatorHome, hold
 
 SMALL = '[coordinator]\nnames = ["fed.example.org"]\nurl = "https://fed.example.org:8443"\n'
 
