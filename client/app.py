@@ -7,11 +7,12 @@ or a code of the site's gate. Error texts stay at the site.
 
 import logging
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardround.client.door import Kind, open_site
-from wardround.errors import GateRefused, WardroundError
+from wardround.errors import GateRefused, PlanError, WardroundError
+from wardround.strategies.parcel import is_wrapped, unwrap, wrap
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def status(message: Message, context: Context) -> Message:
 
 def _reply(message: Message, context: Context, kind: Kind) -> Message:
     try:
-        return Message(open_site(context).answer(kind, message.content), reply_to=message)
+        return Message(_answer(kind, message, context), reply_to=message)
     except GateRefused as error:
         log.error("%s", error)
         return Message(Error(SITE_ERROR, error.code), reply_to=message)
@@ -51,3 +52,17 @@ def _reply(message: Message, context: Context, kind: Kind) -> Message:
     except Exception as error:
         log.exception("the site failed")
         return Message(Error(SITE_ERROR, type(error).__name__), reply_to=message)
+
+
+def _answer(kind: Kind, message: Message, context: Context) -> RecordDict:
+    """The site's answer; its weights travel as those of the question did."""
+    in_one_piece = is_wrapped(message.content)
+    try:
+        # In its place: a large model is not kept twice.
+        message.content = unwrap(message.content)
+    except ValueError as error:
+        raise PlanError(
+            "the weights cannot be read", str(error), "both ends must run the same version of Wardround"
+        ) from error
+    answer = open_site(context).answer(kind, message.content)
+    return wrap(answer) if in_one_piece else answer

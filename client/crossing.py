@@ -40,6 +40,7 @@ from wardround.errors import ConnectionFailed, GateRefused, StorageError, Wardro
 from wardround.files import write_bytes
 from wardround.processes import Stamp
 from wardround.strategies.contract import digest
+from wardround.strategies.parcel import is_wrapped, unwrap, wrap
 
 log = logging.getLogger(__name__)
 
@@ -342,9 +343,10 @@ class Crossing:
     def _judged(self, asked: Message, reply: Message, store: ObjectStore) -> Message:
         """`reply` written anew, if the agent released its content; an error otherwise."""
         try:
-            content = self._unpack(reply, store).content
+            came = self._unpack(reply, store).content
+            content = unwrap(came)
             if self._agent.released(digest(content)):
-                return Message(content, reply_to=asked)
+                return Message(wrap(content) if is_wrapped(came) else content, reply_to=asked)
         except TimeoutError:
             return self._error(asked, _Reason(LOST, INCOMPLETE))
         except WardroundError as error:

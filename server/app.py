@@ -44,6 +44,7 @@ from flwr.serverapp.strategy import Strategy
 
 from wardround.errors import PlanError, WardroundError
 from wardround.files import write_text
+from wardround.server.grids import ParcelGrid
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy
@@ -215,7 +216,7 @@ def main(grid: Grid, context: Context) -> None:
 
         with Journal(settings.output, settings.keep) as journal:
             run_rounds(
-                grid,
+                ParcelGrid(grid),
                 settings.strategy,
                 settings.plan_of,
                 initial_weights(settings.plan),

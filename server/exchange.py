@@ -7,13 +7,11 @@ one of the server. Here an exchange ends at a deadline, and every site that was 
 import logging
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
 from wardround.errors import Interrupted, RoundError
@@ -22,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 # What Flower raises where the bytes of a reply are no message: nothing else is taken for the fault of a site.
 _UNDECODABLE = (DecodeError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError)
-
-_ROSTER_LOOKS = 5
 
 NOT_DELIVERED = "not-delivered"
 
@@ -239,70 +235,3 @@ def _pull(grid: Grid, identity: str) -> tuple[Message | None, str]:
         if reply.metadata.reply_to_message_id == identity:
             return reply, ""
     return None, ""
-
-
-class RosterGrid(Grid):
-    """A grid that shows a strategy the sites of this round and no others.
-
-    Flower's strategies sample from whoever is online while they look, and look again for ever if these are too few.
-
-    Parameters
-    ----------
-    grid
-        Does everything else.
-    roster
-        Node ids to names.
-    """
-
-    def __init__(self, grid: Grid, roster: Mapping[int, str]) -> None:
-        self._grid = grid
-        self._roster = roster
-        self._looks = 0
-
-    def get_node_ids(self) -> list[int]:
-        """The nodes of the roster.
-
-        Raises
-        ------
-        RoundError
-            If the strategy keeps looking for more.
-        """
-        self._looks += 1
-        if self._looks > _ROSTER_LOOKS:
-            raise RoundError(
-                "the strategy waits for more sites than are online",
-                f"{len(self._roster)} take part in this round",
-                "lower its min_train_nodes and min_available_nodes",
-            )
-        return list(self._roster)
-
-    def get_nodes(self) -> list[NodeInfo]:
-        """The nodes of the roster, with their names."""
-        return [NodeInfo(node_id=node, name=name) for node, name in self._roster.items()]
-
-    def set_run(self, run: Run) -> None:
-        """Hand on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of the grid."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Hand on."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand on."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand on."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Hand on."""
-        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 
 from wardround.server.desk import Desk, Refusal, payload, reasons, report, seeded
-from wardround.server.exchange import Answer, RosterGrid, TooFew, exchange
+from wardround.server.exchange import Answer, TooFew, exchange
+from wardround.server.grids import RosterGrid
 from wardround.server.journal import LateReport, RoundRecord, Standing
 from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined

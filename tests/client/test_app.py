@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from wardround.client import door
 from wardround.client.app import SITE_ERROR, app
@@ -20,6 +20,7 @@ from wardround.strategies.contract import (
     weights_from_record,
     weights_to_record,
 )
+from wardround.strategies.parcel import PARCEL, is_wrapped, unwrap, wrap
 from wardround.strategies.plan import RoundPlan
 
 WEIGHTS = {"layer": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -70,6 +71,25 @@ def test_train_carries_plan_and_weights_there_and_the_update_back() -> None:
     assert np.array_equal(weights_from_record(reply.array_records[ARRAYS])["layer"], WEIGHTS["layer"] + 1)
     assert dict(reply.metric_records[METRICS]) == {"num-examples": 2.0}
     assert set(reply) == {ARRAYS, METRICS}
+
+
+def test_weights_in_one_piece_are_answered_in_one_piece() -> None:
+    door.attach("north", FakeSite())
+    grid = InProcessGrid(app, ["north"])
+    content = wrap(RecordDict({ARRAYS: weights_to_record(WEIGHTS), PLAN: ROUND.to_record()}))
+    sent = grid.push_messages([Message(content, grid.get_node_ids()[0], "train")])
+    reply = next(iter(grid.pull_messages(sent))).content
+    assert is_wrapped(reply)
+    assert np.array_equal(weights_from_record(unwrap(reply)[ARRAYS])["layer"], WEIGHTS["layer"] + 1)
+
+
+def test_a_piece_that_cannot_be_read_is_answered_by_name() -> None:
+    door.attach("north", FakeSite())
+    grid = InProcessGrid(app, ["north"])
+    piece = ArrayRecord({PARCEL: Array("uint8", (3,), PARCEL, b"abc")})
+    content = RecordDict({ARRAYS: piece, PLAN: ROUND.to_record()})
+    sent = grid.push_messages([Message(content, grid.get_node_ids()[0], "train")])
+    assert next(iter(grid.pull_messages(sent))).error.reason == "PlanError"
 
 
 def test_evaluate_and_status_answer_scalars_only() -> None:

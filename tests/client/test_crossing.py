@@ -34,6 +34,7 @@ from wardround.client.gate import codes
 from wardround.processes import Stamp
 from wardround.strategies.codes import SITE_CODES
 from wardround.strategies.contract import digest
+from wardround.strategies.parcel import wrap
 
 NODE, RUN = 42, 7
 CANARY = "DOE^JOHN 1970-01-01"
@@ -209,6 +210,30 @@ def test_what_was_released_leaves_as_it_is(node: Node, agent: FakeAgent) -> None
     assert arrived.metadata.reply_to_message_id == asked.metadata.message_id
     assert [question["digest"] for question in agent.questions("released")] == [digest(update(2.0))]
     assert node.notes.find(asked.metadata.message_id) is None
+
+
+def test_weights_in_one_piece_are_looked_into_and_leave_in_one_piece(node: Node, agent: FakeAgent) -> None:
+    agent.release = lambda d: d == digest(update(2.0))
+    for value in (2.0, 3.0):
+        asked = node.coordinator.ask()
+        node.take()
+        node.app_answers(asked, wrap(update(value)))
+        node.send()
+    left, withheld = node.coordinator.arrived
+    assert digest(left.content) == digest(wrap(update(2.0)))
+    assert (withheld.error.code, withheld.error.reason) == (subject.SITE_ERROR, "not-released")
+
+
+def test_a_piece_with_room_for_more_is_not_read(node: Node, agent: FakeAgent) -> None:
+    piece = wrap(update())["arrays"]["wardround.parcel"]
+    data = piece.data + CANARY.encode()
+    arrays = ArrayRecord({"wardround.parcel": Array(piece.dtype, (len(data),), piece.stype, data)})
+    asked = node.coordinator.ask()
+    node.take()
+    node.app_answers(asked, RecordDict({"arrays": arrays, "metrics": update()["metrics"]}))
+    node.send()
+    assert the_error(node) == (subject.SITE_ERROR, "undecodable")
+    assert agent.questions("released") == []
 
 
 def test_what_was_not_released_is_replaced_by_an_error(node: Node, agent: FakeAgent) -> None:

@@ -7,7 +7,7 @@ from flwr.app import Message, RecordDict
 from google.protobuf.message import DecodeError
 
 from wardround.errors import Interrupted, RoundError
-from wardround.server.exchange import RosterGrid, exchange, wait_for_sites
+from wardround.server.exchange import exchange, wait_for_sites
 
 
 def going() -> bool:
@@ -147,14 +147,3 @@ def test_pauses_grow(toy_grid: Any, clock: Any) -> None:
     list(exchange(grid, messages(grid), 20.0, clock.pace(), going))
     assert pauses[:3] == [0.02, 0.04, 0.08]
     assert max(pauses) == 2.0
-
-
-def test_a_roster_grid_shows_its_sites_and_hands_on_the_rest(toy_grid: Any) -> None:
-    grid = toy_grid({"a": echo, "b": echo})
-    view = RosterGrid(grid, {100: "a"})
-    assert view.get_node_ids() == [100]
-    assert [(node.node_id, node.name) for node in view.get_nodes()] == [(100, "a")]
-    identities = list(view.push_messages([Message(RecordDict(), 100, "train")]))
-    assert len(list(view.pull_messages(identities))) == 1
-    with pytest.raises(RoundError, match="waits for more"):
-        [view.get_node_ids() for _ in range(10)]
