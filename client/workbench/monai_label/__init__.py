@@ -1,0 +1,1 @@
+"""The MONAI Label protocol: 3D Slicer, OHIF and MONAI's own client talk to the workbench as they do to MONAI Label."""
