@@ -67,6 +67,9 @@ def _runs(runs: tuple[RunView, ...]) -> Iterator[Metric]:
     quarantine = GaugeMetricFamily("wardround_site_quarantined", "Whether a site is left out.", labels=["run", "site"])
     dice = GaugeMetricFamily("wardround_site_dice", "Latest mean Dice on held-back cases.", labels=["run", "site"])
     loss = GaugeMetricFamily("wardround_site_loss", "Loss in the last round.", labels=["run", "site"])
+    answers = GaugeMetricFamily(
+        "wardround_open_round_sites", "Sites of the round that is open, by answer.", labels=["run", "answer"]
+    )
     for run in runs:
         for name in _STATES:
             state.add_metric([run.name, name], float(run.state == name))
@@ -80,6 +83,9 @@ def _runs(runs: tuple[RunView, ...]) -> Iterator[Metric]:
                 took.add_metric([run.name, phase], seconds)
             for site, report in run.last.sites.items():
                 loss.add_metric([run.name, site], scalar(report.metrics, LOSS))
+        if run.open is not None:
+            answers.add_metric([run.name, "accepted"], len(run.open.answered))
+            answers.add_metric([run.name, "waited-for"], len(run.open.waiting))
         for total in run.site_totals():
             names = [run.name, total.name]
             traffic.add_metric([*names, "down"], total.bytes_down)
@@ -89,7 +95,7 @@ def _runs(runs: tuple[RunView, ...]) -> Iterator[Metric]:
             quarantine.add_metric(names, float(total.quarantined))
             if math.isfinite(total.dice):
                 dice.add_metric(names, total.dice)
-    yield from (state, planned, closed, when, took, attempts, traffic, combined, quarantine, dice, loss)
+    yield from (state, planned, closed, when, took, attempts, traffic, combined, quarantine, dice, loss, answers)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

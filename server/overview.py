@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from wardround.errors import WardroundError
 from wardround.server.home import CoordinatorHome
-from wardround.server.journal import RoundRecord, read_rounds
+from wardround.server.journal import OpenView, RoundRecord, read_open, read_rounds
 from wardround.strategies.contract import DICE, Metrics
 
 ORDER = ("running", "queued")
@@ -86,6 +86,8 @@ class RunView:
         Why its journal cannot be read; empty if it can.
     quarantined
         Sites that are left out for now.
+    open
+        The round that is open; None if none is.
     """
 
     name: str
@@ -98,6 +100,7 @@ class RunView:
     closed: Mapping[int, float] = field(default_factory=dict)
     trouble: str = ""
     quarantined: tuple[str, ...] = ()
+    open: OpenView | None = None
 
     @property
     def last(self) -> RoundRecord | None:
@@ -288,7 +291,14 @@ def _run(folder: Path, notes: list[str]) -> RunView:
         closed,
         trouble,
         _quarantined(records),
+        _open(folder, records),
     )
+
+
+def _open(folder: Path, records: tuple[RoundRecord, ...]) -> OpenView | None:
+    """The round that is open; for a moment after it was closed its updates still lie there."""
+    view = read_open(folder)
+    return view if view is not None and view.round > (records[-1].round if records else 0) else None
 
 
 def _signature(folder: Path) -> tuple[tuple[int, int, int], ...]:

@@ -13,9 +13,10 @@ than one of two.
 import hashlib
 import json
 import logging
+import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,23 @@ class OpenView:
         Sites whose update was accepted.
     attempts
         Attempts that were given up.
+    left_out
+        Who was refused or missing in the last of these, and why.
+    since
+        Seconds since 1970: when the attempt that runs began, or the last one was given up; NaN before the first.
     """
 
     round: int
     asked: tuple[str, ...]
     answered: tuple[str, ...]
     attempts: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    since: float = math.nan
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Sites that were asked and of which no update was accepted yet."""
+        return tuple(site for site in self.asked if site not in self.answered)
 
 
 class OpenRound:
@@ -205,16 +217,20 @@ def read_open(folder: Path) -> OpenView | None:
         path = max(_open_folders(folder), default=None)
         if path is None:
             return None
-        attempts = _attempts(path)
+        files = _attempt_files(path)
+        attempts = [read_json(file) for file in files]
         running = [attempt for attempt in attempts if "missing" not in attempt]
+        over = [attempt for attempt in attempts if "missing" in attempt]
         return OpenView(
             int(path.name),
-            tuple(running[-1]["asked"]) if running else (),
+            tuple(map(str, running[-1]["asked"])) if running else (),
             tuple(sorted(update.site for update in _updates(path) if update.round == int(path.name))),
-            len(attempts) - len(running),
+            len(over),
+            {str(site): str(why) for site, why in _left_out(over[-1])} if over else {},
+            files[-1].stat().st_mtime if files else math.nan,
         )
-    except (StorageError, FileNotFoundError):
-        # It was closed while we looked.
+    except (StorageError, OSError, KeyError, TypeError, AttributeError, RecursionError):
+        # It was closed while we looked, or a file is damaged: then nobody can say how far it is.
         return None
 
 
@@ -236,7 +252,15 @@ def _starts_from(folder: Path, start: str) -> bool:
 
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
-    return [read_json(path) for path in sorted(folder.glob("attempt-*.json"))]
+    return [read_json(path) for path in _attempt_files(folder)]
+
+
+def _attempt_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("attempt-*.json"))
+
+
+def _left_out(attempt: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return sorted({**attempt["missing"], **attempt["refused"]}.items())
 
 
 def _updates(folder: Path) -> Iterator[Accepted]:

@@ -56,6 +56,14 @@ class _Round:
     left_out: str
 
 
+@dataclass(frozen=True)
+class _Answer:
+    site: str
+    answered: bool
+    asked: bool
+    before: str
+
+
 def create_app(home: Path) -> FastAPI:
     """The page of the coordinator whose folder is `home`, without a guard (:func:`wardround.pages.Guard`)."""
     folder = CoordinatorHome(home)
@@ -155,6 +163,7 @@ def _context(
         "registered": sum(site.state == "registered" for site in view.sites),
         "sites": _sites(view, run),
         "traffic": _traffic(last),
+        "answers": _answers(run),
         "curves": curves.curves_of(run.records) if run is not None else [],
         "frame": {
             "width": curves.WIDTH,
@@ -175,6 +184,15 @@ def _sites(view: Overview, run: RunView | None) -> list[tuple[SiteView, SiteTota
     known = {site.name: site for site in view.sites}
     known |= {name: SiteView(name, "not registered") for name in totals if name not in known}
     return [(known[name], totals.get(name)) for name in sorted(known)]
+
+
+def _answers(run: RunView | None) -> list[_Answer]:
+    """Every site that the open round names, by name."""
+    view = run.open if run is not None else None
+    if view is None:
+        return []
+    names = sorted({*view.asked, *view.answered, *view.left_out})
+    return [_Answer(name, name in view.answered, name in view.asked, view.left_out.get(name, "")) for name in names]
 
 
 def _traffic(record: RoundRecord | None) -> _Traffic:

@@ -124,6 +124,12 @@ def test_a_look_from_outside(tmp_path: Path) -> None:
         view = read_open(tmp_path)
         assert view is not None
         assert (view.round, view.asked, view.answered, view.attempts) == (1, ("north", "south"), ("north",), 0)
+        assert (view.waiting, view.left_out) == (("south",), {})
+        spool.give_up_attempt({"south": "shape"}, {"east": "late"})
+        view = read_open(tmp_path)
+        assert view is not None
+        assert (view.asked, view.waiting, view.attempts) == ((), (), 1)
+        assert view.left_out == {"south": "shape", "east": "late"}
         journal.write(RoundRecord(1, "plan", {"north": REPORT}), weights(1), {})
         assert read_open(tmp_path) is None
         assert not list(tmp_path.rglob("*.npz"))

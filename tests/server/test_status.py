@@ -21,7 +21,9 @@ from wardround.server.home import CoordinatorHome, hold
 from wardround.server.journal import Evaluation, Journal, RoundRecord, SiteReport
 from wardround.server.overview import read_overview
 from wardround.server.records import LateReport, Standing
+from wardround.server.spool import OpenRound
 from wardround.server.status import create_app
+from wardround.strategies.contract import weights_to_record
 
 NOW = 1_800_000_000.0
 HOSTILE = (
@@ -248,6 +250,70 @@ def test_quarantine_and_late_replies_are_shown(home: Path) -> None:
     assert "In quarantine 1 bad" in text
     assert "bad: norm, slow: late for round 1, weight 0.5" in text
     assert metrics_of(home)["wardround_site_quarantined", "first", "bad"] == 1
+
+
+def accept(spool: OpenRound, site: str, round_: int) -> None:
+    weights = {"w": np.zeros(1, np.float32)}
+    assert spool.accept(site, round_, 1.0, weights_to_record(weights), weights, SiteReport({}, 1, 1, 1.0))
+
+
+def test_the_open_round_is_shown(home: Path) -> None:
+    """Attempt, who was asked, who has answered, who is waited for, and what became of the attempt before."""
+    spool = OpenRound(add_run(home, "first", 2), 3, "start")
+    assert "nobody was asked yet" in Page(page_of(home)).text
+    spool.begin_attempt(["a", "b", "<i>"])
+    accept(spool, "a", 3)
+    # Asked for in the round before: it is kept, and is no answer to this round.
+    accept(spool, "b", 2)
+    html = page_of(home)
+    assert complaints(html) == []
+    text = Page(html).text
+    assert "Open round of first Round 3 of 10, attempt 1, asked" in text
+    assert "1 of 3 have answered, waited for: <i>, b." in text
+    assert "a answered" in text
+    assert "b waited for" in text
+    found = metrics_of(home)
+    assert found["wardround_open_round_sites", "accepted", "first"] == 1
+    assert found["wardround_open_round_sites", "waited-for", "first"] == 2
+
+    spool.give_up_attempt({"b": "not-finite"}, {"<i>": "timeout"})
+    text = Page(page_of(home)).text
+    assert "attempt 1 was given up" in text
+    assert "<i> not asked timeout" in text
+    assert "b not asked not-finite" in text
+    assert "waited for:" not in text
+
+    spool.begin_attempt(["a", "b"])
+    text = Page(page_of(home)).text
+    assert "attempt 2, asked" in text
+    assert "1 of 2 have answered, waited for: b." in text
+    assert "b waited for not-finite" in text
+
+
+def test_a_round_that_was_closed_is_open_no_more(home: Path) -> None:
+    """A coordinator that was killed behind the closing leaves its updates until it is started again."""
+    folder = add_run(home, "first", 2)
+    OpenRound(folder, 2, "start").begin_attempt(["a"])
+    assert read_overview(CoordinatorHome(home)).runs[0].open is None
+    assert "Open round" not in Page(page_of(home)).text
+    assert ("wardround_open_round_sites", "accepted", "first") not in metrics_of(home)
+
+
+def test_a_run_that_failed_says_so_beside_its_open_round(home: Path) -> None:
+    spool = OpenRound(add_run(home, "first", state="failed"), 1, "start")
+    spool.begin_attempt(["a"])
+    spool.give_up_attempt({}, {"a": "offline"})
+    assert "kept for the next one. The run is failed." in Page(page_of(home)).text
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"asked": 3}', b'{"missing": 1, "refused": 2}'], ids=range(7)
+)
+def test_a_damaged_attempt_leaves_the_rest(home: Path, content: bytes) -> None:
+    folder = add_run(home, "first", 2)
+    OpenRound(folder, 3, "start").begin_attempt(["a"])
+    (folder / "open" / "00003" / "attempt-0001.json").write_bytes(content)
+    assert "Rounds of first" in Page(page_of(home)).text
 
 
 def test_metrics(home: Path) -> None:
