@@ -14,6 +14,7 @@ Flower calls these functions in place of its own of the same name; `client/super
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +27,12 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStore
-from flwr.supercore.run import RunNotRunningException
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import start_client_internal as internal
 from flwr.supernode.nodestate import NodeState
 
@@ -65,12 +67,18 @@ RESEND_WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """Seconds between attempts to send one answer, on top of those that Flower makes by itself. Where the coordinator is
 out of reach, the last of them is waited again and again, until nobody waits for the answer any more."""
 
+_ROUND = re.compile(r"[0-9]{1,9}")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _REASONS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "app-raised",
     ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "app-raised",
     ErrorCode.CLIENT_APP_CRASHED: "app-crashed",
 }
 """What is told where Flower, or the app, gave a text."""
+
+
+class _RefusedHere(GateRefused):
+    """What the agent was not asked about, and therefore has not written down."""
 
 
 class OpenMessages:
@@ -146,9 +154,16 @@ class Agent:
         arrays = {} if bundle is None else {"fab": wire.raw(bundle)}
         wire.ask(self.socket, {"op": "admit-app", "sha256": sha256}, arrays)
 
-    def released(self, content: str) -> bool:
-        """Ask whether an answer of that digest was released and not sent yet."""
-        answer, _ = wire.ask(self.socket, {"op": "released", "digest": content})
+    def released(self, content: str, asked: Message) -> bool:
+        """Ask whether an answer of that digest was released for such a message as `asked`, and not sent yet."""
+        header: dict[str, Any] = {
+            "op": "released",
+            "digest": content,
+            "kind": asked.metadata.message_type.partition(".")[0],
+        }
+        if _ROUND.fullmatch(asked.metadata.group_id):
+            header["round"] = int(asked.metadata.group_id)
+        answer, _ = wire.ask(self.socket, header)
         return answer.get("released") is True
 
     def note_error(self, code: str) -> None:
@@ -212,8 +227,8 @@ class Crossing:
         self._take = internal._pull_and_store_message
         self._send = internal._push_messages
         self._left_open: list[Message] | None = None
-        self._ours: set[str] = set()
-        """Names of the error replies that were made here."""
+        self._ours: dict[str, Error] = {}
+        """The errors of the replies that were made here, by their names."""
 
     def pull_and_store_message(self, **given: Any) -> int | None:
         """Take one message if there is one. Stands for Flower's `_pull_and_store_message`, with its parameters.
@@ -304,16 +319,27 @@ class Crossing:
                     self._agent.admit_app(run.fab_hash, None)
             return found
 
+        def get_run(run_id: int) -> Run:
+            run: Run = noting(given["get_run"])(run_id)
+            if run.primary_task_type == TaskType.AGENT_APP:
+                raise _RefusedHere("a run is refused", "it is none of a federation", "", code="kind-not-allowed")
+            # Flower takes the folder that it runs an app from out of these names.
+            names = [*run.fab_id.split("/"), run.fab_version]
+            if len(names) != 3 or not all(_PLAIN.fullmatch(name) for name in names):
+                raise _RefusedHere("an app is refused", "its name leads elsewhere", "", code="bundle-names")
+            return run
+
         def get_fab(fab_hash: str, run_id: int) -> Fab:
             fab: Fab = noting(given["get_fab"])(fab_hash, run_id)
             if hashlib.sha256(fab.content).hexdigest() != fab_hash or fab.hash_str != fab_hash:
-                raise GateRefused("an app is refused", "it is not the one that was named", "", code="bundle-hash")
+                raise _RefusedHere("an app is refused", "it is not the one that was named", "", code="bundle-hash")
             self._agent.admit_app(fab_hash, fab.content)
             return fab
 
-        others = {name: noting(given[name]) for name in ("get_run", "pull_object", "confirm_message_received")}
+        others = {name: noting(given[name]) for name in ("pull_object", "confirm_message_received")}
         # Signatures of Flower's hub are not what this site trusts.
-        return {**given, **others, "receive": receive, "get_fab": get_fab, "trusted_entities": None}
+        ours = {"receive": receive, "get_run": get_run, "get_fab": get_fab, "trusted_entities": None}
+        return {**given, **others, **ours}
 
     def _refuse(self, taking: _Taking, reason: _Reason, state: NodeState, store: ObjectStore) -> int | None:
         if taking.message is None:
@@ -325,7 +351,7 @@ class Crossing:
         """Put an error reply where the other half of the loop looks for replies."""
         reply = self._error(message, reason)
         internal._insert_message(reply, state, store)
-        self._ours.add(reply.metadata.message_id)
+        self._ours[reply.metadata.message_id] = reply.error
 
     def _checked(self, reply: Message, store: ObjectStore) -> Message | None:
         """What may be sent in place of `reply`: its content if that was released, an error otherwise."""
@@ -333,9 +359,8 @@ class Crossing:
         if asked is None:
             log.error("an answer to no open message is dropped")
             return None
-        if reply.metadata.message_id in self._ours:
-            self._ours.discard(reply.metadata.message_id)
-            return Message(reply.error, reply_to=asked)
+        if (error := self._ours.pop(reply.metadata.message_id, None)) is not None:
+            return Message(error, reply_to=asked)
         if reply.has_error():
             return self._error(asked, _telling(reply.error))
         return self._judged(asked, reply, store)
@@ -345,7 +370,7 @@ class Crossing:
         try:
             came = self._unpack(reply, store).content
             content = unwrap(came)
-            if self._agent.released(digest(content)):
+            if self._agent.released(digest(content), asked):
                 return Message(wrap(content) if is_wrapped(came) else content, reply_to=asked)
         except TimeoutError:
             return self._error(asked, _Reason(LOST, INCOMPLETE))
@@ -461,7 +486,7 @@ def _reason(error: Exception) -> _Reason:
     """What may be told of a failure to take a message."""
     if isinstance(error, GateRefused):
         number = ErrorCode.INVALID_FAB if error.code.startswith("bundle-") else SITE_ERROR
-        return _Reason(number, codes.safe_code(error.code), is_noted=True)
+        return _Reason(number, codes.safe_code(error.code), is_noted=not isinstance(error, _RefusedHere))
     return _Reason(LOST, UNREACHABLE if isinstance(error, ConnectionFailed) else NOT_RECEIVED)
 
 

@@ -3,6 +3,7 @@
 Flower's own node state and object store, without a network: the coordinator's side is a list of what arrived.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -208,7 +209,8 @@ def test_what_was_released_leaves_as_it_is(node: Node, agent: FakeAgent) -> None
     (arrived,) = node.coordinator.arrived
     assert digest(arrived.content) == digest(update(2.0))
     assert arrived.metadata.reply_to_message_id == asked.metadata.message_id
-    assert [question["digest"] for question in agent.questions("released")] == [digest(update(2.0))]
+    (question,) = agent.questions("released")
+    assert (question["digest"], question["kind"], question["round"]) == (digest(update(2.0)), "train", 1)
     assert node.notes.find(asked.metadata.message_id) is None
 
 
@@ -333,6 +335,43 @@ def test_other_bytes_under_an_approved_name_are_refused(node: Node, agent: FakeA
     node.send()
     assert the_error(node) == (ErrorCode.INVALID_FAB, "bundle-hash")
     assert not agent.questions("admit-app")
+    assert [question["code"] for question in agent.questions("note-error")] == ["bundle-hash"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"fab_version": f"1.0.0.{HASH[:8]}/../../../../../tmp/x"}, (ErrorCode.INVALID_FAB, "bundle-names")),
+        ({"fab_id": "../x"}, (ErrorCode.INVALID_FAB, "bundle-names")),
+        ({"fab_id": "wardround"}, (ErrorCode.INVALID_FAB, "bundle-names")),
+        ({"fab_id": "wardround/test/x"}, (ErrorCode.INVALID_FAB, "bundle-names")),
+        ({"fab_version": ""}, (ErrorCode.INVALID_FAB, "bundle-names")),
+        ({"primary_task_type": "flwr-agentapp"}, (subject.SITE_ERROR, "kind-not-allowed")),
+    ],
+)
+def test_an_approved_app_is_run_from_its_own_folder_and_as_what_it_is(
+    node: Node, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], told: tuple[int, str]
+) -> None:
+    """Flower builds the folder from which it loads an app out of names that the coordinator gives."""
+    run = dataclasses.replace(node.coordinator.get_run(RUN), **changes)  # type: ignore[arg-type]
+    monkeypatch.setattr(node.coordinator, "get_run", lambda _: run)
+    node.coordinator.ask()
+    assert node.take() == RUN
+    node.send()
+    assert the_error(node) == told
+    assert not node.state.get_tasks()
+    assert [question["code"] for question in agent.questions("note-error")] == [told[1]]
+
+
+def test_a_status_is_released_for_a_query(node: Node, agent: FakeAgent) -> None:
+    asked = node.coordinator.ask("query.status")
+    asked.metadata.__dict__["_group_id"] = ""
+    node.take()
+    node.app_answers(asked, RecordDict({"metrics": MetricRecord({"cases": 3.0})}))
+    node.send()
+    (question,) = agent.questions("released")
+    assert question["kind"] == "query"
+    assert "round" not in question
 
 
 def test_an_approval_that_is_taken_back_counts_from_the_next_message(node: Node, agent: FakeAgent) -> None:
