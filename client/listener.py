@@ -22,6 +22,8 @@ Answering = Callable[[dict[str, Any], dict[str, Array]], Answer]
 
 QUIET_S = 600.0
 """Seconds that a connection may be silent, and that each piece of a frame may take."""
+PAUSE_S = 0.5
+"""Seconds until the next attempt, where a connection could not be accepted."""
 CONNECTIONS = 64
 """How many connections are served at once; others wait."""
 
@@ -52,12 +54,14 @@ class Listener:
         self._limit = limit
         self._trusted = trusted
         self._places = threading.BoundedSemaphore(CONNECTIONS)
+        self._closed = threading.Event()
         path.unlink(missing_ok=True)
         self._socket = _bound(str(path))
         threading.Thread(target=self._accept, name="listener", daemon=True).start()
 
     def close(self) -> None:
         """Accept no one any more. Connections that are open may end their conversation."""
+        self._closed.set()
         with suppress(OSError):  # Wakes the thread that accepts.
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -68,8 +72,14 @@ class Listener:
             self._places.acquire()
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return  # It was closed.
+            except OSError as error:
+                if self._closed.is_set():
+                    return
+                # Too many files are open, say. An agent that hears nobody any more would be up for nothing.
+                log.error("a connection was not accepted (%s)", error.strerror)
+                self._places.release()
+                self._closed.wait(PAUSE_S)
+                continue
             threading.Thread(target=self._serve, args=(connection,), name="connection", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
