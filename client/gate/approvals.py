@@ -144,7 +144,7 @@ class Approvals:
         return known is not None and known.is_valid(now)
 
     def keep(self, fab: bytes) -> Approval:
-        """Read a bundle and keep it for a decision; one that is known already stays as it is.
+        """Read a bundle and keep it for a decision; of one that is known already, bytes that were lost are kept again.
 
         Raises
         ------
@@ -158,7 +158,7 @@ class Approvals:
             known = self.listing()
             for found in known:
                 if found.sha256 == bundle.sha256:
-                    if not self._path(bundle.sha256).exists():
+                    if not self._is_whole(bundle.sha256):
                         write_bytes(self._path(bundle.sha256), fab)
                     return found
             new = Approval(
@@ -288,6 +288,13 @@ class Approvals:
             decided = found.model_copy(update=changes)
             self._write(tuple(decided if each.sha256 == sha256 else each for each in known))
         return decided
+
+    def _is_whole(self, sha256: str) -> bool:
+        """Whether the bytes of a bundle are there, as they came."""
+        try:
+            return hashlib.sha256(self._path(sha256).read_bytes()).hexdigest() == sha256
+        except OSError:
+            return False
 
     def _path(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.fab"

@@ -165,6 +165,8 @@ class TestFiles:
         for ask in (approvals.bundle, approvals.diff, lambda digest: approvals.approve(digest, "Ada")):
             with pytest.raises(StorageError):
                 ask(kept.sha256)
+        approvals.keep(pack())
+        assert approvals.bundle(kept.sha256).files == {"pyproject.toml": PROJECT}
         file.unlink()
         with pytest.raises(StorageError):
             approvals.bundle(kept.sha256)
