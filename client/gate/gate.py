@@ -378,5 +378,7 @@ def _unsent(entries: Iterable[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
             queue.append(entry)
         elif entry.code == codes.SENT:
             message = (entry.kind, entry.run, entry.round)
-            queue.remove(next(each for each in queue if (each.kind, each.run, each.round) == message))
+            # Its release may stand in a ledger that was set aside.
+            if found := [each for each in queue if (each.kind, each.run, each.round) == message]:
+                queue.remove(found[0])
     return {digest: queue for digest, queue in waiting.items() if queue}

@@ -255,6 +255,17 @@ class TestLeaving:
         assert again.released(waiting)
         assert not Gate(home, clock).released(waiting)
 
+    def test_a_ledger_that_is_set_aside_before_a_sending_stops_nothing(
+        self, gate: Gate, home: Path, clock: Clock, release: Callable[..., str]
+    ) -> None:
+        """The new ledger then holds a sending whose release stands in the old one."""
+        told = release()
+        gate.ledger.set_aside()
+        assert gate.released(told)
+        again = Gate(home, clock)
+        assert not again.released(told)
+        assert again.ledger.verify().ok
+
     def test_a_release_does_not_last(self, gate: Gate, home: Path, clock: Clock, release: Callable[..., str]) -> None:
         told = release()
         clock.now += RELEASE_LASTS_S + 1
