@@ -135,6 +135,7 @@ class Agent:
         self._running: dict[str, Any] | None = None
         self._done: dict[str, _Done] = {}
         self._one_question = threading.Lock()
+        self._one_decision = threading.Lock()
         self._listener: Listener | None = None
         self._operations: dict[str, Answering] = {
             "train": lambda header, arrays: self._learn("train", header, arrays),
@@ -226,12 +227,13 @@ class Agent:
         record = ArrayRecord(arrays)
         try:
             self._check()
-            self._gate.admit(kind, plan, record, reference=self._expected(plan))
+            self._gate.admit(kind, plan, record, reference=self._expected)
             with self._one_question:
                 given = weights_from_record(record)
                 done = self._find(kind, plan, record, given)
                 self._check()
-                self._gate.release(kind, plan, done.content, given=given, cases=done.cases)
+                content = self._gate.withhold(kind, done.content)
+                self._gate.release(kind, plan, content, given=given, cases=done.cases)
         except _Held as error:
             self._gate.note_error(kind, plan, error.code)
             raise
@@ -240,8 +242,8 @@ class Agent:
         except Exception as error:
             self._gate.note_error(kind, plan, type(error).__name__)
             raise
-        arrays = dict(arrays_in(done.content)) if kind == "train" else {}
-        return {**OK, "metrics": dict(metrics_in(done.content))}, arrays
+        arrays = dict(arrays_in(content)) if kind == "train" else {}
+        return {**OK, "metrics": dict(metrics_in(content))}, arrays
 
     def _expected(self, plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]] | None:
         """What the arrays of this plan's network look like; None for a network that is not known here."""
@@ -290,6 +292,7 @@ class Agent:
     def _at_work(self, kind: Kind, plan: RoundPlan) -> Iterator[None]:
         with self.device.federated():
             with self._state:
+                self._check()  # It may have waited long for the device; whoever pauses now is told that nothing runs.
                 self._running = {"kind": kind, "run": plan.run, "round": plan.round}
             try:
                 yield
@@ -327,12 +330,13 @@ class Agent:
 
     def _participate(self, how: Participation) -> Answer:
         """Write it down first, then act: killed in between, the agent comes back as it was told to be."""
-        self._home.participate(how)
-        self._participation = how
-        if how == "left":
-            self._disconnect()
-        else:
-            self._connect()
+        with self._one_decision:
+            self._home.participate(how)
+            self._participation = how
+            if how == "left":
+                self._disconnect()
+            else:
+                self._connect()
         settled = True
         if how != "active":
             with self._state:

@@ -22,7 +22,14 @@ from wardround.client.gate import codes
 from wardround.client.gate.approvals import Approvals
 from wardround.client.gate.ledger import Direction, Kind, Ledger, LedgerDamaged, LedgerEntry, Verdict
 from wardround.client.gate.policy import Policy, check_plan, load_policy
-from wardround.client.gate.update import Reference, check_incoming, check_outgoing, check_status, size_of
+from wardround.client.gate.update import (
+    Reference,
+    check_incoming,
+    check_outgoing,
+    check_status,
+    size_of,
+    without_withheld,
+)
 from wardround.errors import GateRefused, StorageError, WardroundError
 from wardround.strategies.contract import ARRAYS, Weights, digest
 from wardround.strategies.plan import RoundPlan
@@ -139,7 +146,7 @@ class Gate:
         plan: RoundPlan | None,
         arrays: ArrayRecord | None,
         *,
-        reference: Reference | Callable[[RoundPlan], Reference] | None = None,
+        reference: Reference | Callable[[RoundPlan], Reference | None] | None = None,
     ) -> None:
         """Let a coordinator's message in.
 
@@ -232,6 +239,14 @@ class Gate:
                 entry = self._write(line, "allowed", codes.RELEASED)
                 waiting.setdefault(line.sha256, []).append(entry)
             return line.sha256
+
+    def withhold(self, kind: Literal["train", "evaluate"], content: RecordDict) -> RecordDict:
+        """`content` without the agreed scalars that the site's policy has taken out. What leaves is for :meth:`release`
+        to judge, also where the policy cannot be read."""
+        try:
+            return without_withheld(kind, content, self.policy)
+        except WardroundError:
+            return content
 
     def released(
         self, digest: str, *, kind: str | None = None, run: str | None = None, round: int | None = None

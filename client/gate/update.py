@@ -15,7 +15,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from wardround.client.gate.policy import Policy
 from wardround.errors import GateRefused
-from wardround.strategies.contract import ARRAYS, CASES, METRICS, Weights, decode
+from wardround.strategies.contract import (
+    ARRAYS,
+    CASES,
+    EVALUATE_METRICS,
+    METRICS,
+    NUM_EXAMPLES,
+    TRAIN_METRICS,
+    Weights,
+    decode,
+)
 from wardround.strategies.validation import Kind, RefusedReply, ReplyLimits, check_content
 
 STATUS_METRICS = frozenset({CASES, "seen", "round"})
@@ -25,6 +34,7 @@ Reference = Mapping[str, tuple[Sequence[int], str]]
 """Shape and dtype by name: what the site's own network of that name looks like."""
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_LABEL = re.compile(r"-[0-9]{1,2}$")
 _LONGEST_NAME = 200
 _MOST_ARRAYS = 10_000
 _ITEM_SIZES = {
@@ -118,6 +128,22 @@ def check_outgoing(kind: Kind, content: RecordDict, policy: Policy, given: Weigh
     if isinstance(arrays, ArrayRecord):
         for name, array in arrays.items():
             _check_nothing_hides(array, given[name])
+
+
+def without_withheld(kind: Kind, content: RecordDict, policy: Policy) -> RecordDict:
+    """`content` without the agreed scalars that the policy has taken out, so that an update can leave without them.
+
+    ``num-examples`` stays: no answer counts without it. Whatever nobody agreed on stays too, and is refused.
+    """
+    agreed, allowed = (
+        (TRAIN_METRICS, policy.train_metrics) if kind == "train" else (EVALUATE_METRICS, policy.evaluate_metrics)
+    )
+    metrics = content.get(METRICS)
+    withheld = agreed - allowed - {NUM_EXAMPLES}
+    if not isinstance(metrics, MetricRecord) or not withheld:
+        return content
+    kept = {name: value for name, value in metrics.items() if withheld.isdisjoint((name, _LABEL.sub("", name)))}
+    return RecordDict({**content, METRICS: MetricRecord(kept)})
 
 
 def check_status(content: RecordDict, policy: Policy) -> None:

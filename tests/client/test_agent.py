@@ -260,6 +260,49 @@ def test_what_the_gate_does_not_let_out_never_leaves(agent: Agent, home: SiteHom
     assert refusal(home, seed=3) == "metric"
 
 
+def test_what_the_policy_takes_out_stays_here_and_the_update_leaves(
+    agent: Agent, home: SiteHome, site: FakeSite
+) -> None:
+    site.metrics = {"num-examples": 2.0, "loss": 0.5, "trust": 1.0}
+    assert ask(home, "train", plan(seed=1))[0] == site.metrics
+    text = home.policy.read_text()
+    home.policy.write_text(text.replace('  "loss",\n', "", 1))
+    metrics, _ = ask(home, "train", plan(seed=1))
+    assert metrics == {"num-examples": 2.0, "trust": 1.0}
+    assert site.rounds == 1
+
+
+def test_a_plan_beyond_the_policy_has_no_network_built(home: SiteHome, site: FakeSite) -> None:
+    built: list[str] = []
+
+    def reference(plan: RoundPlan) -> dict[str, tuple[tuple[int, ...], str]]:
+        built.append(plan.model)
+        return {name: (array.shape, str(array.dtype)) for name, array in START.items()}
+
+    with ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path), reference=reference)
+        stack.callback(agent.close)
+        agent.open()
+        assert refusal(home, model="unet2d") == "plan-model"
+        assert built == []
+        ask(home, "train", plan())
+        assert built == ["unet3d-small"]
+
+
+def test_a_round_that_waits_for_the_device_does_not_begin_once_the_site_is_paused(
+    agent: Agent, home: SiteHome, site: FakeSite
+) -> None:
+    codes: list[str] = []
+    with agent.interactive():
+        asking = threading.Thread(target=lambda: codes.append(refusal(home)))
+        asking.start()
+        eventually(lambda: agent.device.waiting == 1, "the round's request")
+        assert wire.ask(home.socket, {"op": "pause"})[0]["settled"] is True
+    asking.join(60)
+    assert codes == ["paused"]
+    assert site.rounds == 0
+
+
 def test_pausing_ends_the_round_after_its_batch(agent: Agent, home: SiteHome, site: FakeSite) -> None:
     answers: list[dict[str, object]] = []
     pausing = threading.Thread(target=lambda: answers.append(wire.ask(home.socket, {"op": "pause"})[0]))

@@ -16,9 +16,16 @@ from hypothesis import strategies as st
 
 from wardround.client.gate.codes import CODES
 from wardround.client.gate.policy import Policy
-from wardround.client.gate.update import check_incoming, check_metrics, check_outgoing, check_status, size_of
+from wardround.client.gate.update import (
+    check_incoming,
+    check_metrics,
+    check_outgoing,
+    check_status,
+    size_of,
+    without_withheld,
+)
 from wardround.errors import GateRefused
-from wardround.strategies.contract import METRICS, Weights, weights_to_record
+from wardround.strategies.contract import ARRAYS, METRICS, Weights, weights_to_record
 
 CANARY = "DOE^JOHN^1970"
 Answer = Callable[..., RecordDict]
@@ -224,6 +231,18 @@ class TestOutgoing:
         narrow = frozenset({"num-examples"})
         assert self.check(answer(), weights, train_metrics=narrow) == "metric"
         check_outgoing("train", answer(metrics={"num-examples": 6.0}), Policy(train_metrics=narrow), weights, 6)
+
+    def test_an_answer_leaves_without_what_the_policy_took_out(self, answer: Answer, weights: Weights) -> None:
+        policy = Policy(train_metrics=frozenset({"trust"}), evaluate_metrics=frozenset({"num-examples", "loss"}))
+        content = answer(metrics={"num-examples": 6.0, "loss": 0.5, "trust": 1.0, CANARY: 1.0})
+        kept = without_withheld("train", content, policy)
+        assert dict(kept.metric_records[METRICS]) == {"num-examples": 6.0, "trust": 1.0, CANARY: 1.0}
+        assert kept[ARRAYS] is content[ARRAYS]
+        scores = answer(metrics={"num-examples": 6.0, "loss": 0.5, "dice": 0.8, "dice-2": 0.7})
+        scores = without_withheld("evaluate", RecordDict({METRICS: scores[METRICS]}), policy)
+        assert dict(scores.metric_records[METRICS]) == {"num-examples": 6.0, "loss": 0.5}
+        check_outgoing("evaluate", scores, policy, weights, 6)
+        assert without_withheld("train", content, Policy()) is content
 
     def test_a_number_that_is_more_than_a_number(self) -> None:
         class Named(float):
