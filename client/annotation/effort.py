@@ -6,8 +6,8 @@ as the literature counts it; a scribble costs its stroke's pixels, which the han
 cost something in the strict count alone.
 
 What is charged are the drawings as they stand: a slice that was drawn again counts once, as it was drawn last, and a
-step that was undone counts nothing, though both took a hand's time. Adding a drawing therefore never lowers effort,
-unless it is a slice drawn again with fewer boundary pixels.
+step that was undone counts nothing, though both took a hand's time. What was erased stays charged as it was drawn.
+Adding a drawing therefore never lowers effort, unless it is a slice drawn again with fewer boundary pixels.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wardround.client.annotation.prompts import UNLABELLED, Annotations
+from wardround.client.annotation.prompts import UNLABELLED, Annotations, Drawn, PointPrompt, ScribblePrompt, SlicePrompt
 
 # What else a person does, in units of one traced boundary pixel.
 VIEWED_SLICE_COST = 10.0
@@ -64,8 +64,18 @@ def boundary_pixels(labels: npt.NDArray[np.generic]) -> int:
 
 def contour_effort(annotations: Annotations) -> int:
     """Boundary pixels of every drawn slice on every plane, and pixels of every stroke: what was paid."""
-    contours = sum(boundary_pixels(prompt.labels) for prompt in annotations.slices)
-    return contours + sum(int(np.count_nonzero(prompt.labels != UNLABELLED)) for prompt in annotations.scribbles)
+    return sum(_traced(prompt) for prompt in (*annotations.slices, *annotations.scribbles, *annotations.erased))
+
+
+def _traced(prompt: Drawn) -> int:
+    """Pixels that a hand traced."""
+    match prompt:
+        case SlicePrompt():
+            return boundary_pixels(prompt.labels)
+        case ScribblePrompt():
+            return 0 if prompt.remains else int(np.count_nonzero(prompt.labels != UNLABELLED))
+        case PointPrompt():
+            return 0
 
 
 def full_effort(labels: npt.NDArray[np.generic]) -> int:
@@ -80,10 +90,10 @@ def strict_effort(
 
     A slice that is scribbled on is looked at, once however many strokes it gets, and not again if it is drawn as well.
     """
-    clicks = len(annotations.points) + (EXTENT_CLICKS if annotations.extent is not None else 0)
-    drawn = {(prompt.axis, prompt.index) for prompt in annotations.slices}
-    scribbled = {(prompt.axis, prompt.index) for prompt in annotations.scribbles} - drawn
-    viewed = len(annotations.slices) + len(scribbled)
+    points = [prompt for prompt in (*annotations.points, *annotations.erased) if isinstance(prompt, PointPrompt)]
+    clicks = len(points) + (EXTENT_CLICKS if annotations.extent is not None else 0)
+    drawings = (*annotations.slices, *annotations.scribbles, *annotations.erased)
+    viewed = len({(drawn.axis, drawn.index) for drawn in drawings if not isinstance(drawn, PointPrompt)})
     return contour_effort(annotations) + viewed_slice_cost * viewed + click_cost * clicks
 
 

@@ -69,11 +69,14 @@ class ScribblePrompt:
         Where, as in :class:`SliceRequest`.
     labels
         Shape of the slice, uint8: 0 is a stroke that says background.
+    remains
+        Whether this is what an eraser left of a drawing. It costs nothing: the drawing as it was is charged.
     """
 
     axis: int
     index: int
     labels: Labels2D
+    remains: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,25 @@ class ExtentPrompt:
     upper: tuple[int, int, int]
 
 
-Prompt = SlicePrompt | ScribblePrompt | PointPrompt
+@dataclass(frozen=True, eq=False)
+class ErasePrompt:
+    """An eraser on one slice: whatever was drawn on the voxels under it before is drawn no more.
+
+    Parameters
+    ----------
+    axis, index
+        Where, as in :class:`SliceRequest`.
+    mask
+        Shape of the slice, bool: True where the eraser went.
+    """
+
+    axis: int
+    index: int
+    mask: npt.NDArray[np.bool_]
+
+
+Drawn = SlicePrompt | ScribblePrompt | PointPrompt
+Prompt = SlicePrompt | ScribblePrompt | PointPrompt | ErasePrompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,19 +128,30 @@ class Annotations:
 
     Labels of a voxel are read in this order, and the last one holds: slices, scribbles, points, each in the order of
     their tuple. :meth:`adding` keeps this true to the order in which they were drawn.
+
+    What was erased is kept in `erased` as it was drawn: it holds no more, and is paid for.
     """
 
     slices: tuple[SlicePrompt, ...] = ()
     extent: ExtentPrompt | None = None
     scribbles: tuple[ScribblePrompt, ...] = field(default=())
     points: tuple[PointPrompt, ...] = field(default=())
+    erased: tuple[Drawn, ...] = field(default=())
 
     def adding(self, *prompts: Prompt) -> "Annotations":
         """These annotations and `prompts`, drawn one after the other.
 
         A slice drawn again replaces its earlier version. Strokes and points add up; those that a later slice or stroke
         covers stay, because they were drawn and are paid for, and take over its labels.
+
+        An eraser takes away what lies under it, on crossing slices as well. Of a slice that loses a pixel, the rest
+        goes on as a scribble.
         """
+        if any(isinstance(prompt, ErasePrompt) for prompt in prompts):
+            known = self
+            for prompt in prompts:
+                known = known._erasing(prompt) if isinstance(prompt, ErasePrompt) else known.adding(prompt)
+            return known
         slices = {prompt.request: prompt for prompt in self.slices}
         scribbles, points = self.scribbles, self.points
         for prompt in prompts:
@@ -134,7 +166,45 @@ class Annotations:
                     points = tuple(_relabelled_point(point, prompt) for point in points)
                 case PointPrompt():
                     points = (*points, prompt)
+                case ErasePrompt():
+                    raise AssertionError("an eraser is applied on its own")
         return replace(self, slices=tuple(slices.values()), scribbles=scribbles, points=points)
+
+    def _erasing(self, eraser: ErasePrompt) -> "Annotations":
+        slices: list[SlicePrompt] = []
+        scribbles: list[ScribblePrompt] = []
+        erased: list[Drawn] = list(self.erased)
+        for number, old in enumerate(self.slices):
+            under = _under(eraser, old.axis, old.index, old.labels.shape)
+            if under is None or not under.any():
+                slices.append(old)
+                continue
+            erased.append(old)
+            rest = ScribblePrompt(old.axis, old.index, np.where(under, np.uint8(UNLABELLED), old.labels), remains=True)
+            # As a scribble it would hold over crossing slices, also over those that were drawn after it.
+            for later in self.slices[number + 1 :]:
+                rest = _relabelled_strokes(rest, later)
+            scribbles.append(rest)
+        for stroke in self.scribbles:
+            under = _under(eraser, stroke.axis, stroke.index, stroke.labels.shape)
+            if under is None or not (under & (stroke.labels != UNLABELLED)).any():
+                scribbles.append(stroke)
+                continue
+            if not stroke.remains:
+                erased.append(stroke)
+            scribbles.append(replace(stroke, labels=np.where(under, np.uint8(UNLABELLED), stroke.labels), remains=True))
+        points: list[PointPrompt] = []
+        for point in self.points:
+            first, second = (at for axis, at in enumerate(point.index) if axis != eraser.axis)
+            gone = point.index[eraser.axis] == eraser.index and bool(eraser.mask[first, second])
+            (erased if gone else points).append(point)
+        return replace(
+            self,
+            slices=tuple(slices),
+            scribbles=tuple(stroke for stroke in scribbles if (stroke.labels != UNLABELLED).any()),
+            points=tuple(points),
+            erased=tuple(erased),
+        )
 
     def on_axis(self, axis: int) -> tuple[SlicePrompt, ...]:
         """The drawn slices of one plane, in ascending order of index."""
@@ -188,6 +258,28 @@ def scribbles_of(strokes: Labels3D, axis: int = 2) -> tuple[ScribblePrompt, ...]
     return tuple(ScribblePrompt(axis, index, cut) for index, cut in cuts if (cut != UNLABELLED).any())
 
 
+def check_prompt(prompt: Prompt, shape: Shape, labels: int) -> None:
+    """Refuse a prompt that cannot have been drawn on an image of `shape` with `labels` labels.
+
+    Raises
+    ------
+    UsageError
+        As :meth:`Annotations.checked`, and for an eraser that does not fit.
+    """
+    if isinstance(prompt, ErasePrompt):
+        expected = tuple(side for axis, side in enumerate(shape) if axis != prompt.axis)
+        if prompt.axis not in range(3) or prompt.mask.shape != expected or not 0 <= prompt.index < shape[prompt.axis]:
+            raise UsageError(
+                f"an eraser on axis {prompt.axis} at {prompt.index} does not fit an image of shape {shape}",
+                "it was used on another case",
+                "erase on the case that is open",
+            )
+        return
+    if not isinstance(prompt, PointPrompt) and prompt.axis not in range(3):
+        raise UsageError(f"there is no axis {prompt.axis}", "a volume has the axes 0, 1 and 2", "correct the drawing")
+    Annotations().adding(prompt).checked(shape, labels)
+
+
 def _check_drawing(drawn: SlicePrompt | ScribblePrompt, shape: Shape, labels: int) -> None:
     name = "drawn slice" if isinstance(drawn, SlicePrompt) else "scribble"
     expected = tuple(side for axis, side in enumerate(shape) if axis != drawn.axis)
@@ -209,6 +301,16 @@ def _check_label(label: int, labels: int, what: str) -> None:
             "the drawing has more structures than the plan",
             "raise the number of labels or draw fewer structures",
         )
+
+
+def _under(eraser: ErasePrompt, axis: int, index: int, shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+    """Which pixels of the slice on `axis` at `index` lie under the eraser; None for a parallel slice elsewhere."""
+    if eraser.axis == axis:
+        return eraser.mask if eraser.index == index else None
+    own, other = ([along for along in range(3) if along != cut] for cut in (axis, eraser.axis))
+    under = np.zeros(shape, dtype=bool)
+    np.moveaxis(under, own.index(eraser.axis), 0)[eraser.index] = np.take(eraser.mask, index, other.index(axis))
+    return under
 
 
 def _relabelled_strokes(old: ScribblePrompt, new: SlicePrompt) -> ScribblePrompt:

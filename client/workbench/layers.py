@@ -1,0 +1,94 @@
+"""Layers: what a viewer lays over an image, as small as it can be sent.
+
+A layer is cut to the smallest box that holds anything. The box and a version say what a page has to redraw, and
+whether it has to.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from wardround.client.annotation.prompts import UNLABELLED
+from wardround.errors import UsageError
+
+LayerName = Literal["proxy", "prediction", "residual", "confidence", "drawn"]
+LAYERS: tuple[LayerName, ...] = get_args(LayerName)
+
+Bytes3D = npt.NDArray[np.uint8]
+Box6 = tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One overlay.
+
+    Parameters
+    ----------
+    name
+        One of :data:`LAYERS`. ``proxy`` and ``prediction`` hold labels, 0 for background. ``residual`` and
+        ``confidence`` hold 0 … 255 for 0 … 1. ``drawn`` holds 0 where nothing was drawn, else the label plus one, so
+        that a stroke that says background is 1.
+    version
+        Rises with every change; never used twice, not even after a restart.
+    shape
+        ``(I, J, K)`` of the image.
+    box
+        ``(i0, i1, j0, j1, k0, k1)``, half-open: the smallest box of all values above 0; six zeros if there are none.
+    values
+        ``[i1 - i0, j1 - j0, k1 - k0]``, uint8.
+    """
+
+    name: LayerName
+    version: int
+    shape: tuple[int, int, int]
+    box: Box6
+    values: Bytes3D
+
+    def wire(self) -> bytes:
+        """The values in the order in which they travel: raw bytes, i fastest."""
+        return self.values.tobytes(order="F")
+
+    def whole(self) -> Bytes3D:
+        """The layer on the image's grid, ``[I, J, K]``, uint8."""
+        volume = np.zeros(self.shape, dtype=np.uint8)
+        i0, i1, j0, j1, k0, k1 = self.box
+        volume[i0:i1, j0:j1, k0:k1] = self.values
+        return volume
+
+
+def make_layer(name: LayerName, version: int, values: Bytes3D) -> Layer:
+    """Cut `values` ``[I, J, K]``, uint8, to their box."""
+    shape = (values.shape[0], values.shape[1], values.shape[2])
+    found = ndimage.find_objects(values > 0)
+    if not found or found[0] is None:
+        return Layer(name, version, shape, (0, 0, 0, 0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8))
+    i, j, k = found[0]
+    box = (i.start, i.stop, j.start, j.stop, k.start, k.stop)
+    return Layer(name, version, shape, box, np.asfortranarray(values[i, j, k]))
+
+
+def share_bytes(share: npt.NDArray[np.float32]) -> Bytes3D:
+    """A map of 0 … 1 as 0 … 255."""
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def drawn_bytes(labels: Bytes3D) -> Bytes3D:
+    """Drawn labels, :data:`UNLABELLED` elsewhere, as the layer ``drawn`` has them."""
+    return np.where(labels == UNLABELLED, 0, labels + np.uint8(1)).astype(np.uint8)
+
+
+def checked_name(name: str) -> LayerName:
+    """`name`, if there is such a layer.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    for known in LAYERS:
+        if name == known:
+            return known
+    raise UsageError(f"there is no layer called {name!r}", "", f"choose one of {', '.join(LAYERS)}")
