@@ -28,11 +28,13 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
+from wardround.server.grids import ParcelGrid
 from wardround.server.journal import Journal
 from wardround.server.rounds import LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.combine import combine
 from wardround.strategies.contract import ARRAYS, METRICS, Weights, weights_to_record
+from wardround.strategies.parcel import wrap
 from wardround.strategies.plan import RoundPlan
 
 LAYERS = 20
@@ -96,7 +98,7 @@ class FileGrid(Grid):
 def write_reply(folder: Path, node: int, weights: Weights) -> None:
     """Leave a reply on the disk as its objects."""
     content = RecordDict({ARRAYS: weights_to_record(weights), METRICS: MetricRecord({"num-examples": float(node)})})
-    message = Message(content, node, "train")
+    message = Message(wrap(content), node, "train")
     (folder / str(node)).mkdir(parents=True)
     for name, part in get_all_nested_objects(message).items():
         (folder / str(node) / name).write_bytes(part.deflate())
@@ -136,22 +138,23 @@ def measure(folder: Path, sites: int, parameters: int, strategy: str, all_at_onc
     start = model(parameters, 0)
     size = sum(array.nbytes for array in start.values())
     before = psutil.Process().memory_info().rss - size
+    del start  # Whoever runs a round keeps no weights of its own.
     began = time.monotonic()
     with Peak() as peak:
         if all_at_once:
-            flowers = make_strategy(strategy)
-            grid = FileGrid(folder, sites)
+            flowers, start = make_strategy(strategy), model(parameters, 0)
+            grid = ParcelGrid(FileGrid(folder, sites))
             plan = RoundPlan(run="memory", round=1, rounds=1, seed=0, model="none", labels=2)
             messages = list(flowers.configure_train(1, weights_to_record(start), plan.to_record(), grid))
-            replies = [grid.pull_messages([identity])[0] for identity in grid.push_messages(messages)]
+            replies = [next(iter(grid.pull_messages([identity]))) for identity in grid.push_messages(messages)]
             combine(flowers, 1, replies, start)
         else:
             with tempfile.TemporaryDirectory(dir=folder) as output, Journal(Path(output)) as journal:
                 run_rounds(
-                    FileGrid(folder, sites),
+                    ParcelGrid(FileGrid(folder, sites)),
                     make_strategy(strategy),
                     lambda number: RoundPlan(run="memory", round=number, rounds=1, seed=0, model="none", labels=2),
-                    start,
+                    model(parameters, 0),
                     journal,
                     LoopSettings(rounds=1, quorum=sites),
                 )

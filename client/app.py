@@ -56,7 +56,7 @@ def _reply(message: Message, context: Context, kind: Kind) -> Message:
 
 def _answer(kind: Kind, message: Message, context: Context) -> RecordDict:
     """The site's answer; its weights travel as those of the question did."""
-    in_one_piece = is_wrapped(message.content)
+    in_pieces = is_wrapped(message.content)
     try:
         # In its place: a large model is not kept twice.
         message.content = unwrap(message.content)
@@ -65,4 +65,4 @@ def _answer(kind: Kind, message: Message, context: Context) -> RecordDict:
             "the weights cannot be read", str(error), "both ends must run the same version of Wardround"
         ) from error
     answer = open_site(context).answer(kind, message.content)
-    return wrap(answer) if in_one_piece else answer
+    return wrap(answer) if in_pieces else answer

@@ -102,7 +102,7 @@ class RosterGrid(_FrontGrid):
 
 
 class ParcelGrid(_FrontGrid):
-    """A grid on which weights travel in one piece; see :mod:`wardround.strategies.parcel`.
+    """A grid on which weights travel in pieces; see :mod:`wardround.strategies.parcel`.
 
     Parameters
     ----------

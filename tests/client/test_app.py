@@ -73,7 +73,7 @@ def test_train_carries_plan_and_weights_there_and_the_update_back() -> None:
     assert set(reply) == {ARRAYS, METRICS}
 
 
-def test_weights_in_one_piece_are_answered_in_one_piece() -> None:
+def test_weights_in_pieces_are_answered_in_pieces() -> None:
     door.attach("north", FakeSite())
     grid = InProcessGrid(app, ["north"])
     content = wrap(RecordDict({ARRAYS: weights_to_record(WEIGHTS), PLAN: ROUND.to_record()}))
@@ -86,7 +86,7 @@ def test_weights_in_one_piece_are_answered_in_one_piece() -> None:
 def test_a_piece_that_cannot_be_read_is_answered_by_name() -> None:
     door.attach("north", FakeSite())
     grid = InProcessGrid(app, ["north"])
-    piece = ArrayRecord({PARCEL: Array("uint8", (3,), PARCEL, b"abc")})
+    piece = ArrayRecord({f"{PARCEL}.0": Array("uint8", (3,), PARCEL, b"abc")})
     content = RecordDict({ARRAYS: piece, PLAN: ROUND.to_record()})
     sent = grid.push_messages([Message(content, grid.get_node_ids()[0], "train")])
     assert next(iter(grid.pull_messages(sent))).error.reason == "PlanError"

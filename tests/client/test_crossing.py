@@ -214,7 +214,7 @@ def test_what_was_released_leaves_as_it_is(node: Node, agent: FakeAgent) -> None
     assert node.notes.find(asked.metadata.message_id) is None
 
 
-def test_weights_in_one_piece_are_looked_into_and_leave_in_one_piece(node: Node, agent: FakeAgent) -> None:
+def test_weights_in_pieces_are_looked_into_and_leave_in_pieces(node: Node, agent: FakeAgent) -> None:
     agent.release = lambda d: d == digest(update(2.0))
     for value in (2.0, 3.0):
         asked = node.coordinator.ask()
@@ -227,9 +227,9 @@ def test_weights_in_one_piece_are_looked_into_and_leave_in_one_piece(node: Node,
 
 
 def test_a_piece_with_room_for_more_is_not_read(node: Node, agent: FakeAgent) -> None:
-    piece = wrap(update())["arrays"]["wardround.parcel"]
+    piece = wrap(update())["arrays"]["wardround.parcel.0"]
     data = piece.data + CANARY.encode()
-    arrays = ArrayRecord({"wardround.parcel": Array(piece.dtype, (len(data),), piece.stype, data)})
+    arrays = ArrayRecord({"wardround.parcel.0": Array(piece.dtype, (len(data),), piece.stype, data)})
     asked = node.coordinator.ask()
     node.take()
     node.app_answers(asked, RecordDict({"arrays": arrays, "metrics": update()["metrics"]}))

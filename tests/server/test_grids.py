@@ -29,7 +29,7 @@ def test_a_roster_grid_shows_its_sites_and_hands_on_the_rest(toy_grid: Any) -> N
         [view.get_node_ids() for _ in range(10)]
 
 
-def test_weights_travel_in_one_piece_and_arrive_by_name(toy_grid: Any) -> None:
+def test_weights_travel_in_pieces_and_arrive_by_name(toy_grid: Any) -> None:
     came: list[RecordDict] = []
 
     def site(message: Message) -> Message:
@@ -48,7 +48,7 @@ def test_weights_travel_in_one_piece_and_arrive_by_name(toy_grid: Any) -> None:
 
 
 def test_a_piece_that_cannot_be_read_is_the_matter_of_one_site(toy_grid: Any) -> None:
-    junk = RecordDict({ARRAYS: ArrayRecord({PARCEL: Array("uint8", (3,), PARCEL, b"abc")})})
+    junk = RecordDict({ARRAYS: ArrayRecord({f"{PARCEL}.0": Array("uint8", (3,), PARCEL, b"abc")})})
     grid = ParcelGrid(toy_grid({"a": lambda message: Message(junk, reply_to=message), "b": echo}))
     first, second = grid.push_messages([Message(RecordDict(), node, "train") for node in grid.get_node_ids()])
     with pytest.raises(ValueError, match="table"):

@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wardround.strategies import parcel
 from wardround.strategies.contract import ARRAYS, METRICS, PLAN, digest, record_digest
 from wardround.strategies.parcel import PARCEL, is_wrapped, unwrap, wrap
 
@@ -18,7 +19,9 @@ arrays = st.builds(
     st.sampled_from(["numpy.ndarray", ""]),
     st.binary(max_size=40),
 )
-records = st.dictionaries(st.text(max_size=8), arrays, min_size=1, max_size=6).filter(lambda one: PARCEL not in one)
+records = st.dictionaries(st.text(max_size=8), arrays, min_size=1, max_size=6).filter(
+    lambda one: f"{PARCEL}.0" not in one
+)
 
 
 def content(found: dict[str, Array]) -> RecordDict:
@@ -28,7 +31,7 @@ def content(found: dict[str, Array]) -> RecordDict:
 
 def piece(data: bytes, **other: Any) -> RecordDict:
     fields = {"dtype": "uint8", "shape": (len(data),), "stype": PARCEL} | other
-    return RecordDict({ARRAYS: ArrayRecord({PARCEL: Array(data=data, **fields)})})
+    return RecordDict({ARRAYS: ArrayRecord({f"{PARCEL}.0": Array(data=data, **fields)})})
 
 
 def written(rows: object, rest: bytes, **how: Any) -> bytes:
@@ -56,7 +59,7 @@ def test_what_is_put_in_comes_out(found: dict[str, Array]) -> None:
 def test_no_two_pieces_hold_the_same(found: dict[str, Array], data: st.DataObject) -> None:
     """Whatever byte is changed, what comes out is refused or something else: a digest of the content covers it all."""
     packed = wrap(content(found))
-    one = bytearray(packed[ARRAYS][PARCEL].data)
+    one = bytearray(packed[ARRAYS][f"{PARCEL}.0"].data)
     place = data.draw(st.integers(0, len(one) - 1))
     one[place] ^= data.draw(st.integers(1, 255))
     try:
@@ -64,6 +67,21 @@ def test_no_two_pieces_hold_the_same(found: dict[str, Array], data: st.DataObjec
     except ValueError:
         return
     assert record_digest(after[ARRAYS]) != record_digest(ArrayRecord(found))
+
+
+def test_a_large_network_is_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parcel, "LARGE", 10)
+    found = {f"layer.{n}": Array("uint8", (4,), "numpy.ndarray", bytes([n] * 4)) for n in range(7)}
+    packed = wrap(content(found))
+    assert [len(piece.data) > 10 for piece in packed[ARRAYS].values()] == [True] * 3
+    assert list(packed[ARRAYS]) == [f"{PARCEL}.{n}" for n in range(3)]
+    assert digest(unwrap(packed)) == digest(content(found))
+
+
+def test_one_name_in_two_pieces_is_refused() -> None:
+    one = Array("uint8", (len(written([ROW], b"abc")),), PARCEL, written([ROW], b"abc"))
+    with pytest.raises(ValueError, match="twice"):
+        unwrap(RecordDict({ARRAYS: ArrayRecord({f"{PARCEL}.0": one, f"{PARCEL}.1": one})}))
 
 
 def test_what_is_not_wrapped_stays_as_it_is() -> None:
@@ -99,7 +117,7 @@ def test_a_well_written_piece_is_read() -> None:
         written([["a", "uint8", "3", "numpy.ndarray", 3]], b"abc"),
         written([["a", "uint8", [-3], "numpy.ndarray", 3]], b"abc"),
         written([[1, "uint8", [3], "numpy.ndarray", 3]], b"abc"),
-        written([[PARCEL, "uint8", [3], "numpy.ndarray", 3]], b"abc"),
+        written([[f"{PARCEL}.0", "uint8", [3], "numpy.ndarray", 3]], b"abc"),
         written({"a": 1}, b"abc"),
         written(3, b"abc"),
         (5000).to_bytes(8, "big") + b"[" * 5000,
