@@ -6,7 +6,8 @@ is no prefix to match and nothing to decode, so no spelling of another path can 
 one, on this machine only, knows every call.
 
 What is let through is read whole first, against a limit for its kind and a least pace, so that the application never
-waits for a slow sender and never holds more than a chunk of a model. Afterwards it is written down.
+waits for a slow sender and never holds more than a chunk of a model; and of who shows no key that is registered, not
+even that. An answer goes out in pieces, each as soon as the peer has taken those before. Afterwards it is written down.
 """
 
 import asyncio
@@ -33,6 +34,8 @@ CHUNK = 6 * 2**20
 """Flower cuts arrays into chunks of 5 MiB."""
 LARGE = 64 * 2**20
 """For a bundle, a context or a list of many messages, on the inner entrance."""
+PIECE = 64 * 1024
+"""In which answers go out."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Limits:
     otherwise
         Bytes of a body for every other path.
     patience
-        Seconds that a sender may stay silent.
+        Seconds that a sender may stay silent, and a reader leave a piece where it is.
     grace
         Seconds before the pace counts.
     pace
@@ -74,6 +77,10 @@ class _Refused(Exception):
         self.status = status
 
 
+class _NotTaken(Exception):
+    """The peer does not read its answer."""
+
+
 class Entrance:
     """One listener's view of the application.
 
@@ -89,16 +96,26 @@ class Entrance:
         How large and how slow a body may be.
     trail
         Where requests are written down.
+    is_known
+        Whether the key that a SuperNode shows, as it stands in the header, is registered. Whoever shows another one may
+        send a small body only. None lets everybody send what the limits allow.
     """
 
-    def __init__(
-        self, application: Application, name: str, calls: frozenset[tuple[str, str]], limits: Limits, trail: AuditTrail
+    def __init__(  # noqa: PLR0917
+        self,
+        application: Application,
+        name: str,
+        calls: frozenset[tuple[str, str]],
+        limits: Limits,
+        trail: AuditTrail,
+        is_known: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._application = application
         self._name = name
         self._calls = calls
         self._limits = limits
         self._trail = trail
+        self._is_known = is_known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
@@ -107,8 +124,17 @@ class Entrance:
             return
         if scope["type"] != "http":
             raise RuntimeError("an entrance speaks HTTP only")
-        account = _Account(send)
+        account = _Account(send, self._limits.patience)
         began = time.monotonic()
+        try:
+            await self._answer(scope, receive, account)
+        # The application may have several tasks at work. Uvicorn closes a connection whose answer has no end.
+        except* _NotTaken:
+            account.status = 0
+        finally:
+            self._note(scope, account, time.monotonic() - began)
+
+    async def _answer(self, scope: Scope, receive: Receive, account: "_Account") -> None:
         try:
             if not self._knows(scope):
                 raise _Refused(404)
@@ -117,8 +143,6 @@ class Entrance:
             await self._application(scope, _replay(body, receive), account.send)
         except _Refused as refused:
             await account.refuse(refused.status)
-        finally:
-            self._note(scope, account, time.monotonic() - began)
 
     def _knows(self, scope: Scope) -> bool:
         path = scope["path"]
@@ -129,10 +153,7 @@ class Entrance:
         )
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        most = self._limits.size(scope["path"])
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > most:
-            raise _Refused(413)
+        most = await self._allowance(scope)
         pieces, size, began = [], 0, time.monotonic()
         while True:
             try:
@@ -152,6 +173,21 @@ class Entrance:
             if late > 0 and size < late * self._limits.pace:
                 raise _Refused(408)
 
+    async def _allowance(self, scope: Scope) -> int:
+        """Bytes of a body that are read."""
+        most = self._limits.size(scope["path"])
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > most:
+            raise _Refused(413)
+        if self._is_known is None:
+            return most
+        if int(declared) <= SMALL:
+            return min(most, SMALL)
+        if not await asyncio.to_thread(self._is_known, headers.get(KEY_HEADER, b"")):
+            raise _Refused(401)
+        return most
+
     def _note(self, scope: Scope, account: "_Account", seconds: float) -> None:
         request = scope.get("state", {}).get("protobuf_request")
         self._trail.note(
@@ -170,10 +206,11 @@ class Entrance:
 
 
 class _Account:
-    """Counts what goes out, and says no where nothing has gone out yet."""
+    """Counts what goes out, piece by piece, and says no where nothing has gone out yet."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, patience: float) -> None:
         self._send = send
+        self._patience = patience
         self.status = 0
         self.received = 0
         self.sent = 0
@@ -181,9 +218,20 @@ class _Account:
     async def send(self, event: Event) -> None:
         if event["type"] == "http.response.start":
             self.status = event["status"]
-        else:
-            self.sent += len(event.get("body", b""))
-        await self._send(event)
+            await self._hand_on(event)
+            return
+        body, more = event.get("body", b""), event.get("more_body", False)
+        for begin in range(0, max(len(body), 1), PIECE):
+            piece = body[begin : begin + PIECE]
+            await self._hand_on({**event, "body": piece, "more_body": more or begin + PIECE < len(body)})
+            self.sent += len(piece)
+
+    async def _hand_on(self, event: Event) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._send(event)
+        except TimeoutError:
+            raise _NotTaken from None
 
     async def refuse(self, status: int) -> None:
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]

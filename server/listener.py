@@ -1,4 +1,4 @@
-"""HTTP listeners that a slow client cannot hold on to."""
+"""HTTP listeners that a slow client cannot hold on to, nor a client with much to say fill."""
 
 import asyncio
 import contextlib
@@ -17,16 +17,24 @@ HEADER_PATIENCE = 15.0
 KEEP_ALIVE = 30
 """Seconds that a connection stays open between two requests; a SuperNode polls every three."""
 MOST_CONNECTIONS = 1000
+MOST_OVERHEAD = 64 * 1024
+"""Bytes of a request besides its body: its headers, and what frames a body in chunks."""
+MOST_UNSENT = 64 * 1024
+"""Bytes of an answer that wait here for the peer to take them, until who writes it has to wait."""
 
 
 class ImpatientProtocol(HttpToolsProtocol):
-    """Uvicorn's protocol, and a connection whose headers do not arrive is closed."""
+    """Uvicorn's protocol, and a connection whose headers do not arrive, or do not end, is closed."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _overhead = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for headers."""
         super().connection_made(transport)
+        # Uvicorn takes an answer for sent as soon as all of it is written, and soon closes a connection that is idle:
+        # what would still wait here then is lost to a slow peer.
+        transport.set_write_buffer_limits(high=MOST_UNSENT)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -34,6 +42,19 @@ class ImpatientProtocol(HttpToolsProtocol):
         if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
             self._wait()
         super().data_received(data)
+        self._overhead += len(data)
+        if self._overhead > MOST_OVERHEAD:
+            self._close()
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        self._overhead = 0
+        super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        """Count everything else; a body has limits of its own."""
+        self._overhead -= len(body)
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """Wait no longer."""
@@ -54,7 +75,7 @@ class ImpatientProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _close(self) -> None:
-        self._deadline = None
+        self._forget()
         if not self.transport.is_closing():
             self.transport.abort()
 

@@ -11,10 +11,13 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
-from collections.abc import Sequence
+from base64 import b64decode
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from wardround import __version__
 from wardround.errors import StorageError, WardroundError
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 3.0
 """Seconds that answers under way get when it is told to end."""
+OPEN_FILES = 65536
+"""Enough for the connections of both listeners and for those that have not said a word yet."""
 
 
 async def serve(home: CoordinatorHome) -> None:
@@ -65,7 +70,7 @@ async def serve(home: CoordinatorHome) -> None:
             lifespan=True,
         ),
         listener(
-            Entrance(app, "public", FLEET_CALLS, PUBLIC_LIMITS, trail),
+            Entrance(app, "public", FLEET_CALLS, PUBLIC_LIMITS, trail, registered_keys(app)),
             certificate=certificate,
             key=key,
             headers=headers,
@@ -91,9 +96,34 @@ async def serve(home: CoordinatorHome) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             for one, taken in zip(listeners, sockets, strict=True):
-                group.create_task(one.serve(sockets=[taken]))
+                # One of two is no SuperLink: whoever keeps it going must see that it has ended.
+                group.create_task(one.serve(sockets=[taken])).add_done_callback(lambda _: end())
     finally:
         end()
+
+
+def registered_keys(app: Any) -> Callable[[bytes], bool]:
+    """Whether a key, in base64, is that of a site. Where the database cannot be asked, it is for the app to say so."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    def is_known(shown: bytes) -> bool:
+        try:
+            key = b64decode(shown, validate=True)
+            return app.state.linkstate_factory.state().get_node_id_by_public_key(key) is not None
+        except ValueError:
+            return False
+        except SQLAlchemyError:
+            return True
+
+    return is_known
+
+
+def allow_connections() -> None:
+    """Each connection is an open file, and often only 1024 are granted: take more where this user may."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     home = CoordinatorHome(parser.parse_args(arguments).home)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     os.umask(0o077)
+    allow_connections()
     try:
         become_quiet(home.flwr)
         for folder in (home.flwr, home.logs, home.run):

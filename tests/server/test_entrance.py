@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wardround.server.audit import REFUSALS_A_MINUTE, AuditTrail
-from wardround.server.entrance import PUBLIC_LIMITS, Entrance, Limits
+from wardround.server.entrance import KEY_HEADER, PIECE, PUBLIC_LIMITS, SMALL, Entrance, Limits
 
 CALLS = frozenset({("POST", "/v1/fleet/push-object"), ("POST", "/v1/fleet/pull-messages")})
 
@@ -38,6 +38,7 @@ def knock(
     headers: Sequence[tuple[bytes, bytes]] = (),
     pieces: Sequence[bytes | float] = (b"body",),
     limits: Limits = PUBLIC_LIMITS,
+    known: bytes | None = None,
 ) -> tuple[int, list[bytes], list[dict[str, Any]]]:
     """Status, bodies that the application got, and the audit trail. A number among the pieces is a silence."""
     app, said = App(), []
@@ -65,7 +66,8 @@ def knock(
         "client": ("10.0.0.7", 1),
         "state": {},
     }
-    asyncio.run(Entrance(app, "public", CALLS, limits, trail)(scope, receive, send))
+    is_known = None if known is None else known.__eq__
+    asyncio.run(Entrance(app, "public", CALLS, limits, trail, is_known)(scope, receive, send))
     file = folder / "audit.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return said[0]["status"], app.bodies, lines
@@ -118,6 +120,58 @@ def test_a_body_that_grows_too_large_is_cut(tmp_path: Path) -> None:
     assert knock(tmp_path, pieces=(b"x" * 10,), limits=limits)[0] == 200
     assert knock(tmp_path, pieces=(b"x" * 6, b"x" * 5, b"x" * 100), limits=limits)[:2] == (413, [])
     assert knock(tmp_path, "/v1/fleet/pull-messages", pieces=(b"x" * 6,), limits=limits)[:2] == (413, [])
+
+
+def test_who_shows_no_known_key_sends_little(tmp_path: Path) -> None:
+    """What a chunk of a model takes in memory is for those who may send one."""
+    many = b"x" * (SMALL + 1)
+    declared, key = (b"content-length", str(len(many)).encode()), (KEY_HEADER, b"ours")
+    assert knock(tmp_path, headers=[declared, key], pieces=(many,), known=b"ours")[0] == 200
+    assert knock(tmp_path, headers=[declared, key], pieces=(60.0,), known=b"theirs")[:2] == (401, [])
+    assert knock(tmp_path, headers=[declared], pieces=(60.0,), known=b"theirs")[:2] == (401, [])
+    undeclared = knock(tmp_path, headers=[key], pieces=(many, b"more"), known=b"ours")
+    assert undeclared[:2] == (413, [])
+    assert knock(tmp_path, pieces=(b"x" * SMALL,), known=b"theirs")[0] == 200
+
+
+def answer(folder: Path, body: bytes, taking: float, patience: float) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """What a peer gets of an answer, if it needs so long for a piece; and the audit trail."""
+    taken: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with asyncio.TaskGroup() as group:
+            group.create_task(send({"type": "http.response.body", "body": body}))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(event: Any) -> None:
+        if event["type"] == "http.response.body":
+            await asyncio.sleep(taking)
+            taken.append(event["body"])
+
+    path = "/v1/fleet/pull-messages"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": [], "state": {}}
+    limits, trail = Limits({}, SMALL, patience=patience), AuditTrail(folder / "audit.jsonl")
+    asyncio.run(Entrance(app, "public", CALLS, limits, trail)(scope, receive, send))
+    file = folder / "audit.jsonl"
+    return taken, [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_an_answer_goes_out_piece_by_piece(tmp_path: Path) -> None:
+    body = bytes(range(256)) * (3 * PIECE // 256) + b"end"
+    taken, lines = answer(tmp_path, body, 0.0, 30.0)
+    assert b"".join(taken) == body
+    assert max(map(len, taken)) == PIECE
+    assert answer(tmp_path, b"", 0.0, 30.0) == ([b""], [])
+    assert lines == []
+
+
+def test_a_reader_that_falls_silent_is_left(tmp_path: Path) -> None:
+    taken, lines = answer(tmp_path, b"x" * (3 * PIECE), 60.0, 0.05)
+    assert taken == []
+    assert [(line["status"], line["sent"]) for line in lines] == [(0, 0)]
 
 
 def test_a_sender_that_falls_silent_is_cut(tmp_path: Path) -> None:
