@@ -11,7 +11,8 @@ with dashes, besides
 ``evaluate-every``     rounds between evaluations; 0, if absent, means only after the last
 ``late``               ``refuse``, if absent: a reply that comes after its round was closed is not looked for, and its
                        site is asked anew. ``use``: the site is left alone until it answers, and its update counts in
-                       the round that is then open, τ rounds late, with its examples times (1 + τ)⁻ᵃ
+                       the round that is then open, τ rounds late, with its examples times (1 + τ)⁻ᵃ; fedmedian,
+                       fedtrimmedavg and krum do not look at examples: there it counts as much as any other
 ``staleness-exponent`` *a* (Xie et al. 2019, FedAsync, polynomial staleness), 0.5 if absent
 ``max-staleness``      τ up to which a late reply is waited for, 8 if absent
 ``quarantine-after``   refused replies in a row that put a site in quarantine, 3 if absent; 0 for never

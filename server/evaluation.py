@@ -1,14 +1,14 @@
 """Let the sites score the global weights after a round."""
 
 import logging
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from flwr.app import RecordDict
 
 from wardround.errors import RoundError
 from wardround.server.desk import Desk, plain, reasons
-from wardround.server.exchange import exchange
+from wardround.server.exchange import TooFew, exchange
 from wardround.server.journal import Evaluation, RoundRecord
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Metrics, Weights, metrics_in, weights_to_record
 
@@ -26,7 +26,7 @@ class _Scores:
     lost: set[str] = field(default_factory=set)
 
 
-def evaluate(desk: Desk, record: RoundRecord, weights: Weights, without: Container[str], final: bool) -> RoundRecord:
+def evaluate(desk: Desk, record: RoundRecord, weights: Weights, without: Collection[str], final: bool) -> RoundRecord:
     """Let the sites score the weights after a closed round, and note it in the journal.
 
     Parameters
@@ -84,17 +84,20 @@ def evaluate(desk: Desk, record: RoundRecord, weights: Weights, without: Contain
     return record
 
 
-def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Container[str], scores: _Scores) -> None:
+def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Collection[str], scores: _Scores) -> None:
     """Ask everybody who may score the weights; where some have, those whose answer got lost."""
     number = record.round
     plan = desk.plan(number)
-    there = desk.roster(0 if scores.sites else 1, ())
-    roster = {node: site for node, site in there.items() if site not in record.refused and site not in without}
+    try:
+        roster = desk.roster(0 if scores.sites else 1, {*record.refused, *without})
+    except TooFew as error:
+        logger.warning("round %d is closed, and nobody is there to evaluate it: %s", number, error)
+        roster = {}
     if scores.sites:
         roster = {node: site for node, site in roster.items() if site in scores.lost}
     else:
         # Who sent an update and is not there now was cut off.
-        scores.lost = {site for site in record.sites if site not in without} - set(there.values())
+        scores.lost = {site for site in record.sites if site not in without} - set(roster.values())
         scores.missing = dict.fromkeys(scores.lost, _OFFLINE)
         scores.refused = {}
     content = RecordDict({ARRAYS: weights_to_record(weights), PLAN: plan.to_record()})

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _UNDECODABLE = (DecodeError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError)
 
 NOT_DELIVERED = "not-delivered"
+STILL_OPEN = "still-open"
 
 
 class TooFew(RoundError):
@@ -78,9 +79,7 @@ class Answer:
     reply
         What came back, or None.
     reason
-        Why nothing came back: ``not-delivered``, ``late`` or ``undecodable``.
-    seconds
-        From the beginning of the exchange to now.
+        Why nothing came back: ``not-delivered``, ``late`` or ``undecodable``; ``still-open`` where it may yet come.
     identity
         Of the message; empty where it was not delivered.
     """
@@ -88,7 +87,6 @@ class Answer:
     node: int
     reply: Message | None
     reason: str
-    seconds: float
     identity: str = ""
 
 
@@ -164,6 +162,7 @@ def exchange(
     *,
     waiting: Mapping[str, int] | None = None,
     earlier: Mapping[str, int] | None = None,
+    until: Callable[[], bool] = lambda: False,
 ) -> Iterator[Answer]:
     """Send messages and yield what becomes of each, as it becomes known.
 
@@ -180,6 +179,8 @@ def exchange(
         Messages that were sent before and are waited for as well: their identities, with their nodes.
     earlier
         Messages that were sent before and are looked for, but not waited for.
+    until
+        Asked after every look. When it says so, the exchange is broken off before its deadline.
     """
     start = pace.now()
     nodes = [message.metadata.dst_node_id for message in messages]
@@ -187,29 +188,30 @@ def exchange(
     del messages
     for node in nodes:
         if node not in pushed.values():
-            yield Answer(node, None, NOT_DELIVERED, pace.now() - start)
+            yield Answer(node, None, NOT_DELIVERED)
     pending = {**(waiting or {}), **pushed}
     asides = dict(earlier or {})
     for _ in pace.pauses(start + deadline_s, stop):
         for identity, node in [*asides.items(), *pending.items()]:
             check(stop)
-            answer = _look(grid, identity, node, start, pace)
+            answer = _look(grid, identity, node)
             if answer is not None:
                 asides.pop(identity, None)
                 pending.pop(identity, None)
                 yield answer
                 del answer
-        if not pending:
-            return
+        if not pending or until():
+            break
+    reason = "late" if pace.now() - start >= deadline_s else STILL_OPEN
     for identity, node in pending.items():
-        yield Answer(node, None, "late", pace.now() - start, identity)
+        yield Answer(node, None, reason, identity)
 
 
-def _look(grid: Grid, identity: str, node: int, start: float, pace: Pace) -> Answer | None:
+def _look(grid: Grid, identity: str, node: int) -> Answer | None:
     reply, reason = _pull(grid, identity)
     if reply is None and not reason:
         return None
-    return Answer(node, reply, reason, pace.now() - start, identity)
+    return Answer(node, reply, reason, identity)
 
 
 def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 
 from wardround.server.desk import Desk, Refusal, payload, reasons, report, seeded
-from wardround.server.exchange import Answer, TooFew, exchange
+from wardround.server.exchange import STILL_OPEN, Answer, TooFew, exchange
 from wardround.server.grids import RosterGrid
 from wardround.server.journal import LateReport, RoundRecord, Standing
 from wardround.server.spool import OpenRound
@@ -36,12 +36,15 @@ class Asked:
         In which round.
     bytes_down
         Its payload.
+    since
+        When, on the clock of the run's pace.
     """
 
     site: str
     node: int
     round: int
     bytes_down: int
+    since: float
 
 
 @dataclass
@@ -54,12 +57,15 @@ class Memory:
         Of every site that has to answer for something.
     seen
         Digests of the weights that sites sent in closed rounds.
+    given
+        Digest of the weights that this process gave the sites, by round.
     unanswered
         Messages that have no answer yet, by identity. A process that is started again cannot ask for these any more.
     """
 
     standing: Mapping[str, Standing] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    given: dict[int, str] = field(default_factory=dict)
     unanswered: dict[str, Asked] = field(default_factory=dict)
 
     def learn(self, record: RoundRecord) -> None:
@@ -112,8 +118,10 @@ class _Attempt:
         self._missing: dict[str, str] = {}
         self._blamed: set[str] = set()
         self._lost: set[str] = set()
+        self._left = desk.settings.retries
+        # When these are asked again though others are still at it, and how long that is after the time before.
+        self._again_at, self._pause = 0.0, max(desk.settings.retry_wait_s, 1.0)
         self._late: dict[str, LateReport] = {}
-        self._given = ""
         self._times = [desk.pace.now()]
 
     def run(self) -> None:
@@ -141,17 +149,26 @@ class _Attempt:
         answers = self._ask(messages, deadline)
         del messages
         self._take_all(answers, asked)
-        left = desk.settings.retries
-        while self._lost and left and len(self._answered()) >= desk.settings.quorum and desk.pace.now() < deadline:
-            # What was killed there is back in a moment. Where too few are left, the whole attempt is made anew.
-            left -= 1
+        while self._lost and self._left and desk.pace.now() < deadline:
+            if not self._open() and len(self._answered()) < desk.settings.quorum:
+                # Too few are left: the whole attempt is made anew.
+                break
             logger.warning("round %d: what %s sent got lost; asking again", number, ", ".join(sorted(self._lost)))
-            desk.rest(min(desk.settings.retry_wait_s, deadline - desk.pace.now()))
+            if self._open():
+                self._pause *= 2
+            else:
+                # What was killed there is back in a moment.
+                self._left -= 1
+                desk.rest(min(desk.settings.retry_wait_s, deadline - desk.pace.now()))
             messages, asked = self._messages(desk.roster(0, without), self._answered(), self._lost)
             self._lost -= {one.site for one in asked.values()}
+            self._again_at = desk.pace.now() + self._pause
             answers = self._ask(messages, deadline)
             del messages
             self._take_all(answers, asked)
+        if self._open() - self._missing.keys():
+            # The deadline came when they were to be waited for once more.
+            self._take_all(self._ask((), deadline), {})
         self._times.append(desk.pace.now())
         found = len(self._answered())
         if found < desk.settings.quorum:
@@ -169,13 +186,31 @@ class _Attempt:
         waiting = {name: one.node for name, one in memory.unanswered.items() if one.round == number}
         older = {name: one.node for name, one in memory.unanswered.items() if one.round != number}
         patience = max(0.0, deadline - desk.pace.now())
-        return exchange(desk.grid, messages, patience, desk.pace, desk.stop, waiting=waiting, earlier=older)
+        # Nobody whose answer got lost waits for the slowest of the others before it is asked again.
+        return exchange(
+            desk.grid,
+            messages,
+            patience,
+            desk.pace,
+            desk.stop,
+            waiting=waiting,
+            earlier=older,
+            until=lambda: bool(self._lost and self._left) and desk.pace.now() >= self._again_at,
+        )
+
+    def _open(self) -> set[str]:
+        """Sites that were asked in this round and have not answered."""
+        return {asked.site for asked in self._memory.unanswered.values() if asked.round == self._number}
 
     def _take_all(self, answers: Iterator[Answer], asked: Mapping[int, Asked]) -> None:
         memory = self._memory
         for answer in answers:
             earlier = answer.identity in memory.unanswered
-            self._take(answer, memory.unanswered.pop(answer.identity) if earlier else asked[answer.node])
+            one = memory.unanswered.pop(answer.identity) if earlier else asked[answer.node]
+            if answer.reason in ("late", STILL_OPEN):
+                memory.unanswered[answer.identity] = one
+            if answer.reason != STILL_OPEN:
+                self._take(answer, one)
             # The next reply must not find this one still in memory.
             del answer
 
@@ -215,7 +250,7 @@ class _Attempt:
         """Messages to those who are asked now; who that is, is on disk before anybody is asked."""
         desk, number = self._desk, self._number
         record = weights_to_record(self._weights)
-        self._given = record_digest(record)
+        self._memory.given[number] = record_digest(record)
         # Who answered before a crash counts among those who are there, so that the same sites are chosen again.
         absent = sorted(answered - set(roster.values()))
         everybody = {**roster, **{-place - 1: site for place, site in enumerate(absent)}}
@@ -233,7 +268,7 @@ class _Attempt:
             self._spool.begin_attempt(wanted)
         for site in wanted - set(everybody.values()) - self._refused.keys():
             self._missing.setdefault(site, _OFFLINE)
-        waited_for = {asked.site for asked in self._memory.unanswered.values() if asked.round == number}
+        waited_for = self._open()
         free = {node: site for node, site in roster.items() if site in wanted - answered - waited_for}
         if only is not None:
             free = {node: site for node, site in free.items() if site in only}
@@ -249,19 +284,20 @@ class _Attempt:
         usual = next(iter(chosen.values()), RecordDict())
         contents = {node: chosen.get(node, usual) for node in free}
         sizes = {id(content): payload(content) for content in contents.values()}
-        asked = {node: Asked(site, node, number, sizes[id(contents[node])]) for node, site in free.items()}
+        now = desk.pace.now()
+        asked = {node: Asked(site, node, number, sizes[id(contents[node])], now) for node, site in free.items()}
         return [desk.message(node, number, "train", content) for node, content in contents.items()], asked
 
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
-        if answer.reason == "late":
-            self._memory.unanswered[answer.identity] = asked
+        seconds = desk.pace.now() - asked.since
         refusal = desk.refusal(answer, site, asked.round, "train", self._weights)
         if refusal is None and answer.reply is not None:
             content = answer.reply.content
-            about = report(content, asked.bytes_down, answer.seconds)
-            if about.weights_digest in self._memory.seen and about.weights_digest != self._given:
+            about = report(content, asked.bytes_down, seconds)
+            # Who has learnt nothing sends back what it was given.
+            if about.weights_digest in self._memory.seen and about.weights_digest != self._memory.given[asked.round]:
                 logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
                 refusal = Refusal("replayed", absent=False, blameless=False)
             else:
@@ -283,6 +319,8 @@ class _Attempt:
             self._missing.pop(site, None)
             (self._missing if refusal.absent else self._refused)[site] = refusal.code
             if refusal.lost:
+                if not self._lost:
+                    self._again_at = desk.pace.now() + self._pause
                 self._lost.add(site)
         elif not refusal.absent:
             self._late[site] = LateReport(asked.round, 0.0, refusal.code)

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
+from wardround.errors import RoundError
 from wardround.server.journal import Journal
 from wardround.server.rounds import LoopSettings, RunResult, run_rounds
 from wardround.strategies.catalogue import make_strategy
@@ -77,6 +78,50 @@ def test_who_stays_away_does_not_hold_up_the_others(scene: Scene) -> None:
     result = scene.run()
     assert [list(record.sites) for record in result.rounds] == [["east", "south"], *[["east", "north", "south"]] * 3]
     assert result.rounds[0].missing == {"north": "restarted"}
+
+
+def slow_down(scene: Scene, name: str, seconds: float) -> None:
+    """A site takes so long to train in the first round."""
+    act: Site = scene.grid.sites[name]
+    began = scene.clock.seconds
+
+    def site(message: Message) -> Message | None:
+        is_first = message.metadata.message_type == "train" and message.metadata.group_id == "1"
+        return None if is_first and scene.clock.seconds < began + seconds else act(message)
+
+    scene.grid.sites[name] = site
+
+
+def test_who_lost_an_answer_does_not_wait_for_the_slowest(scene: Scene) -> None:
+    whole = scene.run()
+    asked = scene.lose("north", "train", 2)
+    slow_down(scene, "east", 500.0)
+    began = scene.clock.seconds
+    again = scene.run()
+    assert same(again.weights, whole.weights)
+    assert [seconds - began for seconds in asked[:3]] == pytest.approx([0.0, 30.0, 90.0], abs=5)
+    seconds = {name: report.seconds for name, report in again.rounds[0].sites.items()}
+    assert seconds == pytest.approx({"east": 500.0, "north": 0.0, "south": 0.0}, abs=5)
+    assert all((record.refused, record.missing, record.attempts) == ({}, {}, 1) for record in again.rounds)
+
+
+def test_who_comes_back_when_the_others_are_done_is_asked_still(scene: Scene) -> None:
+    """However often it was asked while they were at it."""
+    whole = scene.run()
+    asked = scene.lose("north", "train", 6)
+    slow_down(scene, "east", 500.0)
+    began = scene.clock.seconds
+    again = scene.run()
+    assert same(again.weights, whole.weights)
+    assert [seconds - began for seconds in asked[:7]] == pytest.approx([0, 30, 90, 210, 450, 530, 560], abs=10)
+
+
+def test_whoever_is_still_at_it_at_the_deadline_is_late(scene: Scene) -> None:
+    scene.lose("north", "train", 100)
+    slow_down(scene, "east", 10_000.0)
+    with pytest.raises(RoundError) as caught:
+        scene.run(deadline_s=300.0)
+    assert caught.value.cause == "east: late, north: restarted"
 
 
 def test_nobody_is_asked_again_after_the_deadline(scene: Scene) -> None:

@@ -166,6 +166,40 @@ def test_an_evaluation_that_fails_is_tried_again(scene: Scene) -> None:
     assert set(scene.run(retries=1).evaluation) == {"east", "north", "south"}
 
 
+def test_nobody_is_there_to_evaluate_a_round_on_the_way(scene: Scene) -> None:
+    """The round is closed and the run goes on; only the last scores are needed."""
+    ids = scene.grid.get_node_ids
+    closed = lambda: len(read_rounds(scene.folder)) if (scene.folder / "rounds").exists() else 0  # noqa: E731
+    left = 0.0
+
+    def away_after_the_second() -> list[int]:
+        nonlocal left
+        if closed() == 2:
+            left = left or scene.clock.seconds + 70.0
+        return [] if closed() == 2 and scene.clock.seconds < left else ids()  # type: ignore[no-any-return]
+
+    scene.grid.get_node_ids = away_after_the_second
+    result = scene.run(evaluate_every=1, retries=1)
+    assert [record.evaluation is not None for record in result.rounds] == [True, False, True, True]
+
+
+def test_the_last_scores_wait_for_somebody_who_may_give_them(scene: Scene) -> None:
+    """That others are online, whose updates were refused, does not help."""
+    scene.grid.sites["east"] = failing(scene.learners["east"], lambda turn: True, Error(2, "x"))
+    ids = scene.grid.get_node_ids
+    left = 0.0
+
+    def only_east_for_a_while() -> list[int]:
+        nonlocal left
+        if len(read_rounds(scene.folder)) < 4:
+            return ids()  # type: ignore[no-any-return]
+        left = left or scene.clock.seconds + 50.0
+        return ids() if scene.clock.seconds >= left else [scene.grid.id_of("east")]  # type: ignore[no-any-return]
+
+    scene.grid.get_node_ids = only_east_for_a_while
+    assert set(scene.run().evaluation) == {"north", "south"}
+
+
 # Absence is no misbehaviour.
 
 
@@ -399,6 +433,20 @@ def test_who_has_learnt_nothing_replays_nothing(scene: Scene, learner: Any) -> N
             {"num-examples": 1.0},
         )
     assert all(set(record.sites) == set(scene.learners) for record in scene.run().rounds)
+
+
+def test_who_has_learnt_nothing_and_is_late_replays_nothing(late: Scene, learner: Any) -> None:
+    def idle(message: Message) -> Message:
+        is_train = message.metadata.message_type == "train"
+        weights = weights_from_record(message.content.array_records[ARRAYS]) if is_train else None
+        return learner.answer(message, weights, {"num-examples": 1.0})  # type: ignore[no-any-return]
+
+    late.grid.sites["south"] = slow(idle, late.clock, lambda number: 10.0)
+    late.grid.sites["east"] = slow(idle, late.clock, lambda number: 75.0 if number == 1 else 0.0)
+    result = late.run(late="use", quarantine_after=1)
+    codes = [entry.code for record in result.rounds for entry in record.late.values()]
+    assert codes == [""]
+    assert all(record.standing == {} for record in result.rounds)
 
 
 @pytest.mark.parametrize(
