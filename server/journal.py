@@ -98,7 +98,9 @@ class Journal:
             ) from error
         except OSError as error:
             raise storage_error(error, folder) from error
-        sweep(folder)
+        for ours in ("rounds", _GENERATIONS):
+            # Beside them others may be writing: an operator who wants the run stopped, whoever keeps it going.
+            sweep(folder / ours)
         closed = numbers(folder)
         # Without this the weights of a round would stay for ever where a crash came between writing and removing.
         for number in closed[: -self._keep]:
@@ -137,7 +139,10 @@ class Journal:
         flat = json.loads(json.dumps(_flat(settings)))
         digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
         if not path.exists():
-            write_text(path, json.dumps({"format": _FORMAT, "digest": digest, "settings": flat}, indent=1))
+            # What a crash leaves of it is swept there, and nowhere else.
+            made = self._folder / "rounds" / _RUN
+            write_text(made, json.dumps({"format": _FORMAT, "digest": digest, "settings": flat}, indent=1))
+            made.rename(path)
             return
         stored = read_json(path)
         if stored.get("format") != _FORMAT:

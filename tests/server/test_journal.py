@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wardround.errors import PlanError, StorageError, UsageError
+from wardround.files import new_file
 from wardround.server.journal import (
     Evaluation,
     Journal,
@@ -145,6 +146,14 @@ def test_what_a_crash_left_is_removed(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         assert journal.latest() is None
     assert not half.exists()
+
+
+def test_what_others_are_writing_beside_the_journal_is_left_alone(tmp_path: Path) -> None:
+    """The process that keeps runs going, or a command of the operator, in the very moment in which a run starts."""
+    with new_file(tmp_path / "state.json") as stream:
+        stream.write(b"{}")
+        Journal(tmp_path).close()
+    assert (tmp_path / "state.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", ["global.safetensors", "round.json"])
