@@ -1,16 +1,18 @@
-"""The case store: a site's images and labels, safe against crashes, damage and a second process.
+"""The case store: a site's images, labels and drawings, safe against crashes, damage and a second process.
 
 ::
 
     folder/
-        store.sqlite     one row a case, one row a label (SQLite in write-ahead mode, every commit flushed)
+        store.sqlite     one row a case, a label, a drawing (SQLite in write-ahead mode, every commit flushed)
         store.lock       held shared while the store is open, exclusively while it is repaired
-        volumes/         one .nii.gz a row, under a name that is used once
+        volumes/         one .nii.gz an image or label, under a name that is used once
 
 The order of every change is: the new file, flushed; then the row that names it; then the old file goes. A row
 therefore always names a whole file, and a crash at any instruction leaves at most files that no row names. Whoever
 opens the store and is alone removes these. Several processes may have one store open, on a local disk: neither SQLite's
 write-ahead log nor the lock is dependable on network file systems.
+
+A drawing lies in its row. It and the label that its author accepted change together or not at all.
 """
 
 import fcntl
@@ -20,18 +22,21 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from wardround import files
+from wardround.client.cases import drawings
+from wardround.client.cases.drawings import Drawing, Source, State
 from wardround.client.cases.nifti import MAX_LABEL, check_same_grid, decode_image, decode_labels, encode
 from wardround.client.cases.volume import Volume
 from wardround.errors import DataError, StorageError, UsageError
@@ -39,8 +44,10 @@ from wardround.errors import DataError, StorageError, UsageError
 logger = logging.getLogger(__name__)
 
 Role = Literal["stream", "test"]
+Verdict = Literal["approved", "rejected"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had cases and labels; 2 has drawings as well."""
 BUSY_TIMEOUT_S = 30
 
 _VOLUMES = "volumes"
@@ -70,6 +77,25 @@ _labels = sa.Table(
     sa.Column("sha256", sa.String, nullable=False),
 )
 
+_drawings = sa.Table(
+    "drawings",
+    _metadata,
+    sa.Column("case_id", sa.ForeignKey("cases.id"), primary_key=True),
+    sa.Column("author", sa.String, primary_key=True),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("effort_contour", sa.Float, nullable=False),
+    sa.Column("effort_strict", sa.Float, nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("reviewer", sa.String, nullable=False),  # empty where nobody has judged
+    sa.Column("updated", sa.String, nullable=False),  # UTC
+    sa.Column("turn", sa.Integer),  # in which order labels were accepted; NULL where none is
+    sa.Column("content", sa.LargeBinary, nullable=False),  # as drawings.encode writes it, with its own checksums
+)
+
 
 @dataclass(frozen=True)
 class LabelRecord:
@@ -89,6 +115,35 @@ class LabelRecord:
     author: str
     round: int
     effort: float
+
+
+@dataclass(frozen=True)
+class DrawingRecord:
+    """What is known of a drawing besides its prompts; :class:`~wardround.client.cases.drawings.Drawing` has the words.
+
+    Parameters
+    ----------
+    reviewer
+        Who approved or rejected it; empty while nobody has.
+    updated
+        When it changed last: UTC, as ``2026-03-01T12:00:00.000Z``.
+    """
+
+    case_id: str
+    author: str
+    state: State
+    source: Source
+    effort_contour: float
+    effort_strict: float
+    round: int
+    model: str
+    seconds: float
+    reason: str
+    reviewer: str
+    updated: str
+
+
+_RECORD = tuple(_drawings.c[name] for name in DrawingRecord.__dataclass_fields__)
 
 
 class _CaseRow(NamedTuple):
@@ -229,17 +284,12 @@ class CaseStore:
                 "an author has a name, and round and effort are 0 or above",
                 "correct the call",
             )
-        labels = _as_labels(labels, case_id)
-        grid = _grid_from_json(self._case_row(case_id).grid)
-        check_same_grid(grid, labels, f"the label of case {case_id}")
-        mine = (_labels.c.case_id == case_id) & (_labels.c.author == author)
-        with self._new_file("label", grid.with_array(labels.array)) as (file, sha256), self._writing() as connection:
-            old = connection.scalar(sa.select(_labels.c.file).where(mine))
-            connection.execute(_labels.delete().where(mine))
-            values = {"case_id": case_id, "author": author, "round": round, "effort": effort}
-            connection.execute(_labels.insert().values(**values, file=file, sha256=sha256))
+        on_grid = self._checked_label(case_id, labels)
+        values = {"case_id": case_id, "author": author, "round": round, "effort": effort}
+        with self._new_file("label", on_grid) as (file, sha256), self._writing() as connection:
+            old = _replace(connection, _labels, **values, file=file, sha256=sha256)
         if old is not None:
-            self._discard(old)
+            self._discard(old.file)
 
     def label(self, case_id: str, author: str) -> Volume | None:
         """An author's label of a case (uint8, on the image's grid); None where that author has saved none.
@@ -252,20 +302,20 @@ class CaseStore:
             If the file is missing or is not what was written.
         """
         grid = self._case_row(case_id).grid
-        query = sa.select(_labels).where((_labels.c.case_id == case_id) & (_labels.c.author == author))
-        missing: str | None = None
-        while True:
-            with self._reading() as connection:
-                row = connection.execute(query).one_or_none()
-            if row is None:
-                return None
-            if row.file == missing:
-                raise self._damaged(row.file, "it is gone")
-            data = self._verified(row.file, row.sha256)
-            if data is not None:
-                return _on_grid(grid, decode_labels(data, self._volumes / row.file))
-            # Another process may have replaced the label between the row and the file: then the row has changed.
-            missing = row.file
+        found = self._label_file(case_id, author)
+        return None if found is None else _on_grid(grid, decode_labels(found[1], self._volumes / found[0]))
+
+    def label_bytes(self, case_id: str, author: str) -> bytes | None:
+        """An author's label of a case as it is stored, a .nii.gz file; None where that author has saved none.
+
+        Raises
+        ------
+        DataError, StorageError
+            As :meth:`label`.
+        """
+        self._case_row(case_id)
+        found = self._label_file(case_id, author)
+        return None if found is None else found[1]
 
     def labels(self, case_id: str) -> tuple[LabelRecord, ...]:
         """What is stored of the labels of a case, by author."""
@@ -273,6 +323,137 @@ class CaseStore:
         query = sa.select(*columns).where(_labels.c.case_id == case_id).order_by(_labels.c.author)
         with self._reading() as connection:
             return tuple(LabelRecord(*row) for row in connection.execute(query))
+
+    def save_drawing(self, drawing: Drawing, label: Volume | None = None) -> None:
+        """Store a drawing in place of the same author's earlier one of that case, and its label: both, or neither.
+
+        Parameters
+        ----------
+        drawing
+            An ``open``, ``skipped`` or ``accepted`` one; a verdict is given by :meth:`review`.
+        label
+            Of an accepted drawing, and of no other; as in :meth:`save_label`. It is stored under the drawing's author.
+            A label that was accepted before stays while its author draws on.
+
+        Raises
+        ------
+        DataError
+            If there is no such case, or the label holds no labels.
+        GeometryError
+            If the label is not on the image's grid.
+        StorageError
+            If the disk is full or not writable; the earlier drawing and label are then still there.
+        UsageError
+            If the drawing does not lie in the image, or label and state do not belong together.
+        """
+        accepted = drawing.state == "accepted"
+        given = "without" if label is None else "with"
+        if drawing.state in get_args(Verdict) or accepted != (label is not None):
+            raise UsageError(
+                f"a drawing that is {drawing.state} cannot be stored {given} a label",
+                "an accepted one has a label, an open or skipped one has none, and a verdict is a reviewer's",
+                "accept it with its label, or review it",
+            )
+        if accepted and drawing.source == "proxy" and not drawing.drawn:
+            raise UsageError("there is nothing to accept", "nothing was drawn on this case yet", "draw a slice first")
+        grid = _grid_from_json(self._case_row(drawing.case_id).grid)
+        if not drawing.fits(grid.shape):
+            raise UsageError(
+                "the drawing does not lie in the image of its case",
+                "it was drawn on another case",
+                "draw on the case that is stored",
+            )
+        row = _columns_of(drawing)
+        with ExitStack() as stack:
+            file = sha256 = old = None
+            if label is not None:
+                labels = self._checked_label(drawing.case_id, label)
+                file, sha256 = stack.enter_context(self._new_file("label", labels))
+            with self._writing() as connection:
+                if accepted:
+                    row["turn"] = 1 + (connection.scalar(sa.select(sa.func.max(_drawings.c.turn))) or 0)
+                    values = {"round": drawing.round, "effort": drawing.effort_contour, "file": file, "sha256": sha256}
+                    old = _replace(connection, _labels, case_id=drawing.case_id, author=drawing.author, **values)
+                _replace(connection, _drawings, **row)
+        if old is not None:
+            self._discard(old.file)
+
+    def drawing(self, case_id: str, author: str) -> Drawing | None:
+        """What an author drew on a case; None where that author has drawn nothing.
+
+        Raises
+        ------
+        DataError
+            If there is no such case.
+        StorageError
+            If what is stored is damaged.
+        """
+        self._case_row(case_id)
+        with self._reading() as connection:
+            return _drawing_in(connection, case_id, author)
+
+    def drawings(self, case_id: str | None = None) -> tuple[DrawingRecord, ...]:
+        """What is known of all drawings, or of those of one case: cases in the order of :meth:`cases`, then authors."""
+        query = sa.select(*_RECORD).join(_cases).order_by(_cases.c.position, _drawings.c.author)
+        if case_id is not None:
+            query = query.where(_drawings.c.case_id == case_id)
+        with self._reading() as connection:
+            return tuple(DrawingRecord(*row) for row in connection.execute(query))
+
+    def review(self, case_id: str, author: str, *, by: str, verdict: Verdict, reason: str = "") -> None:
+        """Approve or reject an accepted drawing; a verdict may be changed, and ends when its author draws on.
+
+        Parameters
+        ----------
+        by
+            Who says so; not empty.
+        reason
+            One of :data:`~wardround.client.cases.drawings.REASONS`.
+
+        Raises
+        ------
+        UsageError
+            If there is no such drawing, or it is not accepted.
+        """
+        if not by or verdict not in get_args(Verdict):
+            raise UsageError(
+                "this is no review", "it names nobody, or no verdict", "say who approves or rejects the label"
+            )
+        with self._writing() as connection:
+            drawing = _drawing_in(connection, case_id, author)
+            if drawing is None or drawing.state not in ("accepted", *get_args(Verdict)):
+                raise UsageError(
+                    f"there is nothing of {author} to review on case {case_id}",
+                    "its author has not accepted it, or draws on it again",
+                    "wait until it is accepted",
+                )
+            turn = connection.scalar(sa.select(_drawings.c.turn).where(_mine(_drawings, case_id, author)))
+            judged = replace(drawing, state=verdict, reason=reason)
+            _replace(connection, _drawings, **(_columns_of(judged) | {"turn": turn, "reviewer": by}))
+
+    def counting(self, review: bool) -> Mapping[str, str]:
+        """Whose drawing of a case a round learns from: case id → author, in the order of :meth:`cases`.
+
+        An approved one goes before an accepted one, and what was accepted first before what was later. Cases to be
+        tested on are not among them, nor are cases of which nobody's drawing counts.
+
+        Parameters
+        ----------
+        review
+            Whether only approved ones count.
+        """
+        states = ("approved",) if review else ("approved", "accepted")
+        query = (
+            sa.select(_drawings.c.case_id, _drawings.c.author)
+            .join(_cases)
+            .where(_drawings.c.state.in_(states) & (_cases.c.role == "stream"))
+            .order_by(_cases.c.position, _drawings.c.state == "accepted", _drawings.c.turn)
+        )
+        found: dict[str, str] = {}
+        with self._reading() as connection:
+            for row in connection.execute(query):
+                found.setdefault(row.case_id, row.author)
+        return found
 
     def close(self) -> None:
         """Let go of the store. Closing twice is allowed; any other use afterwards raises UsageError."""
@@ -302,7 +483,9 @@ class CaseStore:
                 self._repair()
                 # Not one step, so a third process may come between: it would find nothing left to repair.
                 fcntl.flock(lock, fcntl.LOCK_SH)
-            if self._version() == SCHEMA_VERSION:
+            if self._version():
+                # A process of an earlier version may have the store open: a further table does not concern it.
+                self._create_tables()
                 return
             # Whoever held the lock died before it had made the tables: take its place.
             fcntl.flock(lock, fcntl.LOCK_UN)
@@ -319,6 +502,7 @@ class CaseStore:
         return version
 
     def _create_tables(self) -> None:
+        """Make the tables that are missing: all of them, or those that came after the version of this store."""
         if self._version() == SCHEMA_VERSION:
             return
         with self._translated(), closing(self._engine.raw_connection()) as raw:
@@ -363,6 +547,29 @@ class CaseStore:
             "with another image" if row.content != content else f"as a case of the role {row.role}",
             "give the new case another id",
         )
+
+    def _checked_label(self, case_id: str, labels: Volume) -> Volume:
+        labels = _as_labels(labels, case_id)
+        grid = _grid_from_json(self._case_row(case_id).grid)
+        check_same_grid(grid, labels, f"the label of case {case_id}")
+        return grid.with_array(labels.array)
+
+    def _label_file(self, case_id: str, author: str) -> tuple[str, bytes] | None:
+        """Name and content of the file of a label; None where there is none."""
+        query = sa.select(_labels).where(_mine(_labels, case_id, author))
+        missing: str | None = None
+        while True:
+            with self._reading() as connection:
+                row = connection.execute(query).one_or_none()
+            if row is None:
+                return None
+            if row.file == missing:
+                raise self._damaged(row.file, "it is gone")
+            data = self._verified(row.file, row.sha256)
+            if data is not None:
+                return row.file, data
+            # Another process may have replaced the label between the row and the file: then the row has changed.
+            missing = row.file
 
     @contextmanager
     def _new_file(self, kind: str, volume: Volume) -> Iterator[tuple[str, str]]:
@@ -464,6 +671,38 @@ def _make_engine(path: Path) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _mine(table: sa.Table, case_id: str, author: str) -> sa.ColumnElement[bool]:
+    return (table.c.case_id == case_id) & (table.c.author == author)
+
+
+def _replace(connection: sa.Connection, table: sa.Table, **values: object) -> sa.Row[Any] | None:
+    """Put a row in the place of the one of the same case and author; the old one, if there was any."""
+    mine = _mine(table, str(values["case_id"]), str(values["author"]))
+    old = connection.execute(sa.select(table).where(mine)).one_or_none()
+    connection.execute(table.delete().where(mine))
+    connection.execute(table.insert().values(**values))
+    return old
+
+
+def _columns_of(drawing: Drawing) -> dict[str, Any]:
+    """The row of a drawing that nobody has judged."""
+    plain = {field: getattr(drawing, field) for field in DrawingRecord.__dataclass_fields__ if hasattr(drawing, field)}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return plain | {"reviewer": "", "updated": now, "turn": None, "content": drawings.encode(drawing)}
+
+
+def _drawing_in(connection: sa.Connection, case_id: str, author: str) -> Drawing | None:
+    content = connection.scalar(sa.select(_drawings.c.content).where(_mine(_drawings, case_id, author)))
+    if content is None:
+        return None
+    drawing = drawings.decode(content)
+    if (drawing.case_id, drawing.author) != (case_id, author):
+        raise StorageError(
+            "a stored drawing is another one than its row says", "the store is damaged", "restore it from a backup"
+        )
+    return drawing
 
 
 def _as_labels(labels: Volume, case_id: str) -> Volume:
