@@ -140,6 +140,31 @@ def evict(
 
 @app.command()
 def serve(home: Home = _HOME) -> None:
+@app.command()
+def renew(home: Home = _HOME) -> None:
+    """Make the server's key and certificate anew, from the same authority. Sites need nothing for it."""
+    from wardround.deploy.coordinator.service import issue_certificate, shown_certificate
+
+    place = _home(home)
+    facts = issue_certificate(place)
+    terminal = _console()
+    terminal.print(f"a new certificate for {', '.join(facts.names)}, valid until {facts.not_after:%Y-%m-%d}")
+    if not place.is_serving():
+        terminal.print("it is shown as soon as `wardround coordinator serve` runs")
+        return
+    terminal.print("the SuperLink starts again, to show it; sites come back by themselves, and runs go on")
+    deadline = time.monotonic() + _PATIENCE_S * 4
+    while (shown := shown_certificate(place)) is None or shown.fingerprint != facts.fingerprint:
+        if time.monotonic() > deadline or not place.is_serving():
+            raise ConnectionFailed(
+                "the new certificate is on the disk, but is not shown yet",
+                "the SuperLink did not start again",
+                "look into logs/superlink.log, and restart `wardround coordinator serve`",
+            )
+        time.sleep(_LOOK_S)
+    terminal.print("it is shown from now on")
+
+
     """Serve sites and keep runs going, until Ctrl-C or SIGTERM."""
     from wardround.deploy.coordinator.service import serve as serve_home
 

@@ -24,7 +24,12 @@ from wardround.deploy.coordinator.bundle import build_bundle, write_bundle
 from wardround.deploy.coordinator.control import Control
 from wardround.deploy.coordinator.keeper import RunKeeper
 from wardround.deploy.coordinator.registry import Registry
-from wardround.deploy.provisioning.authority import Authority, server_certificate_fits
+from wardround.deploy.provisioning.authority import (
+    Authority,
+    CertificateFacts,
+    certificate_facts,
+    server_certificate_fits,
+)
 from wardround.errors import AuthRefused, ConnectionFailed, UsageError, WardroundError
 from wardround.processes import Backoff, Keeper
 from wardround.server.home import CoordinatorHome, hold
@@ -77,6 +82,7 @@ def serve(home: CoordinatorHome, stop: threading.Event, *, ready: Callable[[], N
     """
     with only_one(home):
         renew_certificate(home)
+        shown = _written(home)
         write_bundle(home.bundle)
         # Flower keeps unpacked apps for ever, and takes one that a crash left half unpacked for a whole one.
         shutil.rmtree(home.flwr / "apps", ignore_errors=True)
@@ -84,11 +90,16 @@ def serve(home: CoordinatorHome, stop: threading.Event, *, ready: Callable[[], N
             link = superlink(home)
             for keeper in [link, superexec(home), *status_page(home)]:
                 children.enter_context(keeper)
-            _attend(home, control, link, stop, ready)
+            _attend(home, control, link, shown, stop, ready)
 
 
-def _attend(
-    home: CoordinatorHome, control: Control, link: Keeper, stop: threading.Event, ready: Callable[[], None]
+def _attend(  # noqa: PLR0917
+    home: CoordinatorHome,
+    control: Control,
+    link: Keeper,
+    shown: tuple[int, int],
+    stop: threading.Event,
+    ready: Callable[[], None],
 ) -> None:
     keeper = RunKeeper(home, control, build_bundle())
     admission = Admission(Registry(home.sites), control)
@@ -102,9 +113,12 @@ def _attend(
                 said_ready = True
                 ready()
             keeper.step()
-            if time.monotonic() >= certificate_due:
+            if time.monotonic() >= certificate_due or _written(home) != shown:
                 certificate_due = time.monotonic() + _CERTIFICATE_EVERY_S
-                if renew_certificate(home):
+                renew_certificate(home)
+                if (found := _written(home)) != shown:
+                    # A SuperLink reads its certificate once, when it starts.
+                    shown = found
                     link.restart()
         except (ConnectionFailed, AuthRefused) as error:
             # While it starts, or is started again, it cannot be asked: that is worth a word only when it lasts.
@@ -120,12 +134,46 @@ def _attend(
 
 def renew_certificate(home: CoordinatorHome) -> bool:
     """Replace the server's certificate where it is about to expire or does not fit. Returns whether it was."""
-    now = datetime.datetime.now(datetime.UTC)
-    if server_certificate_fits(home.tls, home.settings.names, now):
+    # Read again: the names may have been changed since this process began.
+    names = CoordinatorHome(home.path).settings.names
+    if server_certificate_fits(home.tls, names, datetime.datetime.now(datetime.UTC)):
         return False
-    facts = Authority(home.ca).issue_server(home.tls, home.settings.names, now)
-    log.info("a new certificate for %s, valid until %s", ", ".join(facts.names), f"{facts.not_after:%Y-%m-%d}")
+    issue_certificate(home)
     return True
+
+
+def issue_certificate(home: CoordinatorHome) -> CertificateFacts:
+    """Make the server's key and certificate anew. Who serves takes them up; sites go on trusting the same authority.
+
+    A crash between key and certificate leaves two that do not fit, and the next look makes them anew.
+
+    Raises
+    ------
+    StorageError
+        If the authority's key is not there, or nothing can be written.
+    """
+    names = CoordinatorHome(home.path).settings.names
+    facts = Authority(home.ca).issue_server(home.tls, names, datetime.datetime.now(datetime.UTC))
+    log.info("a new certificate for %s, valid until %s", ", ".join(facts.names), f"{facts.not_after:%Y-%m-%d}")
+    return facts
+
+
+def shown_certificate(home: CoordinatorHome) -> CertificateFacts | None:
+    """The certificate that the SuperLink shows at the moment; None while it does not answer."""
+    try:
+        pem = ssl.get_server_certificate(("127.0.0.1", home.settings.runtime_port), timeout=5)
+    except (OSError, ValueError):
+        return None
+    return certificate_facts(pem.encode())
+
+
+def _written(home: CoordinatorHome) -> tuple[int, int]:
+    """Another value whenever somebody has written the server's certificate, which comes behind its key."""
+    try:
+        status = home.server_certificate.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_ino
 
 
 def superlink(home: CoordinatorHome) -> Keeper:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wardround.deploy.doctor import line, machine, trust
 from wardround.deploy.doctor.finding import Finding, bad, good, of_error
-from wardround.deploy.provisioning.authority import certificate_facts
+from wardround.deploy.provisioning.authority import as_certified, certificate_facts
 from wardround.errors import WardroundError
 from wardround.pages import ago, count
 from wardround.server.home import CoordinatorHome
@@ -70,7 +70,7 @@ def _certificate(home: CoordinatorHome) -> Finding:
             "certificate",
             f"{home.server_certificate} cannot be read",
             error.strerror or "",
-            "run `wardround coordinator serve`, which makes it anew",
+            "run `wardround coordinator renew`, which makes it anew",
         )
     except WardroundError as error:
         return of_error("certificate", error)
@@ -80,15 +80,19 @@ def _certificate(home: CoordinatorHome) -> Finding:
             "certificate",
             "the server's certificate " + ("has expired" if days < 0 else f"expires in {days:.0f} days"),
             "`wardround coordinator serve` renews it in time, and is not running or cannot write to the folder",
-            "start it, or look into its log",
+            "run `wardround coordinator renew`; then start `serve`, or look into its log",
         )
-    missing = sorted({name.lower() for name in home.settings.names} - {name.lower() for name in facts.names})
+    try:
+        wanted = {as_certified(name).lower() for name in home.settings.names}
+    except WardroundError as error:
+        return of_error("certificate", error)
+    missing = sorted(wanted - {name.lower() for name in facts.names})
     if missing:
         return bad(
             "certificate",
             f"the server's certificate is not made out to {', '.join(missing)}",
             "coordinator.toml was changed since it was made",
-            "restart `wardround coordinator serve`, which makes it anew",
+            "run `wardround coordinator renew`, which makes it anew",
         )
     return good("certificate", f"until {facts.not_after:%Y-%m-%d}, for {', '.join(facts.names)}")
 

@@ -134,8 +134,7 @@ def _distrusted(target: Target, authority: Path, error: ssl.SSLCertVerificationE
             "TLS",
             f"the coordinator's certificate has expired{f' on {seen.not_after}' if seen else ''}",
             "it was not renewed, or the clock of this machine is ahead",
-            "compare this machine's clock; then ask the coordinator's operator to start `wardround coordinator serve` "
-            "again, which renews it",
+            "compare this machine's clock; then ask the coordinator's operator to run `wardround coordinator renew`",
         )
     if code == _NOT_YET_VALID:
         return Broken(
@@ -149,7 +148,8 @@ def _distrusted(target: Target, authority: Path, error: ssl.SSLCertVerificationE
             "TLS",
             f"the certificate is not made out to {target.host}",
             f"it is made out to {', '.join(seen.names) if seen and seen.names else 'other names'}",
-            "use one of these names in site.toml, or ask the operator to add this one to `names` in coordinator.toml",
+            "use one of these names in site.toml, or ask the operator to add this one to `names` in coordinator.toml "
+            "and to run `wardround coordinator renew`",
         )
     if code in (*_UNKNOWN_ISSUER, _BAD_SIGNATURE):
         return _foreign(target, authority, seen)

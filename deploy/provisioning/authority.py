@@ -221,7 +221,13 @@ def server_certificate_fits(folder: Path, names: Sequence[str], now: datetime.da
     """Whether the server's key and certificate in `folder` belong together, are valid long enough and name every name.
 
     A crash while they were replaced may have left one of each: then they do not fit.
+
+    Raises
+    ------
+    UsageError
+        If a name is none.
     """
+    wanted = {as_certified(name) for name in names}
     try:
         pem = (folder / "server.crt").read_bytes()
         key = read_private_key(folder / "server.key")
@@ -229,7 +235,18 @@ def server_certificate_fits(folder: Path, names: Sequence[str], now: datetime.da
         same = public_key_of(pem) == key.public_key()
     except (OSError, StorageError, AuthRefused):
         return False
-    return same and facts.days_left(now) >= RENEW_BELOW_DAYS and set(names) <= set(facts.names)
+    return same and facts.days_left(now) >= RENEW_BELOW_DAYS and wanted <= set(facts.names)
+
+
+def as_certified(name: str) -> str:
+    """A host name or an address as :class:`CertificateFacts` spells it: one address has more than one spelling.
+
+    Raises
+    ------
+    UsageError
+        If it is neither.
+    """
+    return str(general_name(name).value)
 
 
 def general_name(name: str) -> x509.GeneralName:

@@ -1,5 +1,6 @@
 """The operator's commands as they are typed; nobody serves here."""
 
+import datetime
 import json
 import re
 import stat
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from coordinating import NOW, close_rounds
+from cryptography import x509
 
 from wardround.deploy.cli import run as command_line
 from wardround.deploy.coordinator import runs
 from wardround.deploy.provisioning import make_enrolment, make_node_key, read_invitation
+from wardround.deploy.provisioning.authority import certificate_facts, server_certificate_fits
 from wardround.server.home import CoordinatorHome, hold
 from wardround.server.journal import Journal
 
@@ -92,6 +95,40 @@ def test_a_site_is_invited_enrolled_and_evicted(
     assert "enrolled" in capfd.readouterr().out
     assert command_line(["coordinator", "evict", "north"]) == 0
     assert command_line(["coordinator", "enrol", str(enrolment)]) == 10
+
+
+def test_the_servers_certificate_is_made_anew(place: CoordinatorHome, capfd: pytest.CaptureFixture[str]) -> None:
+    authority, before = place.ca_certificate.read_bytes(), place.server_certificate.read_bytes()
+    capfd.readouterr()
+    assert command_line(["coordinator", "renew"]) == 0
+    assert "as soon as `wardround coordinator serve` runs" in capfd.readouterr().out
+    assert place.ca_certificate.read_bytes() == authority
+    after = place.server_certificate.read_bytes()
+    assert certificate_facts(after).fingerprint != certificate_facts(before).fingerprint
+    assert {"fed.example.org", "10.0.0.5"} <= set(certificate_facts(after).names)
+    assert server_certificate_fits(place.tls, place.settings.names, datetime.datetime.now(datetime.UTC))
+    x509.load_pem_x509_certificate(after).verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    assert stat.S_IMODE(place.server_key.stat().st_mode) == 0o600
+
+
+def test_without_the_authoritys_key_nothing_is_renewed(
+    place: CoordinatorHome, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where it is kept offline: what serves stays as it is."""
+    before = {path.name: path.read_bytes() for path in place.tls.iterdir()}
+    (place.ca / "ca.key").unlink()
+    assert command_line(["coordinator", "renew"]) == 4
+    assert "ca.key" in capfd.readouterr().err
+    assert {path.name: path.read_bytes() for path in place.tls.iterdir()} == before
+
+
+def test_a_certificate_that_is_not_taken_up_is_said(
+    place: CoordinatorHome, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wardround.deploy.coordinator.command._PATIENCE_S", 0.0)
+    with hold(place.serve_lock):
+        assert command_line(["coordinator", "renew"]) == 9
+    assert "not shown yet" in capfd.readouterr().err
 
 
 def test_what_is_said_is_not_dressed_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

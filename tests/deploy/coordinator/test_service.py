@@ -16,8 +16,9 @@ from wardround.deploy.coordinator import runs
 from wardround.deploy.coordinator.bundle import build_bundle
 from wardround.deploy.coordinator.control import Control
 from wardround.deploy.coordinator.registry import Registry
-from wardround.deploy.coordinator.service import environment, only_one, renew_certificate
+from wardround.deploy.coordinator.service import environment, only_one, renew_certificate, shown_certificate
 from wardround.deploy.provisioning import make_enrolment, make_node_key, read_invitation
+from wardround.deploy.provisioning.authority import certificate_facts
 from wardround.deploy.provisioning.keys import public_key_pem
 from wardround.errors import AuthRefused, ConnectionFailed, UsageError
 from wardround.server.home import CoordinatorHome
@@ -163,6 +164,19 @@ def test_a_superlink_that_was_killed_comes_back(served: Served) -> None:
     eventually(served.answers, "a SuperLink that answers again")
 
 
+def test_a_certificate_that_was_renewed_is_shown_at_once(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    before, superlink = shown_certificate(served.home), served.pid("superlink")
+    assert before is not None
+    assert command_line(["coordinator", "renew", "--home", str(served.home.path)]) == 0
+    assert "it is shown from now on" in capfd.readouterr().out
+    after = shown_certificate(served.home)
+    assert after is not None
+    assert after.fingerprint != before.fingerprint
+    assert served.pid("superlink") != superlink
+    # What trusted the authority trusts the new certificate.
+    eventually(served.answers, "a SuperLink that answers with it")
+
+
 def test_another_one_does_not_serve_beside(served: Served) -> None:
     with pytest.raises(UsageError, match="already"), only_one(served.home):
         pass
@@ -192,6 +206,18 @@ def test_a_certificate_is_renewed_when_it_has_to_be(served: Served) -> None:
     served.home.server_certificate.unlink()
     assert renew_certificate(served.home)
     assert not renew_certificate(served.home)
+
+
+def test_names_that_were_added_since_are_certified(tmp_path: Path) -> None:
+    """Also by a process that began before they were, and for which the old names would do."""
+    assert command_line(["coordinator", "init", "--home", str(tmp_path / "c"), "--name", "a.example.org"]) == 0
+    home = CoordinatorHome(tmp_path / "c")
+    assert home.settings.names == ("a.example.org",)
+    text = home.settings_file.read_text()
+    home.settings_file.write_text(text.replace('["a.example.org"]', '["b.example.org"]'))
+    assert renew_certificate(home)
+    assert "b.example.org" in certificate_facts(home.server_certificate.read_bytes()).names
+    assert not renew_certificate(home)
 
 
 def test_children_see_no_way_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

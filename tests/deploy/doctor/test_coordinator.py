@@ -56,7 +56,9 @@ def issue(home: CoordinatorHome, at: datetime.datetime, names: tuple[str, ...] =
 @pytest.mark.parametrize(("age", "said"), [(500, "has expired"), (390, "expires in")])
 def test_a_certificate_near_its_end(home: CoordinatorHome, age: int, said: str) -> None:
     issue(home, now() - age * DAY)
-    assert said in findings(home)["certificate"].problem
+    found = findings(home)["certificate"]
+    assert said in found.problem
+    assert "wardround coordinator renew" in found.fix
 
 
 def test_a_certificate_for_other_names(home: CoordinatorHome) -> None:

@@ -104,6 +104,14 @@ def test_a_missing_authority_is_said(tmp_path: Path) -> None:
         Authority(tmp_path)
 
 
+def test_an_address_fits_however_it_is_spelt(authority: Authority, tmp_path: Path) -> None:
+    # Otherwise it would be replaced every hour, and the SuperLink started again for it.
+    names = ["FD00:0:0::1"]
+    authority.issue_server(tmp_path / "tls", names, NOW)
+    assert server_certificate_fits(tmp_path / "tls", names, NOW)
+    assert not server_certificate_fits(tmp_path / "tls", ["fd00::2"], NOW)
+
+
 def test_when_the_servers_certificate_is_replaced(authority: Authority, tmp_path: Path) -> None:
     tls, names = tmp_path / "tls", ["fed.example.org"]
     assert not server_certificate_fits(tls, names, NOW)
