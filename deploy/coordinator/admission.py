@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from wardround.deploy.coordinator.control import Node
@@ -63,10 +63,11 @@ class Admission:
         members = self._registry.members()
         if not self._compared:
             # Once is enough: a database that was lost, or restored from a backup, comes with a new start.
-            known = {node.id for node in self._door.nodes() if node.status != "unregistered"}
+            known = {node.id: node for node in self._door.nodes() if node.status != "unregistered"}
             for member in members:
                 if member.state == "registered" and member.node_id not in known:
                     self._register(member)
+            self._turn_away(members, known.values())
             self._compared = True
         for member in members:
             for node in member.retired:
@@ -75,6 +76,14 @@ class Admission:
                 log.info("site %s may not connect as node %d any more", member.name, node)
             if member.state == "enrolled" and not member.retired:
                 self._register(member)
+
+    def _turn_away(self, members: Iterable[Member], nodes: Iterable[Node]) -> None:
+        """A database from before an eviction, or before a new key, would let in who may not come in any more."""
+        good = {public_key_pem(member.public_key) for member in members if member.state in ("enrolled", "registered")}
+        for node in nodes:
+            if node.public_key not in good:
+                self._door.unregister(node.id)
+                log.warning("node %d has a key that is no site's; it may not connect any more", node.id)
 
     def _register(self, member: Member) -> None:
         try:

@@ -7,6 +7,7 @@ from wardround.deploy.coordinator.admission import Admission
 from wardround.deploy.coordinator.control import Node
 from wardround.deploy.coordinator.registry import Registry
 from wardround.deploy.provisioning import Enrolment, Invitation, make_node_key
+from wardround.deploy.provisioning.keys import public_key_pem
 from wardround.errors import AuthRefused, ConnectionFailed
 
 NOW = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
@@ -118,6 +119,38 @@ def test_a_superlink_that_lost_its_database_learns_all_sites_again(registry: Reg
     fresh.next = 10
     admission(registry, fresh).step()
     assert [registry.get(name).node_id for name in ("north", "south")] == [10, 11]
+
+
+def test_a_database_from_before_an_eviction_lets_nobody_in_again(registry: Registry, tmp_path: Path) -> None:
+    link = SuperLink()
+    for site in ("north", "south", "east"):
+        enrol(registry, tmp_path / "old", site)
+    admission(registry, link).step()
+    backup = dict(link.known)
+    registry.evict("north", NOW)
+    enrol(registry, tmp_path / "new", "south")
+    ours = admission(registry, link)
+    ours.step()
+    ours.step()
+    assert {node.name for node in link.known.values()} == {"east", "south"}
+    good = {node.public_key for node in link.known.values()}
+    link.known = backup
+    restarted = admission(registry, link)
+    restarted.step()
+    restarted.step()
+    assert {node.public_key for node in link.known.values()} == good
+    assert len(link.known) == 2
+
+
+def test_a_site_that_the_superlink_knows_and_the_registry_not_yet_keeps_its_key(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """Killed in between: its key would be burnt if it were turned away."""
+    link = SuperLink()
+    enrol(registry, tmp_path, "north")
+    link.register("north", public_key_pem(registry.get("north").public_key))
+    admission(registry, link).step()
+    assert 1 in link.known
 
 
 def test_one_site_that_is_refused_does_not_hold_up_the_others(registry: Registry, tmp_path: Path) -> None:
