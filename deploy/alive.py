@@ -10,6 +10,7 @@ It looks at locks, process numbers and stamps, asks nobody, and imports nothing 
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -28,8 +29,8 @@ def site_is_alive(home: Path) -> bool:
     if not _is_held(home / "run" / "agent.lock"):
         return False
     stamp = home / "run" / "supernode.stamp"
-    if not (home / "run" / "supernode.pid").exists():
-        return True  # paused for good, or about to be started again
+    if not (home / "run" / "supernode.pid").exists() or _has_left(home / "state.json"):
+        return True  # about to be started again, or not wanted: a killed agent may have left its number behind
     try:
         return time.time() - stamp.stat().st_mtime < STALE_S
     except FileNotFoundError:
@@ -45,6 +46,13 @@ def _is_held(lock: Path) -> bool:
     try:
         return is_locked(lock)
     except StorageError:
+        return False
+
+
+def _has_left(state: Path) -> bool:
+    try:
+        return bool(json.loads(state.read_text())["participation"] == "left")
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -18,6 +18,7 @@ from wardround.errors import ConnectionFailed, UsageError, WardroundError
 from wardround.files import write_bytes
 
 if TYPE_CHECKING:
+    from wardround.deploy.coordinator.registry import Member
     from wardround.deploy.coordinator.runs import Run
     from wardround.server.home import CoordinatorHome
 
@@ -109,6 +110,7 @@ def enrol(
     registry = Registry(place.sites)
     member = registry.enrol(read_enrolment(file), _now())
     terminal = _console()
+    terminal.print(f"its key, to be compared on the telephone; if it is another one there, evict it:\n  {_key(member)}")
     if not place.is_serving():
         terminal.print(f"site {member.name} has enrolled; it may connect as soon as `wardround coordinator serve` runs")
         return
@@ -139,8 +141,6 @@ def evict(
 
 
 @app.command()
-def serve(home: Home = _HOME) -> None:
-@app.command()
 def renew(home: Home = _HOME) -> None:
     """Make the server's key and certificate anew, from the same authority. Sites need nothing for it."""
     from wardround.deploy.coordinator.service import issue_certificate, shown_certificate
@@ -165,6 +165,8 @@ def renew(home: Home = _HOME) -> None:
     terminal.print("it is shown from now on")
 
 
+@app.command()
+def serve(home: Home = _HOME) -> None:
     """Serve sites and keep runs going, until Ctrl-C or SIGTERM."""
     from wardround.deploy.coordinator.service import serve as serve_home
 
@@ -226,7 +228,9 @@ def run(  # noqa: PLR0917 - one parameter an option
     if resume:
         _only(context, "name", "home", "detach", "resume")
         found = runs.find(place, name)
-        if found.phase in ("failed", "stopped") or (found.phase == "finished" and not found.complete):
+        # Not wanted, and not over: it was stopped while nobody served, and would be ended by whoever does.
+        over = found.phase in ("failed", "stopped") or (found.phase == "finished" and not found.complete)
+        if over or not found.request.wanted:
             found = found.ask(wanted=True)
     else:
         settings = run_settings(
@@ -354,6 +358,12 @@ def _console() -> Console:
     # No markup: fingerprints hold `:AB:` and paths hold brackets, and both would come out as something else.
     width = None if sys.stdout.isatty() else 160
     return Console(width=width, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+
+def _key(member: "Member") -> str:
+    from wardround.deploy.provisioning.keys import fingerprint
+
+    return fingerprint(member.public_key)
 
 
 def _home(path: Path) -> "CoordinatorHome":

@@ -100,6 +100,7 @@ class RunKeeper:
         self._clock = clock
         self._not_before: dict[str, float] = {}
         self._held: dict[int, float] = {}
+        self._told: set[str] = set()
 
     def step(self) -> None:
         """Look at every run once and do what is to be done now.
@@ -109,13 +110,19 @@ class RunKeeper:
         ConnectionFailed, AuthRefused
             If the SuperLink cannot be asked; nothing has changed, and the next step tries again.
         StorageError
-            If a run's files cannot be read or written.
+            If the files of a run that is under way cannot be read or written.
         """
         busy = False
-        for run in all_runs(self._home):
+        for run in all_runs(self._home, self._tell):
             # One after the other: a site works on one message at a time, and its own stream of cases has one order.
             # A run that waits for its next attempt keeps its turn.
             busy = self._advance(run, may_start=not busy) in ("queued", "running") or busy
+
+    def _tell(self, error: StorageError) -> None:
+        """Of a run that is left out until it is repaired: once, and not every second."""
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            log.error("%s", error)
 
     def _advance(self, run: Run, *, may_start: bool) -> Phase:
         run = self._heed(run)

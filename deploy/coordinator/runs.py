@@ -12,7 +12,7 @@ Each file has one writer, so that a command and the process that serves never ov
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -241,18 +241,32 @@ def find(home: CoordinatorHome, name: str) -> Run:
     return _read(folder)
 
 
-def all_runs(home: CoordinatorHome) -> list[Run]:
+def all_runs(home: CoordinatorHome, damaged: Callable[[StorageError], None] | None = None) -> list[Run]:
     """All runs, in the order in which they were asked for.
+
+    Parameters
+    ----------
+    home
+        Of the coordinator.
+    damaged
+        Told of a run that cannot be read, which is then left out; by default the error is raised.
 
     Raises
     ------
     StorageError
         If a file is damaged.
     """
-    if not home.runs.is_dir():
-        return []
-    runs = [_read(path.parent) for path in home.runs.glob(f"*/{REQUEST}") if not path.parent.name.startswith(".")]
-    return sorted(runs, key=lambda run: (run.request.created, run.name))
+    found = []
+    for path in sorted(home.runs.glob(f"*/{REQUEST}")):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            found.append(_read(path.parent))
+        except StorageError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+    return sorted(found, key=lambda run: (run.request.created, run.name))
 
 
 def _read(folder: Path) -> Run:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from wardround.deploy.coordinator.bundle import write_bundle
 from wardround.deploy.provisioning.authority import Authority, general_name
 from wardround.deploy.provisioning.invitation import check_url
-from wardround.deploy.provisioning.keys import private_folder, write_private
+from wardround.deploy.provisioning.keys import new_home, private_folder, write_private
 from wardround.errors import UsageError
 from wardround.files import write_text
 from wardround.server.home import CoordinatorHome, CoordinatorSettings
@@ -51,7 +51,7 @@ def make_home(
     Parameters
     ----------
     path
-        The folder; it must not be a coordinator's already.
+        The folder; there must be nothing in it, save what an attempt left that was cut off.
     names
         Host names and addresses under which sites reach it.
     url
@@ -69,7 +69,7 @@ def make_home(
     Raises
     ------
     UsageError
-        If a value cannot be used, or the folder is a coordinator's already.
+        If a value cannot be used, or the folder is a coordinator's already or holds something else.
     """
     home = CoordinatorHome(path)
     if home.settings_file.exists():
@@ -91,6 +91,8 @@ def make_home(
         quorum=settings["quorum"],
     )
     _check(text)
+    parts = (home.ca, home.tls, home.operator_token, home.superexec_secret, home.sites, home.runs, home.flwr, home.logs)
+    new_home(home.path, {part.name for part in (*parts, home.run, home.bundle)}, "coordinator")
     private_folder(home.path)
     authority = Authority.create(home.ca, names[0], now)
     authority.issue_server(home.tls, names, now)

@@ -24,6 +24,9 @@ def store(folder: Path) -> Finding:
         return good("store", "no case has been imported yet")
     try:
         rows = _rows(database)
+        damaged = list(_damaged(folder / "volumes", rows))
+        # A label may have been replaced between looking at the rows and at its file.
+        still = {file for file, _ in _rows(database)} if damaged else set()
     except sqlite3.Error as error:
         return bad(
             "store",
@@ -31,10 +34,7 @@ def store(folder: Path) -> Finding:
             f"its database is damaged or locked ({type(error).__name__})",
             "stop what else uses it; if that does not help, restore the folder from a copy",
         )
-    damaged = list(_damaged(folder / "volumes", rows))
-    # A label may have been replaced between looking at the rows and at its file.
-    damaged = [item for item in damaged if item[0] in {row[0] for row in _rows(database)}]
-    if damaged:
+    if damaged := [item for item in damaged if item[0] in still]:
         named = ", ".join(f"{file} ({why})" for file, why in damaged[:_SHOWN])
         more = f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
         return bad(

@@ -25,6 +25,7 @@ from wardround.errors import AuthRefused, DataError, UsageError
 
 _FORMAT = 1
 _LARGEST = 65536
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9._%:\[\]-]+")
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 DEFAULT_DAYS = 14.0
@@ -122,6 +123,8 @@ def check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         good = parts.scheme == "https" and parts.hostname and parts.port and parts.path in ("", "/")
+        # It is written into a settings file, between quotes.
+        good = good and _HOST_AND_PORT.fullmatch(parts.netloc)
     except ValueError:
         good = False
     if not good or parts.query or parts.fragment or parts.username is not None:

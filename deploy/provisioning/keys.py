@@ -2,18 +2,24 @@
 
 import os
 import stat
+from base64 import b64decode, b64encode
+from collections.abc import Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from wardround.errors import AuthRefused, StorageError
-from wardround.files import storage_error, write_bytes
+from wardround.errors import AuthRefused, StorageError, UsageError
+from wardround.files import PREFIX, storage_error, write_bytes
 
 CURVE = ec.SECP384R1
 """NIST P-384: one of the curves that Flower accepts for a node, and good enough for an authority."""
+
+_OF_THE_DISK = "lost+found"
+"""In the root of a volume of its own."""
 
 
 def private_folder(path: Path) -> Path:
@@ -30,6 +36,34 @@ def private_folder(path: Path) -> Path:
     except OSError as error:
         raise storage_error(error, path) from error
     return path
+
+
+def new_home(path: Path, ours: Collection[str], what: str) -> None:
+    """Make sure that a home can be made at `path`: nothing is there, or no more than an attempt that was cut off left.
+
+    Parameters
+    ----------
+    path
+        A folder, which need not exist. It will be closed to everybody but its owner, so it must be nobody else's.
+    ours
+        Names of what a home holds.
+    what
+        Whose home, for the message.
+
+    Raises
+    ------
+    UsageError
+        If something else is there.
+    """
+    if not path.exists():
+        return
+    # A cut may leave a file under the name that it has while it is written.
+    if not path.is_dir() or not all(
+        file.name in {*ours, _OF_THE_DISK} or file.name.startswith(PREFIX) for file in path.iterdir()
+    ):
+        raise UsageError(
+            f"{path} is not empty", f"the home of a {what} is a folder of its own", "choose another --home"
+        )
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -146,6 +180,18 @@ def read_public_key(line: str) -> ec.EllipticCurvePublicKey:
             "make the site's key with `wardround site init`",
         )
     return key
+
+
+def fingerprint(line: str) -> str:
+    """Of a public key in OpenSSH's format, as ``ssh-keygen -l`` shows it: to be compared on the telephone.
+
+    Raises
+    ------
+    AuthRefused
+        If it is none.
+    """
+    read_public_key(line)
+    return "SHA256:" + b64encode(sha256(b64decode(line.split()[1])).digest()).decode().rstrip("=")
 
 
 def public_key_pem(line: str) -> bytes:

@@ -38,7 +38,8 @@ def init(
     ] = False,
 ) -> None:
     """Join a federation: make the site's folder, its key, and the answer to the invitation."""
-    from wardround.deploy.provisioning import read_invitation
+    from wardround.deploy.provisioning import make_node_key, read_invitation
+    from wardround.deploy.provisioning.keys import fingerprint
     from wardround.deploy.site.joining import join
 
     found = read_invitation(invitation)
@@ -47,6 +48,8 @@ def init(
     terminal.print(f"site {found.site} of {found.coordinator} in {escape(str(place.path))}")
     terminal.print(f"compare on the telephone; if the coordinator says another one, stop here:\n  {found.fingerprint}")
     terminal.print(f"send back to the coordinator (it holds no secret of yours):\n  {escape(str(answer))}")
+    own = fingerprint(make_node_key(place.keys).public)
+    terminal.print(f"your own key, which the coordinator must have received so:\n  {own}")
     terminal.print(f"read and set your limits before you serve:\n  {escape(str(place.policy))}")
 
 
@@ -201,7 +204,7 @@ def approve(  # noqa: PLR0917 - one parameter an option
     terminal.print(approvals.diff(found.sha256), markup=False)
     if show:
         return
-    name = by if by is not None else getpass.getuser()
+    name = by if by is not None else _user()
     if revoke:
         approvals.revoke(found.sha256, name)
         terminal.print("it may run no longer")
@@ -288,6 +291,13 @@ def _described(about: dict[str, Any]) -> list[str]:
         else "sent     nothing yet"
     )
     return [escape(line) for line in lines]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise UsageError("nobody knows who decides", "this user has no name on this machine", "give --by") from error
 
 
 def _read(path: Path) -> bytes:

@@ -6,8 +6,8 @@ from wardround.client.gate.policy import POLICY_TEMPLATE
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.intake import make_live_site
 from wardround.deploy.provisioning import Invitation, certificate_facts, make_enrolment, make_node_key
-from wardround.deploy.provisioning.keys import private_folder, write_public
-from wardround.errors import DataError, UsageError
+from wardround.deploy.provisioning.keys import new_home, private_folder, write_public
+from wardround.errors import DataError
 from wardround.files import write_bytes, write_text
 
 ENROLMENT = "enrolment.json"
@@ -36,13 +36,16 @@ def join(path: Path, invitation: Invitation, *, new_key: bool = False) -> tuple[
     home = SiteHome(path)
     if home.settings_file.exists():
         _check_same(home, invitation)
-    elif path.exists() and not _is_begun(home):
-        raise UsageError(f"{path} is not empty", "the home of a site is a folder of its own", "choose another --home")
+    else:
+        parts = (home.keys, home.run, home.logs, home.flwr, home.ca, home.policy, home.site)
+        new_home(path, {ENROLMENT, *(part.name for part in parts)}, "site")
     private_folder(path)
     for folder in (home.keys, home.run, home.logs, home.flwr):
         private_folder(folder)
     if new_key and home.node_key.exists():
-        home.node_key.rename(home.keys / "node.before")
+        # Each of them: until the coordinator has enrolled another one, the oldest is the one that it knows.
+        former = len(list(home.keys.glob("node.before*")))
+        home.node_key.rename(home.keys / (f"node.before-{former}" if former else "node.before"))
     key = make_node_key(home.keys)
     write_public(home.ca, invitation.ca_certificate)
     if not home.policy.exists():
@@ -65,9 +68,3 @@ def _check_same(home: SiteHome, invitation: Invitation) -> None:
             f"the invitation is for {invitation.site} of {invitation.coordinator}",
             "choose another --home: a site takes part in one federation",
         )
-
-
-def _is_begun(home: SiteHome) -> bool:
-    """Whether the folder is empty, or what an earlier attempt left that did not come to its end."""
-    ours = {file.name for file in (home.keys, home.run, home.logs, home.flwr, home.ca, home.policy, home.site)}
-    return home.path.is_dir() and {file.name for file in home.path.iterdir()} <= {*ours, ENROLMENT}

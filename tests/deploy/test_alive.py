@@ -35,6 +35,11 @@ def test_a_site(home: Path) -> None:
         old = time.time() - STALE_S - 1
         os.utime(stamp, (old, old))
         assert not site_is_alive(home)
+        # A killed agent leaves the number of its SuperNode behind; after `leave` there is none to wait for.
+        (home / "state.json").write_text('{"participation": "left"}')
+        assert site_is_alive(home)
+        (home / "state.json").write_text("rubbish")
+        assert not site_is_alive(home)
     stamp.touch()
     assert not site_is_alive(home)
 

@@ -14,6 +14,7 @@ from wardround.deploy.cli import run as command_line
 from wardround.deploy.coordinator import runs
 from wardround.deploy.provisioning import make_enrolment, make_node_key, read_invitation
 from wardround.deploy.provisioning.authority import certificate_facts, server_certificate_fits
+from wardround.deploy.provisioning.keys import fingerprint
 from wardround.server.home import CoordinatorHome, hold
 from wardround.server.journal import Journal
 
@@ -42,11 +43,32 @@ def test_a_home_is_never_overwritten(place: CoordinatorHome, capfd: pytest.Captu
     assert place.ca_certificate.read_bytes() == before
 
 
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`--home .` would close somebody's folder to everybody else and mix keys with what is there."""
+    (tmp_path / "thesis.tex").touch()
+    tmp_path.chmod(0o755)
+    assert command_line(["coordinator", "init", "--name", "fed.example.org", "--home", str(tmp_path)]) == 2
+    assert "is not empty" in capfd.readouterr().err
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_attempt_that_was_cut_off_is_taken_up_again(tmp_path: Path) -> None:
+    home = CoordinatorHome(tmp_path / "c")
+    arguments = ["coordinator", "init", "--name", "fed.example.org", "--home", str(home.path)]
+    assert command_line(arguments) == 0
+    before = home.ca_certificate.read_bytes()
+    home.settings_file.unlink()
+    assert command_line(arguments) == 0
+    assert home.ca_certificate.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--name", "a b"],
         ["--name", "fed.example.org", "--url", "http://fed.example.org:80"],
+        ["--name", "fed.example.org", "--url", 'https://fed"example.org:443'],
         ["--name", "fed.example.org", "--port", "70000"],
         ["--name", "fed.example.org", "--port", "8444"],
         ["--name", "fed.example.org", "--quorum", "0"],
@@ -90,7 +112,9 @@ def test_a_site_is_invited_enrolled_and_evicted(
     enrolment = tmp_path / "enrolment.json"
     enrolment.write_bytes(make_enrolment(invitation, make_node_key(tmp_path / "keys")))
     assert command_line(["coordinator", "enrol", str(enrolment)]) == 0
-    assert "as soon as `wardround coordinator serve` runs" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "as soon as `wardround coordinator serve` runs" in out
+    assert fingerprint((tmp_path / "keys" / "node.pub").read_text()) in out
     assert command_line(["coordinator", "status"]) == 0
     assert "enrolled" in capfd.readouterr().out
     assert command_line(["coordinator", "evict", "north"]) == 0
@@ -211,6 +235,16 @@ def test_a_run_is_stopped_and_wanted_again(place: CoordinatorHome, capfd: pytest
     assert "--rounds" in capfd.readouterr().err
     assert command_line(["coordinator", "run", "study", "--resume"]) == 0
     assert runs.find(place, "study").phase == "queued"
+
+
+def test_a_run_that_was_stopped_while_nobody_served_goes_on_when_it_is_wanted(place: CoordinatorHome) -> None:
+    assert command_line(["coordinator", "run", "study"]) == 0
+    runs.find(place, "study").save_state(NOW, phase="running", wish=1)
+    assert command_line(["coordinator", "stop", "study"]) == 0
+    assert command_line(["coordinator", "run", "study", "--resume"]) == 0
+    found = runs.find(place, "study")
+    assert found.request.wanted
+    assert found.phase == "queued"
 
 
 def test_status_shows_runs_and_their_scores(place: CoordinatorHome, capfd: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,24 @@ def test_a_run_is_started_once(keeper: RunKeeper, flower: FlowerStub, home: Coor
     assert (state(home).phase, state(home).flower_run, state(home).attempts) == ("running", 1, 1)
 
 
+def test_a_run_whose_files_are_damaged_holds_up_no_other(
+    keeper: RunKeeper,
+    flower: FlowerStub,
+    home: CoordinatorHome,
+    run: runs.Run,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    damaged = runs.create(home, "damaged", {**SETTINGS, "run": "damaged"}, NOW - datetime.timedelta(days=1))
+    (damaged.folder / "request.json").write_text("{}")
+    keeper.step()
+    keeper.step()
+    assert flower.at_work == [1]
+    assert flower.known[1].folder == str(run.folder)
+    # It is said once, not every second.
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [caplog.records[0].message]
+    assert str(damaged.folder) in caplog.records[0].message
+
+
 def test_a_complete_journal_ends_it(
     keeper: RunKeeper, flower: FlowerStub, home: CoordinatorHome, run: runs.Run
 ) -> None:

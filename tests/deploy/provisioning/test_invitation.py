@@ -175,6 +175,9 @@ def test_names_that_are_no_folder_names_are_refused(name: str) -> None:
         "https://a:1/x",
         "https://u@a:1",
         "https://[",
+        'https://a"b:1',
+        "https://a\\:1",
+        "https://a b:1",
     ],
 )
 def test_addresses_that_are_none_are_refused(url: str) -> None:

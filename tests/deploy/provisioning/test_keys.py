@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_ec_curve
 
 from wardround.deploy.provisioning.keys import (
+    fingerprint,
     is_signed,
     make_node_key,
     private_folder,
@@ -102,3 +103,17 @@ def test_openssh_reads_the_key(tmp_path: Path) -> None:
     except FileNotFoundError:
         pytest.skip("ssh-keygen is not installed")
     assert answer.stdout.split()[:2] == key.public.split()
+
+
+def test_the_fingerprint_is_the_one_that_openssh_shows(tmp_path: Path) -> None:
+    key = make_node_key(tmp_path)
+    assert fingerprint(key.public) == fingerprint(f"{key.public} somebody@somewhere")
+    with pytest.raises(AuthRefused):
+        fingerprint("ssh-rsa AAAA")
+    try:
+        answer = subprocess.run(
+            ["ssh-keygen", "-l", "-f", str(key.path) + ".pub"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("ssh-keygen is not installed")
+    assert fingerprint(key.public) in answer.stdout.split()

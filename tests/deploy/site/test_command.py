@@ -21,6 +21,7 @@ from wardround.client.intake import STORE
 from wardround.deploy.cli import run
 from wardround.deploy.coordinator.bundle import write_bundle
 from wardround.deploy.provisioning import Authority, make_invitation, read_enrolment
+from wardround.deploy.provisioning.keys import fingerprint
 from wardround.errors import DataError, GateRefused, StorageError, UsageError
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -86,6 +87,7 @@ def test_init_shows_what_to_compare_and_what_to_send(
     assert run(["site", "init", str(invited(tmp_path, authority)), "--home", str(tmp_path / "home")]) == 0
     said = capfd.readouterr().out
     assert authority.fingerprint in said
+    assert fingerprint((tmp_path / "home" / "keys" / "node.pub").read_text()) in said
     assert "enrolment.json" in said
     assert "policy.toml" in said
 
@@ -101,6 +103,10 @@ def test_init_again_keeps_key_settings_and_policy(tmp_path: Path, home: SiteHome
     assert typed(home, "init", str(invited(tmp_path, authority)), "--new-key") == 0
     assert home.node_key.read_bytes() != key
     assert (home.keys / "node.before").read_bytes() == key
+    # Once more, as after a mistake: the first key is the only one that the coordinator knows.
+    assert typed(home, "init", str(invited(tmp_path, authority)), "--new-key") == 0
+    assert (home.keys / "node.before").read_bytes() == key
+    assert len({file.read_bytes() for file in home.keys.glob("node*") if file.suffix != ".pub"}) == 3
 
 
 def test_init_goes_on_after_a_crash(tmp_path: Path, home: SiteHome, authority: Authority) -> None:
