@@ -11,7 +11,16 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from wardround.server.exchange import Pace
-from wardround.strategies.contract import ARRAYS, METRICS, PLAN, Weights, weights_from_record, weights_to_record
+from wardround.strategies.contract import (
+    ARRAYS,
+    METRICS,
+    PLAN,
+    Weights,
+    arrays_in,
+    weights_from_record,
+    weights_to_record,
+)
+from wardround.strategies.parcel import unwrap
 from wardround.strategies.plan import RoundPlan
 
 Site = Callable[[Message], Message | None]
@@ -87,7 +96,7 @@ class Learner:
     def __call__(self, message: Message) -> Message:
         plan = RoundPlan.from_record(message.content.config_records[PLAN])
         self.plans.append(plan)
-        weights = weights_from_record(message.content.array_records[ARRAYS])
+        weights = weights_from_record(arrays_in(unwrap(message.content)))
         if message.metadata.message_type == "evaluate":
             distance = float(np.abs(weights["w"] - self.target).mean())
             return self.answer(message, None, {"num-examples": self.examples, "dice": 1 / (1 + distance)})
