@@ -14,6 +14,7 @@ A round's folder appears in one step, when all of it is on the disk. A round tha
 updates that it already has.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from typing import cast
 from weakref import WeakValueDictionary
 
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load, save_file
 
 from wardround.errors import PlanError, StorageError, UsageError
 from wardround.files import lock_alone, new_folder, storage_error, sweep, write_text
@@ -329,9 +330,13 @@ def _arrays(journal: Path, round: int, name: str) -> Weights:
 
 
 def _save(path: Path, arrays: Weights) -> str:
-    data = save(arrays)
-    path.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
+    try:
+        save_file(arrays, path)
+    except SafetensorError as error:  # What is wrong with the disk is text in it.
+        code = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+        raise storage_error(OSError(code, str(error)), path) from error
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -153,16 +153,16 @@ def describe(strategy: Strategy) -> dict[str, bool | int | float | str]:
 
 
 def strategy_state(strategy: Strategy) -> Weights:
-    """What a strategy carries from one round into the next, as named arrays; empty for most.
+    """What a strategy carries from one round into the next, as named arrays, its own; empty for most.
 
     ``m_t/<array>`` and ``v_t/<array>`` for fedadam and fedyogi; for fedavgm ``momentum/00000`` … in the arrays' order.
     """
     state: Weights = {}
     for moment in ("m_t", "v_t"):
         for name, array in (getattr(strategy, moment, None) or {}).items():
-            state[f"{moment}/{name}"] = np.array(array)
+            state[f"{moment}/{name}"] = np.asarray(array)
     for number, array in enumerate(getattr(strategy, "momentum_vector", None) or ()):
-        state[f"momentum/{number:05d}"] = np.array(array)
+        state[f"momentum/{number:05d}"] = np.asarray(array)
     return state
 
 

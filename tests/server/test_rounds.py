@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
+from safetensors import SafetensorError
 
 from wardround.errors import Interrupted, PlanError, RoundError, StorageError
+from wardround.server import journal as journals
 from wardround.server.journal import Journal, read_rounds
 from wardround.server.rounds import Event, LoopSettings, RunResult, run_rounds
 from wardround.strategies.catalogue import make_strategy, names
@@ -400,16 +402,16 @@ def test_two_nodes_with_one_name_are_told_apart(scene: Scene) -> None:
 def test_a_full_disk_leaves_the_last_round(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = scene.run()
     scene.folder = scene.folder.with_name("full")
-    write = Path.write_bytes
+    write = journals.save_file
     written = []
 
-    def full(path: Path, data: bytes) -> int:
+    def full(arrays: Weights, path: Path) -> None:
         written.append(path)
         if len(written) == 3:
-            raise OSError(28, "No space left on device")
-        return write(path, data)
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        write(arrays, path)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(journals, "save_file", full)
     with pytest.raises(StorageError, match="disk is full"):
         scene.run()
     assert [record.round for record in read_rounds(scene.folder)] == [1, 2]
