@@ -156,12 +156,9 @@ class Agent:
 
     def released(self, content: str, asked: Message) -> bool:
         """Ask whether an answer of that digest was released for such a message as `asked`, and not sent yet."""
-        header: dict[str, Any] = {
-            "op": "released",
-            "digest": content,
-            "kind": asked.metadata.message_type.partition(".")[0],
-        }
-        if _ROUND.fullmatch(asked.metadata.group_id):
+        kind = asked.metadata.message_type.partition(".")[0]
+        header: dict[str, Any] = {"op": "released", "digest": content, "kind": kind}
+        if kind != "query" and _ROUND.fullmatch(asked.metadata.group_id):
             header["round"] = int(asked.metadata.group_id)
         answer, _ = wire.ask(self.socket, header)
         return answer.get("released") is True

@@ -363,9 +363,8 @@ def test_an_approved_app_is_run_from_its_own_folder_and_as_what_it_is(
     assert [question["code"] for question in agent.questions("note-error")] == [told[1]]
 
 
-def test_a_status_is_released_for_a_query(node: Node, agent: FakeAgent) -> None:
+def test_a_status_is_released_for_a_query_and_for_no_round(node: Node, agent: FakeAgent) -> None:
     asked = node.coordinator.ask("query.status")
-    asked.metadata.__dict__["_group_id"] = ""
     node.take()
     node.app_answers(asked, RecordDict({"metrics": MetricRecord({"cases": 3.0})}))
     node.send()
