@@ -190,6 +190,7 @@ CONSTANTS = {
     "flwr.supercore.constant:FLEET_HTTP_PUBLIC_KEY_HEADER": "flwr-public-key",
     "flwr.supercore.constant:NOOP_FEDERATION_ID": "@none/default",
     "flwr.supercore.constant:NodeStatus.ONLINE": "online",
+    "flwr.supercore.constant:TaskType.AGENT_APP": "flwr-agentapp",
     "flwr.supercore.error:ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED": 2007,
     "flwr.supercore.superexec.run_superexec:_TASK_POLL_INTERVAL_ENV": "FLWR_SUPEREXEC_TASK_POLL_INTERVAL",
 }
