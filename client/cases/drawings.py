@@ -14,9 +14,9 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.client.annotation.prompts import (
     UNLABELLED,
+    Annotations,
     ErasePrompt,
     ExtentPrompt,
     PointPrompt,
@@ -43,7 +44,7 @@ REASONS = frozenset(
     }
 )  # fmt: skip
 """Why a case was skipped or a label rejected: a closed list, so that no text about a patient is kept."""
-FORMAT: Final = 1
+FORMAT = 1
 LARGEST = 2**30
 """Pixels that the slices, strokes and erasures of one drawing may have in all, uncut."""
 
@@ -134,22 +135,24 @@ class Drawing:
         return tuple(step for step in self.steps if step)
 
     def in_groups(self, most: int) -> tuple[tuple[Prompt, ...], ...]:
-        """The same prompts in the same order, in at most `most` steps of about as many of the original ones each.
+        """The same prompts in the same order, in at most `most` steps, for a round that answers so often.
 
-        Where there are more steps than groups, the earlier groups are the larger ones: a model learns most from a case
-        that shows most of it.
+        Steps that are too many are put together, as evenly as they go; where they are too few, the prompts are dealt
+        out evenly. A step after which nothing is left of what was drawn joins the next one, and is left out at the end.
         """
-        drawn = self.drawn
-        groups = min(most, len(drawn))
-        if not groups:
-            return ()
-        size, more = divmod(len(drawn), groups)
-        ends = np.cumsum([size + (number < more) for number in range(groups)])
-        starts = [0, *ends[:-1]]
-        return tuple(
-            tuple(prompt for step in drawn[start:end] for prompt in step)
-            for start, end in zip(starts, ends, strict=True)
-        )
+        parts: Sequence[tuple[Prompt, ...]] = self.drawn
+        if len(parts) < most:
+            parts = [(prompt,) for step in parts for prompt in step]
+        groups: list[tuple[Prompt, ...]] = []
+        waiting: tuple[Prompt, ...] = ()
+        so_far = Annotations()
+        for start, end in _evenly(len(parts), most):
+            waiting += tuple(prompt for part in parts[start:end] for prompt in part)
+            if _leaves_something(so_far.adding(*waiting)):
+                so_far = so_far.adding(*waiting)
+                groups.append(waiting)
+                waiting = ()
+        return tuple(groups)
 
     @property
     def classes(self) -> int:
@@ -210,7 +213,7 @@ _Step = tuple[Annotated[_Plane | _Point, Field(discriminator="kind")], ...]
 
 
 class _Header(_Strict):
-    format: Literal[1]
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT)]
     case_id: str
     author: str
     steps: tuple[_Step, ...]
@@ -359,8 +362,8 @@ def _entry(prompt: Prompt, pixels: list[npt.NDArray[np.uint8]]) -> _Plane | _Poi
         touched = values != 0
     else:
         kind, values = ("slice" if isinstance(prompt, SlicePrompt) else "scribble"), np.asarray(prompt.labels)
-        if values.dtype != np.uint8:
-            raise ValueError("labels are uint8")
+        if values.dtype != np.uint8 or (isinstance(prompt, ScribblePrompt) and prompt.remains):
+            raise ValueError("no labels of a prompt")
         touched = values != UNLABELLED
         if kind == "slice" and not touched.all():
             raise ValueError("a slice labels every pixel")
@@ -411,6 +414,20 @@ def _preamble(size: int) -> bytes:
 def _plain(index: Iterable[int]) -> tuple[int, int, int]:
     i, j, k = (int(at) for at in index)
     return i, j, k
+
+
+def _evenly(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """First and one past the last of `count` things, for each of at most `most` groups; the earlier are the larger."""
+    groups = min(most, count)
+    end = 0
+    for number in range(groups):
+        start, end = end, end + count // groups + (number < count % groups)
+        yield start, end
+
+
+def _leaves_something(drawn: Annotations) -> bool:
+    strokes = (stroke.labels for stroke in drawn.scribbles)
+    return bool(drawn.slices or drawn.points) or any((labels != UNLABELLED).any() for labels in strokes)
 
 
 def _is_amount(value: float) -> bool:
