@@ -6,7 +6,8 @@ time; `tests/contract/test_flower.py` says so when a version of Flower moves one
 * Only the operator's token opens the Control API. Flower's own SuperLink takes orders from whoever reaches it.
 * A database that is locked or full answers 503, which every part of Flower tries again; its own 500 makes each give up.
 * A SuperNode that was killed may come back. Flower refuses its key for a minute: the dead one still counts as online.
-* A site may answer only for itself.
+* A site may answer only for itself, and with no more parts than a large network has: what it announces is room that the
+  coordinator's disk and the ServerApp have to find before any of it can be checked.
 * A site that sends an answer again is told which parts are missing, also where the app has the rest of it already.
 * A SuperLink that was away grants those who waited for it another minute: its absence does not count as theirs.
 """
@@ -16,6 +17,7 @@ import importlib
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import islice
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -40,6 +42,7 @@ from flwr.supercore.auth.typing import AccountAuthCredentials, AccountInfo
 from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS, NodeStatus
 from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError, http_error_translator
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot, Task
 from flwr.supercore.state.schema.linkstate_models import MessageRes, Node
@@ -61,6 +64,9 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 SILENCE = 15.0
 """Seconds after which a SuperNode that was not heard of may be replaced by one with its key. Ours beats every five."""
+
+MOST_PARTS = 600
+"""Objects of one reply. Flower cuts arrays into parts of 5 MiB: a network of 600 million parameters fits."""
 
 EVERY_CALL = frozenset(PROTOBUF_REQUEST_TYPES) | {("GET", "/health")}
 """What the inner entrance knows."""
@@ -173,9 +179,15 @@ def silent_for(state: LinkState, node_id: int) -> float:
 
 
 def push_messages(request: PushMessagesRequest, state: LinkState) -> PushMessagesResponse:
-    """Take a site's replies, if they say that they come from it."""
+    """Take a site's replies, if they say that they come from it and are no larger than an answer can be."""
     if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
         raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, f"node {request.node.node_id} spoke for another")
+    for tree in request.message_object_trees:
+        if next(islice(iterate_object_tree(tree), MOST_PARTS, None), None) is not None:
+            raise FlowerError(
+                ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED,
+                f"node {request.node.node_id} announced a reply of more than {MOST_PARTS} parts",
+            )
     # In one transaction: the app must not take the answer while we look.
     with state.session():  # type: ignore[attr-defined]
         response = _push_messages(request=request, state=state)

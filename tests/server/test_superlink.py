@@ -60,6 +60,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 
 from wardround.client.home import SiteHome
 from wardround.processes import Keeper
+from wardround.server import link
 from wardround.server.home import CoordinatorHome
 
 ACTIVATE, PULL, PUSH = (f"/v1/fleet/{name}" for name in ("activate-node", "pull-messages", "push-messages"))
@@ -316,6 +317,20 @@ def test_a_site_cannot_answer_for_another(served: Served) -> None:
     )
     assert call(served.home, PUSH, request, served.signer.headers()).status_code == 403
     assert "spoke for another" in (served.home.logs / "superlink.log").read_text()
+
+
+def test_a_reply_of_endless_parts_is_refused_before_there_is_room_for_it(served: Served) -> None:
+    let_time_pass(served.home, 120)
+    assert activate(served) == 200
+    metadata = Metadata(run_id=1, src_node_id=served.node, dst_node_id=1, reply_to_message_id="x", ttl=10)
+    parts = [ObjectTree(object_id=f"{n:064x}") for n in range(link.MOST_PARTS)]
+    request = PushMessagesRequest(
+        node=Node(node_id=served.node),
+        messages_list=[ProtoMessage(metadata=metadata)],
+        message_object_trees=[ObjectTree(object_id="0" * 64, children=parts)],
+    )
+    assert call(served.home, PUSH, request, served.signer.headers()).status_code == 403
+    assert "more than 600 parts" in (served.home.logs / "superlink.log").read_text()
 
 
 def push(served: Served, reply: Message) -> PushMessagesResponse:
