@@ -3,9 +3,12 @@
 ::
 
     H/
-        site.toml            settings: name, coordinator, device, annotator
+        site.toml            settings: name, coordinator, device, annotator; the workbench; archives
         policy.toml          what may come in and go out
         keys/node            the site's private key; node.pub beside it
+        keys/pacs-NAME       password of an archive
+        keys/workbench.pem   key of the workbench's own certificate, workbench.crt
+        accounts.json        who may use the workbench, with hashes of their passwords
         coordinator.crt      certificate of the coordinator's authority
         approvals.json       which app bundles may run here; the bundles themselves in bundles/
         ledger.jsonl         what came in and what left
@@ -31,6 +34,10 @@ from wardround.files import write_text
 
 Participation = Literal["active", "paused", "left"]
 
+_TABLE = ConfigDict(
+    frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), validate_by_name=True
+)
+
 
 class SiteSettings(BaseModel):
     """The table ``[site]`` of site.toml; names are written with dashes there.
@@ -51,9 +58,7 @@ class SiteSettings(BaseModel):
         How many of the cases that have arrived one round takes at most.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), validate_by_name=True
-    )
+    model_config = _TABLE
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     coordinator: Annotated[str, Field(pattern=r"^https://[^\s/?#@]+$")]
@@ -61,6 +66,79 @@ class SiteSettings(BaseModel):
     annotator: Literal["labels"] = "labels"
     status_port: Annotated[int, Field(ge=0, le=65535)] = 0
     cases_per_round: Annotated[int, Field(ge=1)] = 20
+
+
+class WorkbenchSettings(BaseModel):
+    """The table ``[workbench]`` of site.toml.
+
+    Parameters
+    ----------
+    port
+        Where people reach the workbench; 0 for nowhere.
+    host
+        The address that it listens on. One that others reach is served with TLS only.
+    names
+        Host names besides ``localhost`` under which it may be asked for.
+    certificate, key
+        PEM files for TLS, absolute or below the home. Empty: where TLS is needed, one is made.
+    labels
+        Names of labels 1, 2, …; those that are not named are called by their number.
+    model
+        The network to draw with until the site has seen a round of the federation.
+    review
+        Whether a label counts only when a reviewer has approved it.
+    ohif
+        Folder of a built OHIF viewer, absolute or below the home, to be served under ``/ohif/``; empty for none.
+    """
+
+    model_config = _TABLE
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]{1,255}$")] = "127.0.0.1"
+    names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")], ...] = ()
+    certificate: str = ""
+    key: str = ""
+    labels: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")], ...], Field(max_length=254)
+    ] = ()
+    model: str = "unet3d-small"
+    review: bool = False
+    ohif: str = ""
+
+
+class PacsSettings(BaseModel):
+    """One table ``[[pacs]]`` of site.toml: an archive that this site may talk to. There is no other.
+
+    Parameters
+    ----------
+    name
+        How it is called in commands; its password lies in ``keys/pacs-NAME``.
+    dicomweb
+        Root of QIDO, WADO and STOW; empty where it speaks DIMSE only.
+    user
+        For DICOMweb; empty for none.
+    aet, host, dimse_port
+        For DIMSE: its title, address and port; port 0 where it speaks DICOMweb only.
+    """
+
+    model_config = _TABLE
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    dicomweb: Annotated[str, Field(pattern=r"^(https?://[^\s/?#@]+(/[^\s?#@]*)?)?$")] = ""
+    user: str = ""
+    aet: Annotated[str, Field(pattern=r"^[\x20-\x5b\x5d-\x7e]{0,16}$")] = ""
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]{0,255}$")] = ""
+    dimse_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+
+class _File(BaseModel):
+    """All of site.toml."""
+
+    model_config = _TABLE
+
+    site: SiteSettings
+    workbench: WorkbenchSettings = WorkbenchSettings()
+    pacs: tuple[PacsSettings, ...] = ()
 
 
 SETTINGS_TEMPLATE = """\
@@ -81,6 +159,23 @@ cases-per-round = 20
 
 # Port of the site's own page on 127.0.0.1; 0 for none.
 status-port = 0
+
+# Where people draw: `wardround site account add` says who. See docs/administrators.md.
+[workbench]
+# Port of the workbench; 0 for none.
+port = 0
+# An address that others reach is served with TLS: with `certificate` and `key`, or with a certificate that is made.
+host = "127.0.0.1"
+# Names of labels 1, 2, …
+labels = []
+# Whether a label counts only when a reviewer has approved it.
+review = false
+
+# An archive of images; its password goes into keys/pacs-archive.
+# [[pacs]]
+# name = "archive"
+# dicomweb = "https://pacs.example.org/dicom-web"
+# user = "wardround"
 """
 
 
@@ -165,15 +260,38 @@ class SiteHome:
         """Log files of the agent's child processes."""
         return self.path / "logs"
 
-    @cached_property
+    @property
+    def accounts(self) -> Path:
+        """Who may use the workbench."""
+        return self.path / "accounts.json"
+
+    @property
     def settings(self) -> SiteSettings:
-        """What site.toml says.
+        """The table ``[site]`` of site.toml.
 
         Raises
         ------
         DataError
-            If there is none, or it cannot be read.
+            If there is no such file, or any of it cannot be read.
         """
+        return self._file.site
+
+    @property
+    def workbench(self) -> WorkbenchSettings:
+        """The table ``[workbench]``; raises as :attr:`settings`."""
+        return self._file.workbench
+
+    @property
+    def pacs(self) -> tuple[PacsSettings, ...]:
+        """The tables ``[[pacs]]``; raises as :attr:`settings`."""
+        return self._file.pacs
+
+    def pacs_password(self, name: str) -> Path:
+        """Where the password of an archive lies."""
+        return self.keys / f"pacs-{name}"
+
+    @cached_property
+    def _file(self) -> _File:
         try:
             content = tomllib.loads(self.settings_file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -185,13 +303,17 @@ class SiteHome:
                 f"cannot read {self.settings_file}", str(error), "correct the file, or take it from a copy"
             ) from error
         try:
-            return SiteSettings.model_validate(content.get("site", {}))
+            found = _File.model_validate({"site": {}} | content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            field = str(first["loc"][0]) if first["loc"] else "site"
+            field = ".".join(str(part) for part in first["loc"]) or "site"
             raise DataError(
                 f"{self.settings_file} cannot be used", f"{field}: {first['msg']}", "correct that line"
             ) from error
+        names = [archive.name for archive in found.pacs]
+        if len(names) > len(set(names)):
+            raise DataError(f"{self.settings_file} cannot be used", "two archives have one name", "rename one of them")
+        return found
 
     @property
     def participation(self) -> Participation:
