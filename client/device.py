@@ -1,14 +1,39 @@
-"""One device, two users: a person in front of a viewer, and a round of the federation.
+"""One device, three users: people in front of a viewer, the updates behind their drawing, a round of the federation.
 
-Whoever comes takes a place in one queue. A round holds the device for hours; between two batches it looks whether
-anybody waits, lets them go first and takes the last place in the queue itself. A person waits for one batch at the
-most, and nobody overtakes a round twice before it has done another batch: it ends, however busy the people are.
+Whoever computes with a model takes a place in one queue. Updates and rounds hold the device for long; between two
+batches their holder looks whether anybody waits whose turn is before its own, lets them go first and queues again:
+
+=============  ======================================  =====================================================
+who            goes first for                          when it holds the device
+=============  ======================================  =====================================================
+a person       nobody                                  does one thing, such as a prediction
+the updates    people                                  are one block a drawing; step aside between batches
+a round        people and updates                      is hours long; steps aside between batches
+=============  ======================================  =====================================================
+
+A person waits for one batch at the most. Whoever steps aside goes on after those who waited at that moment: nobody who
+comes later overtakes it, so that updates and rounds end, however busy the people are. A round may wait for one whole
+block of updates, which is short.
+
+Propagation needs no model: a person who propagates computes *beside* the holder, at once. Whoever holds the device then
+ends the batch that it is in and begins no other before that person has the answer.
 """
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+_Role = Literal["person", "updates", "round"]
+
+
+@dataclass(eq=False)
+class _Place:
+    """A place in the queue. Nobody takes a place before one that is `fixed`."""
+
+    role: _Role
+    fixed: bool = False
 
 
 class Device:
@@ -16,8 +41,9 @@ class Device:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._queue: deque[object] = deque()
-        self._held = False
+        self._queue: list[_Place] = []
+        self._holder: _Place | None = None
+        self._beside: set[object] = set()
         self._one_round = threading.Lock()
 
     @property
@@ -27,37 +53,79 @@ class Device:
 
     @contextmanager
     def interactive(self) -> Iterator[None]:
-        """Hold the device for one interaction; a round that runs steps aside after its batch."""
-        self._take()
-        try:
-            yield
-        finally:
-            self._let_go()
+        """Hold the device for one interaction; updates and a round step aside after their batch."""
+        yield from self._held(_Place("person"))
+
+    @contextmanager
+    def background(self) -> Iterator[None]:
+        """Hold the device for the updates behind one drawing. The holder calls :meth:`between` after every batch."""
+        yield from self._held(_Place("updates"))
 
     @contextmanager
     def federated(self) -> Iterator[None]:
         """Hold the device for a round; one after the other. The holder calls :meth:`between` after every batch."""
-        with self._one_round, self.interactive():
-            yield
+        with self._one_round:
+            # A round that waits for its first batch is overtaken by nobody.
+            yield from self._held(_Place("round", fixed=True))
 
-    def between(self) -> None:
-        """Let those who wait go first. Only the round that holds the device may call this."""
-        if self._queue:
-            self._let_go()
-            self._take()
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Compute without the model beside whoever holds the device; no batch begins before the block ends.
 
-    def _take(self) -> None:
-        place = object()
+        The block must not ask for the device: who holds it may be waiting for the block.
+        """
+        mark = object()
         with self._changed:
-            self._queue.append(place)
-            try:
-                self._changed.wait_for(lambda: not self._held and self._queue[0] is place)
-                self._held = True
-            finally:
-                self._queue.remove(place)
+            self._beside.add(mark)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._beside.discard(mark)
                 self._changed.notify_all()
 
-    def _let_go(self) -> None:
+    def between(self) -> None:
+        """Let those who wait go first. Only the one who holds the device may call this."""
+        holder = self._holder
+        if holder is None or not (self._queue or self._beside):
+            return
         with self._changed:
-            self._held = False
+            present = set(self._beside)
+            if present:
+                self._changed.wait_for(lambda: not present & self._beside)
+            people = [place for place in self._queue if place.role == "person"]
+            others = [place for place in self._queue if place.role != "person"]
+            before = people if holder.role == "updates" else [*people, *others]
+            if not before:
+                return
+            after = [place for place in others if place not in before]
+            for place in (*before, holder):
+                place.fixed = True
+            self._queue = [*before, holder, *after]
+            self._holder = None
+            self._changed.notify_all()
+            self._wait(holder)
+
+    def _held(self, place: _Place) -> Iterator[None]:
+        with self._changed:
+            position = len(self._queue)
+            if place.role == "person":
+                while position and self._queue[position - 1].role == "updates" and not self._queue[position - 1].fixed:
+                    position -= 1
+            self._queue.insert(position, place)
+            self._wait(place)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._holder = None
+                self._changed.notify_all()
+
+    def _wait(self, place: _Place) -> None:
+        """Wait for the turn of a place in the queue, and take the device."""
+        try:
+            self._changed.wait_for(lambda: self._holder is None and self._queue[0] is place)
+            self._holder = place
+        finally:
+            self._queue.remove(place)
             self._changed.notify_all()

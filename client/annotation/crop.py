@@ -14,7 +14,7 @@ LEAST_SLACK = 4
 
 
 def boxes(
-    shape: tuple[int, int, int], annotations: Annotations, strokes: LabelArray | None, margin: int
+    shape: tuple[int, int, int], annotations: Annotations, strokes: LabelArray | None, margin: int, grain: int = 1
 ) -> tuple[Box, Box | None]:
     """The crop in which votes are made, and the box inside it that may hold an object (None: there is no object).
 
@@ -28,12 +28,14 @@ def boxes(
         ``[I, J, K]``: labels of strokes and points, :data:`UNLABELLED` elsewhere; None if there are none.
     margin
         Voxels of the crop round the inner box.
+    grain
+        The crop ends at multiples of this, or with the volume.
     """
     whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
     if annotations.extent is not None:
         bounds = zip(annotations.extent.lower, annotations.extent.upper, strict=True)
         i, j, k = (slice(low, high + 1) for low, high in bounds)
-        return _grown((i, j, k), shape, margin), (i, j, k)
+        return _grown((i, j, k), shape, margin, grain), (i, j, k)
     inner = _drawn_box(shape, annotations)
     if strokes is not None:
         inside = np.argwhere((strokes != UNLABELLED) & (strokes > 0))
@@ -46,7 +48,7 @@ def boxes(
                 for side, (low, high), length in zip(inner, stroked, shape, strict=True)
             )
             inner = (i, j, k)
-    return (whole, None) if inner is None else (_grown(inner, shape, margin), inner)
+    return (whole, None) if inner is None else (_grown(inner, shape, margin, grain), inner)
 
 
 def within(inner: Box, box: Box) -> Box:
@@ -81,9 +83,9 @@ def _drawn_box(shape: tuple[int, int, int], annotations: Annotations) -> Box | N
     return sides[0], sides[1], sides[2]
 
 
-def _grown(box: Box, shape: tuple[int, int, int], margin: int) -> Box:
+def _grown(box: Box, shape: tuple[int, int, int], margin: int, grain: int) -> Box:
     i, j, k = (
-        slice(max(side.start - margin, 0), min(side.stop + margin, whole))
+        slice(max(side.start - margin, 0) // grain * grain, min(-(-(side.stop + margin) // grain) * grain, whole))
         for side, whole in zip(box, shape, strict=True)
     )
     return i, j, k

@@ -46,6 +46,7 @@ def geodesic_distance(
     convention: Convention = "additive",
     weight: float = 0.5,
     sweeps: int = 8,
+    known: FloatArray | None = None,
 ) -> FloatArray:
     """Distance of every voxel from the nearest seed, by raster scans.
 
@@ -71,6 +72,9 @@ def geodesic_distance(
         w, from 0 (length alone) to 1 (intensity alone).
     sweeps
         Pairs of one forward and one backward scan at the most, 1 or above.
+    known
+        What this function found before from some of these seeds, all else being equal. The scans then pass over
+        whatever the new seeds do not bring nearer; where they end because nothing changes the result is the same.
 
     Returns
     -------
@@ -83,15 +87,21 @@ def geodesic_distance(
         If an argument is out of its range or the shapes differ.
     """
     _check(image, seeds, spacing, convention, weight)
+    if known is not None and known.shape != image.shape:
+        raise UsageError("known distances do not fit the image", "they are of another crop", "leave them out")
     if sweeps < 1:
         raise UsageError(f"cannot scan {sweeps} times", "at least one pair of scans is needed", "try 8")
     # A rim that is infinitely far spares the scan every question about the border.
     padded = np.pad(np.asarray(image, dtype=np.float32), 1)
     distance = np.full(padded.shape, np.inf, dtype=np.float32)
     inner = distance[1:-1, 1:-1, 1:-1]
+    new = seeds
+    if known is not None:
+        inner[:] = known
+        new = seeds & (known > 0)
     inner[seeds] = 0
     rows = np.full(padded.shape[:2], -1, dtype=np.int32)
-    rows[1:-1, 1:-1][seeds.any(axis=2)] = 0
+    rows[1:-1, 1:-1][new.any(axis=2)] = 0
     lengths = np.asarray(np.sqrt(np.square(_BEFORE * np.asarray(spacing)).sum(axis=1)), dtype=np.float32)
     arguments = (padded, distance, rows, _BEFORE, lengths, convention == "additive", np.float32(weight), sweeps)
     _run_scans(arguments)

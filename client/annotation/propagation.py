@@ -96,6 +96,13 @@ class PropagationSettings:
         Of the registration.
     device
         Where registration runs: ``cpu``, ``cuda``.
+    grain
+        The crop ends at multiples of this many voxels. At 1 every drawing that shows a little more of the object moves
+        the crop, and nothing that was found for the old one is of use any more.
+    continued
+        Whether distances from strokes are taken up where the last drawing left them, see
+        :func:`wardround.client.annotation.seeds.expand`. A stroke then costs what it changes; the proxy is no longer a
+        function of the drawings alone, but of their order, too, within the little that a few scans leave open.
     """
 
     registration: str = "demons"
@@ -108,6 +115,12 @@ class PropagationSettings:
     margin: int = 4
     demons: DemonsSettings = field(default_factory=DemonsSettings)
     device: str = "cpu"
+    grain: int = 1
+    continued: bool = False
+
+
+LIVE = PropagationSettings(grain=16, continued=True)
+"""For a person who waits."""
 
 
 @dataclass(eq=False)
@@ -157,7 +170,7 @@ def propagate(
     settings
         How votes are made and merged.
     cache
-        Of this case; the result is the same with and without.
+        Of this case; the result is the same with and without, unless the settings say `continued`.
     prediction
         The model's class probabilities ``[C, I, J, K]``, a further vote off the drawn voxels.
     model_weight
@@ -182,7 +195,7 @@ def propagate(
     drawn = drawn_labels(annotations, shape)
     strokes = stroke_map(annotations, shape)
     if annotations.slices or strokes is not None:
-        box, inner = boxes(shape, annotations, strokes, settings.margin)
+        box, inner = boxes(shape, annotations, strokes, settings.margin, settings.grain)
         confidence.fill(UNSEEN if inner is None else BEYOND if annotations.extent is None else 1)
         if inner is not None:
             store = VoteStore() if cache is None else cache.open(box, labels, settings)
@@ -303,7 +316,7 @@ def _add_strokes(
 ) -> None:
     scene = merged.scene
     stroked = strokes != UNLABELLED
-    vote, sure = seed_vote(scene, strokes, fixed)
+    vote, sure = seed_vote(scene, strokes, fixed, scene.store.seeds if settings.continued else None)
     distance: FloatArray = np.full(stroked.shape, np.inf, dtype=np.float32)
     if stroked.any():
         step = min(scene.spacing)

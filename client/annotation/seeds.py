@@ -7,7 +7,7 @@ distance; here every label competes, as in the geodesic segmentation of Bai and 
 10.1007/s11263-008-0191-z), so that no threshold on a distance is needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,27 @@ class SeedSettings:
     reach: float = 100.0
 
 
+@dataclass(eq=False)
+class SeedStore:
+    """What spreading the seeds of one image needs again, as long as nothing but seeds is added.
+
+    Parameters
+    ----------
+    image
+        As :func:`normalised` left it; None before the first time.
+    distances
+        By label: its seeds and the distance of every voxel from them.
+    """
+
+    image: FloatArray | None = None
+    distances: dict[int, tuple[npt.NDArray[np.bool_], FloatArray]] = field(default_factory=dict)
+
+    def known(self, label: int, seeds: npt.NDArray[np.bool_]) -> FloatArray | None:
+        """Distances from some of `seeds`, unless one of those that they were found from is gone."""
+        before = self.distances.get(label)
+        return None if before is None or (before[0] & ~seeds).any() else before[1]
+
+
 def seed_map(annotations: Annotations, shape: Shape) -> Labels3D:
     """The labels of all scribbles and points in one volume; the later prompt holds where two meet.
 
@@ -91,7 +112,13 @@ def drawn_labels(annotations: Annotations, shape: Shape) -> Labels3D:
 
 
 def expand(
-    image: FloatArray, spacing: Spacing, seeds: Labels3D, labels: int, settings: SeedSettings = SeedSettings()
+    image: FloatArray,
+    spacing: Spacing,
+    seeds: Labels3D,
+    labels: int,
+    settings: SeedSettings = SeedSettings(),
+    *,
+    store: SeedStore | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Spread every label from its seeds and let the labels compete for each voxel.
 
@@ -109,6 +136,9 @@ def expand(
         Number of labels C including background.
     settings
         How seeds spread.
+    store
+        Of this very image, spacing and settings: distances are then taken up from the seeds of the last call. Scans
+        that had to end before nothing changed are taken up as well, so that the result may be nearer the exact one.
 
     Returns
     -------
@@ -132,20 +162,24 @@ def expand(
         return probabilities, confidence
     finest = min(spacing)
     steps = (spacing[0] / finest, spacing[1] / finest, spacing[2] / finest)
-    prepared = normalised(image, steps, settings.smoothing)
+    store = store or SeedStore()
+    if store.image is None:
+        store.image = normalised(image, steps, settings.smoothing)
     spread = with_background(seeds)
     distances = np.full(probabilities.shape, np.inf, dtype=np.float32)
     for label in range(labels):
         own = spread == label
         if own.any():
             distances[label] = geodesic_distance(
-                prepared,
+                store.image,
                 own,
                 steps,
                 convention=settings.convention,
                 weight=settings.weight,
                 sweeps=settings.sweeps,
+                known=store.known(label, own),
             )
+            store.distances[label] = (own, distances[label])
     nearest = distances.min(axis=0)
     np.divide(np.maximum(nearest, NEAREST), np.maximum(distances, NEAREST), out=probabilities)
     probabilities **= settings.sharpness

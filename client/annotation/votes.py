@@ -22,7 +22,7 @@ from wardround.client.annotation.crop import Box
 from wardround.client.annotation.prompts import UNLABELLED, Annotations
 from wardround.client.annotation.registration import DemonsSettings, register
 from wardround.client.annotation.sampling import warp
-from wardround.client.annotation.seeds import expand, seed_map
+from wardround.client.annotation.seeds import SeedStore, expand, seed_map
 
 FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.uint8]
@@ -48,11 +48,14 @@ class VoteStore:
         Signed distances ``[C, H, W]`` by (axis, position) and digest of the drawing.
     votes
         By (axis, kind): votes ``[N, C, H, W]`` and what each of the N slices was computed from.
+    seeds
+        Distances from strokes, to be taken up by the next one.
     """
 
     fields: dict[PairKey, torch.Tensor] = field(default_factory=dict)
     depths: dict[tuple[int, int, bytes], FloatArray] = field(default_factory=dict)
     votes: dict[tuple[int, str], tuple[FloatArray, list[VoteKey | None]]] = field(default_factory=dict)
+    seeds: SeedStore = field(default_factory=SeedStore)
 
     def slices_of(
         self, axis: int, kind: str, shape: tuple[int, ...], keys: Sequence[VoteKey]
@@ -338,7 +341,9 @@ def stroke_map(annotations: Annotations, shape: tuple[int, int, int]) -> LabelAr
     return seed_map(annotations, shape)
 
 
-def seed_vote(scene: Scene, strokes: LabelArray, fixed: LabelArray) -> tuple[FloatArray, FloatArray]:
+def seed_vote(
+    scene: Scene, strokes: LabelArray, fixed: LabelArray, store: SeedStore | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Grow strokes, points and whatever else is known along geodesics of the image.
 
     Parameters
@@ -349,6 +354,8 @@ def seed_vote(scene: Scene, strokes: LabelArray, fixed: LabelArray) -> tuple[Flo
         ``[I, J, K]`` of the crop: labels of strokes and points, :data:`UNLABELLED` elsewhere.
     fixed
         The same of drawn slices and of background outside the extent; strokes go first.
+    store
+        Of this crop, for distances that are taken up from the last call; None to begin anew.
 
     Returns
     -------
@@ -357,4 +364,4 @@ def seed_vote(scene: Scene, strokes: LabelArray, fixed: LabelArray) -> tuple[Flo
         :func:`wardround.client.annotation.seeds.expand` returns them.
     """
     seeds = np.where(strokes != UNLABELLED, strokes, fixed)
-    return expand(scene.image, scene.spacing, seeds, scene.labels)
+    return expand(scene.image, scene.spacing, seeds, scene.labels, store=store)

@@ -189,6 +189,7 @@ class OnlineRound:
                 count=self.plan.validation_cases,
                 labels=self.plan.labels,
                 rng=self.check_rng,
+                between=self._step_aside,
             )
         self._accepted = _Accepted(
             session,
@@ -215,6 +216,31 @@ class OnlineRound:
             session.answer(*drawn)
         self._learn_last_step(session)
         self._observe(session)
+
+    def updates_after(self, session: CaseSession) -> int:
+        """How many updates follow the last answer of `session`."""
+        assert session.disagreement is not None
+        # A person may draw more often than the plan has rounds: each further step gets as much as the last.
+        number = min(len(session.steps), self.plan.annotation_rounds) - 1
+        return interactive_updates(self.plan, number, self.standing.ratio(session.disagreement))
+
+    def catch_up(self, session: CaseSession, updates: int) -> None:
+        """Take `updates` from a case as it stands, and predict it again.
+
+        For a person who draws on meanwhile: `session` may be a copy of the open one that nobody changes. What
+        :attr:`between` raises ends it after an update; what was learnt by then stays.
+        """
+        self._learn_last_step(session, updates)
+
+    def forget(self, session: CaseSession) -> None:
+        """Take all updates from the open case back; the case itself stays as it is, and open.
+
+        Raises
+        ------
+        UsageError
+            If the case is not open.
+        """
+        self._take_back(self._opened(session))
 
     def undo(self, session: CaseSession) -> None:
         """Drop the last step of the open case, as if it had never been drawn.
@@ -261,7 +287,7 @@ class OnlineRound:
             raise UsageError("there is nothing to accept", "nothing was drawn on this case yet", "draw a slice first")
         with self.phase("predict"):
             patient = self.standing.refused < PATIENCE
-            kept = not patient or accepted.safeguard.fall(self.learner) <= self.plan.rollback_drop
+            kept = not patient or accepted.safeguard.fall(self.learner, self._step_aside) <= self.plan.rollback_drop
         if kept:
             self.memory.offer(session.sample(), self.rng)
             self.standing = self.standing.accepting(session.agreement, session.disagreement)
@@ -274,6 +300,17 @@ class OnlineRound:
         self.history[-1]["accepted"] = kept
         self._accepted = None
         return kept
+
+    def leave(self, session: CaseSession) -> None:
+        """Close the open case; what was learnt from it stays, and it enters neither memory nor standing.
+
+        Raises
+        ------
+        UsageError
+            If the case is not open.
+        """
+        self._opened(session)
+        self._accepted = None
 
     def abandon(self, session: CaseSession) -> None:
         """Close the open case as if it had never been opened; nothing is learnt from it and nothing charged.
@@ -307,16 +344,14 @@ class OnlineRound:
         self.updates = accepted.updates
         del self.losses[accepted.losses :]
 
-    def _learn_last_step(self, session: CaseSession) -> None:
+    def _learn_last_step(self, session: CaseSession, updates: int | None = None) -> None:
         """Update from the case as it stands and from memory, then predict it again."""
         assert session.disagreement is not None
         ratio = self.standing.ratio(session.disagreement)
-        # A person may draw more often than the plan has rounds: each further step gets as much as the last.
-        number = min(len(session.steps), self.plan.annotation_rounds) - 1
         sample = session.sample()
         self._update(
             lambda: [sample, *self._recalled(1, sample)],
-            interactive_updates(self.plan, number, ratio),
+            self.updates_after(session) if updates is None else updates,
             learning_rate(self.plan, ratio),
         )
         with self.phase("predict"):
@@ -326,9 +361,12 @@ class OnlineRound:
         return self.memory.draw(self.plan.batch_size - others, self.rng, self.learner, incoming)
 
     def _update(self, batch: Callable[[], Sequence[Sample]], updates: int, rate: float) -> None:
+        def done() -> None:
+            self.updates += 1
+            self._step_aside()
+
         with self.phase("update"):
-            self.losses.append(self.learner.update(batch, updates, rate, self.rng, self._step_aside))
-        self.updates += updates
+            self.losses.append(self.learner.update(batch, updates, rate, self.rng, done))
 
     def _step_aside(self) -> None:
         start = time.perf_counter()

@@ -14,7 +14,7 @@ row is a change of the world: after :data:`PATIENCE` refusals in a row the next 
 say, and the count starts again. The price is that the third of three wrong cases in a row is learnt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,7 @@ class Safeguard:
         count: int,
         labels: int,
         rng: np.random.Generator,
+        between: Callable[[], None] = lambda: None,
     ) -> "Safeguard":
         """Choose the judges of `case_id` and score the model on them.
 
@@ -82,6 +83,8 @@ class Safeguard:
         rng
             Chooses the judges. It must not be the one that training draws from, so that a check which finds nothing
             leaves no trace.
+        between
+            Called before every prediction: others may use the device before it returns.
         """
         names = [name for name in memory.reservoir.kept if name != case_id]
         count = min(count, memory.reservoir.capacity)
@@ -89,21 +92,23 @@ class Safeguard:
             return cls((), np.zeros(0), labels)
         chosen = rng.choice(len(names), size=count, replace=False)
         samples = tuple(memory.sample(names[int(index)]) for index in chosen)
-        return cls(samples, stored_dice(learner, samples, labels), labels)
+        return cls(samples, stored_dice(learner, samples, labels, between), labels)
 
     @property
     def judges(self) -> bool:
         """Whether there is something to judge by: remembered cases, on which the model worked."""
         return len(self.samples) > 0 and float(self.before.mean()) >= WORKING
 
-    def fall(self, learner: OnlineLearner) -> float:
+    def fall(self, learner: OnlineLearner, between: Callable[[], None] = lambda: None) -> float:
         """By how much the mean Dice on the judges has fallen since; 0 where nobody judges, negative where it rose."""
         if not self.judges:
             return 0.0
-        return float((self.before - stored_dice(learner, self.samples, self.labels)).mean())
+        return float((self.before - stored_dice(learner, self.samples, self.labels, between)).mean())
 
 
-def stored_dice(learner: OnlineLearner, samples: Sequence[Sample], labels: int) -> Scores:
+def stored_dice(
+    learner: OnlineLearner, samples: Sequence[Sample], labels: int, between: Callable[[], None] = lambda: None
+) -> Scores:
     """Thresholded Dice of the model against the stored target of each sample, mean over its structures.
 
     Only voxels that the learner was given a weight for count, so that a target known on a few slices is compared on
@@ -116,6 +121,7 @@ def stored_dice(learner: OnlineLearner, samples: Sequence[Sample], labels: int) 
     """
     scores = []
     for sample in samples:
+        between()
         known = sample.weight > 0
         predicted = np.where(known, learner.predict(sample.image).argmax(axis=0), 0).astype(np.uint8)
         target = np.where(known, sample.target.argmax(axis=0), 0).astype(np.uint8)

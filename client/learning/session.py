@@ -1,5 +1,6 @@
 """One case's loop: predict, suggest, draw, propagate, and what to learn from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from wardround.client.annotation.prompts import (
     SlicePrompt,
     SliceRequest,
 )
-from wardround.client.annotation.propagation import PropagationCache, ProxyMask, propagate
+from wardround.client.annotation.propagation import PropagationCache, PropagationSettings, ProxyMask, propagate
 from wardround.client.annotation.seeds import drawn_labels
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
@@ -83,6 +84,8 @@ class CaseSession:
         How much of the site's stream lies behind, 0 … 1.
     trust
         0 … 1, what the model has earned on earlier cases, see :class:`wardround.client.learning.state.Standing`.
+    settings
+        Of propagation.
     """
 
     case_id: str
@@ -94,6 +97,7 @@ class CaseSession:
     dense: tuple[SlicePrompt, ...] = ()
     progress: float = 0.0
     trust: float = 0.0
+    settings: PropagationSettings = field(default_factory=PropagationSettings)
     annotations: Annotations = field(init=False)
     proxy: ProxyMask | None = field(init=False, default=None)
     chosen: tuple[SliceRequest, ...] = field(init=False, default=())
@@ -197,11 +201,39 @@ class CaseSession:
         is asked for its next slices by the same rule, from the same knowledge, as one that draws nothing else.
         """
         self.annotations = self.annotations.adding(*drawn)
+        self._propagate()
+        self.steps += (Step(drawn, self.chosen, self.rng.bit_generator.state),)
+
+    def resume(self, steps: Sequence[Step], extent: ExtentPrompt | None) -> None:
+        """Come to where `steps` and `extent` lead, with a single propagation and with what the cache still holds.
+
+        For a person who waits: a step that is taken back, or a draft of another day. The state is that of
+        :meth:`rewind` and :meth:`repeat` but for the disagreement, which is measured on all of `steps` where it is not
+        known yet, and for what continued propagation leaves to the order of drawing.
+        """
+        self.extent = extent
+        self.annotations = Annotations(extent=extent)
+        for step in steps:
+            self.annotations = self.annotations.adding(*step.drawn)
+        self.steps = tuple(steps)
+        self.chosen = steps[-1].chosen if steps else ()
+        self.rng.bit_generator.state = steps[-1].rng if steps else self._untouched
+        if steps:
+            self._propagate()
+        else:
+            self.proxy = self._propagated = self.disagreement = None
+
+    def step_of(self, *drawn: Prompt) -> Step:
+        """A step for :meth:`resume` in which nothing was suggested."""
+        return Step(drawn, (), self._untouched)
+
+    def _propagate(self) -> None:
         vote = self.vote
         self._propagated = propagate(
             self.image,
             self.annotations,
             self.plan.labels,
+            settings=self.settings,
             cache=self._cache,
             prediction=self.before if vote > 0 else None,
             model_weight=vote,
@@ -209,7 +241,6 @@ class CaseSession:
         if self.disagreement is None:
             self.disagreement = disagreement(self._propagated, self.before)
         self.proxy = self._dense_mask() if self.dense else self._propagated
-        self.steps += (Step(drawn, self.chosen, self.rng.bit_generator.state),)
 
     def refresh(self) -> None:
         """Predict again with the current weights."""

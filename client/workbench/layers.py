@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from wardround.client.annotation.prompts import UNLABELLED
 from wardround.errors import UsageError
@@ -62,12 +61,18 @@ class Layer:
 def make_layer(name: LayerName, version: int, values: Bytes3D) -> Layer:
     """Cut `values` ``[I, J, K]``, uint8, to their box."""
     shape = (values.shape[0], values.shape[1], values.shape[2])
-    found = ndimage.find_objects(values > 0)
-    if not found or found[0] is None:
+    plane = values.any(axis=2)
+    if not plane.any():
         return Layer(name, version, shape, (0, 0, 0, 0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8))
-    i, j, k = found[0]
-    box = (i.start, i.stop, j.start, j.stop, k.start, k.stop)
-    return Layer(name, version, shape, box, np.asfortranarray(values[i, j, k]))
+    (i0, i1), (j0, j1) = _bounds(plane.any(axis=1)), _bounds(plane.any(axis=0))
+    k0, k1 = _bounds(values[i0:i1, j0:j1].any(axis=(0, 1)))
+    return Layer(name, version, shape, (i0, i1, j0, j1, k0, k1), np.asfortranarray(values[i0:i1, j0:j1, k0:k1]))
+
+
+def _bounds(found: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """First and one past the last True."""
+    where = np.flatnonzero(found)
+    return int(where[0]), int(where[-1]) + 1
 
 
 def share_bytes(share: npt.NDArray[np.float32]) -> Bytes3D:

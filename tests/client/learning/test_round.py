@@ -257,7 +257,7 @@ def judged(scene: Scene, monkeypatch: pytest.MonkeyPatch, verdicts: str) -> str:
     """What becomes of one case after the other, where the judges find each bad (``b``) or good (``g``)."""
     found = ""
     for number, verdict in enumerate(verdicts):
-        monkeypatch.setattr(Safeguard, "fall", lambda guard, learner, verdict=verdict: float(verdict == "b"))
+        monkeypatch.setattr(Safeguard, "fall", lambda guard, learner, between, verdict=verdict: float(verdict == "b"))
         session = scene.session(20 + number)
         scene.round.open(session)
         scene.round.step(session, scene.draw(session, ball(20 + number)[1]))
