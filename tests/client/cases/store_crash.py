@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from wardround import files
+from wardround.client.annotation.prompts import SlicePrompt
 from wardround.client.cases import store as store_module
+from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 
@@ -55,6 +58,23 @@ def change(folder: Path, acknowledge: Callable[[str], object]) -> None:
         store.save_label("old", labels(2), "ann", 2, 0.2)
         acknowledge("replaced")
     acknowledge("closed")
+
+
+def draw(folder: Path, acknowledge: Callable[[str], object]) -> None:
+    """The changes of a drawing: a draft, accepted, drawn on, accepted again, approved. Each is acknowledged."""
+    mask = np.zeros(SHAPE[1:], np.uint8)
+    drawing = Drawing("old", "ann", ((SlicePrompt(0, 2, mask),),), round=1)
+    with CaseStore(folder) as store:
+        store.save_drawing(drawing)
+        acknowledge("drawn")
+        store.save_drawing(replace(drawing, state="accepted", round=2), labels(2))
+        acknowledge("accepted")
+        store.save_drawing(replace(drawing, steps=drawing.steps * 2, round=3))
+        acknowledge("drawn-on")
+        store.save_drawing(replace(drawing, state="accepted", round=4), labels(4))
+        acknowledge("accepted-again")
+        store.review("old", "ann", by="rev", verdict="approved")
+        acknowledge("approved")
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -185,8 +205,9 @@ def parallel(folder: Path, arms: int, cases: int, rounds: int) -> list[int]:
 if __name__ == "__main__":
     mode, folder, *numbers = sys.argv[1:]
     result: Any
-    if mode in ("make", "change"):
-        result = every_line(make if mode == "make" else change, Path(folder), Path(numbers[0]), int(numbers[1]))
+    if mode in ("make", "change", "draw"):
+        work = {"make": make, "change": change, "draw": draw}[mode]
+        result = every_line(work, Path(folder), Path(numbers[0]), int(numbers[1]))
     elif mode == "storm":
         result = storm(Path(folder), int(numbers[0]), int(numbers[1]))
     else:

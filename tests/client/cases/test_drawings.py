@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import same_drawing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -69,28 +70,6 @@ DRAWINGS = st.builds(
 )
 
 
-def same_prompt(one: Prompt, other: Prompt) -> bool:
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, PointPrompt):
-        return one == other
-    assert not isinstance(other, PointPrompt)
-    mine, yours = (p.mask if isinstance(p, ErasePrompt) else p.labels for p in (one, other))
-    place = (one.axis, one.index) == (other.axis, other.index)
-    return place and mine.dtype == yours.dtype and np.array_equal(mine, yours)
-
-
-def same(one: Drawing, other: Drawing) -> bool:
-    for steps, others in ((one.steps, other.steps), (one.undone, other.undone)):
-        if [len(step) for step in steps] != [len(step) for step in others]:
-            return False
-        pairs = (pair for mine, yours in zip(steps, others, strict=True) for pair in zip(mine, yours, strict=True))
-        if not all(same_prompt(*pair) for pair in pairs):
-            return False
-    names = set(Drawing.__dataclass_fields__) - {"steps", "undone"}
-    return all(getattr(one, name) == getattr(other, name) for name in names)
-
-
 def a_drawing() -> Drawing:
     labels = np.full(plane_of(2), UNLABELLED, np.uint8)
     labels[1:3, 2] = 1
@@ -111,7 +90,7 @@ class TestRoundTrip:
     @given(DRAWINGS)
     def test_what_goes_in_comes_out(self, drawing: Drawing) -> None:
         data = encode(drawing)
-        assert same(decode(data), drawing)
+        assert same_drawing(decode(data), drawing)
         assert encode(decode(data)) == data
         assert drawing.fits(SHAPE)
 
@@ -210,7 +189,7 @@ class TestDamage:
             found = decode(bytes(content))
         except StorageError:
             return
-        assert same(found, a_drawing())  # in a date, or outside the archive
+        assert same_drawing(found, a_drawing())  # in a date, or outside the archive
 
     @settings(max_examples=400, deadline=None)
     @given(st.data())
@@ -225,7 +204,7 @@ class TestDamage:
             found = decode(packed(header=bytes(text), pixels=PIXELS))
         except StorageError:
             return
-        assert same(decode(encode(found)), found)
+        assert same_drawing(decode(encode(found)), found)
 
     @settings(max_examples=100, deadline=None)
     @given(st.binary(max_size=200))
