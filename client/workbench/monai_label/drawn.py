@@ -1,0 +1,208 @@
+"""What the parameters of an inference request draw: clicks, scribbles and a region, as prompts of ours.
+
+Every viewer sends all clicks of the case with every request. Points and regions are voxel indices ``(i, j, k)`` of the
+image as it was loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wardround.client.annotation.prompts import (
+    UNLABELLED,
+    ExtentPrompt,
+    Labels3D,
+    PointPrompt,
+    Prompt,
+    scribbles_of,
+)
+from wardround.client.workbench.monai_label.uploads import SentLabels
+from wardround.errors import UsageError
+
+BACKGROUND = "background"
+FOREGROUND = "foreground"
+SCRIBBLES = "_scribbles"
+MOST_POINTS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a request draws.
+
+    Parameters
+    ----------
+    prompts
+        Clicks, in the order of labels and then of the request, or scribbles.
+    extent
+        The region that holds the object, if the request has one.
+    """
+
+    prompts: tuple[Prompt, ...]
+    extent: ExtentPrompt | None = None
+
+
+def clicks(params: Mapping[str, Any], labels: Sequence[str]) -> tuple[PointPrompt, ...]:
+    """The clicks of a request.
+
+    A DeepEdit client has a list for every label's name, and one for ``background``; a DeepGrow client has
+    ``foreground`` and ``background``, and may name the label that it means as ``label``.
+
+    Parameters
+    ----------
+    params
+        Of the request; lists of ``[i, j, k]``.
+    labels
+        Names of labels 1, 2, …
+
+    Raises
+    ------
+    UsageError
+        If a click is no three whole numbers.
+    """
+    values = {BACKGROUND: 0, FOREGROUND: value_of(params.get("label"), labels)}
+    values |= {name: value for value, name in enumerate(labels, 1)}
+    points = [
+        PointPrompt(_index(point), value)
+        for name, value in values.items()
+        for point in _listed(params.get(name), f"the clicks of {'the background' if not value else f'label {value}'}")
+    ]
+    if len(points) > MOST_POINTS:
+        raise UsageError("too many clicks", f"a request may hold {MOST_POINTS}", "draw a scribble or a slice instead")
+    return tuple(points)
+
+
+def scribbles(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str]) -> tuple[Prompt, ...]:
+    """The strokes in a label map of scribbles.
+
+    Parameters
+    ----------
+    params
+        ``label_info`` numbers the segments of the map by name (``id``, or ``idx``), ``selected_label_name`` says what
+        the strokes of ``foreground_scribbles`` draw; ``<label>_scribbles`` draw that label. Other segments are what
+        was segmented before, and draw nothing.
+    sent
+        The map.
+    labels
+        Names of labels 1, 2, …
+
+    Raises
+    ------
+    UsageError
+        If no segment holds scribbles.
+    """
+    selected = value_of(params.get("selected_label_name", params.get("label")), labels)
+    meant = {BACKGROUND: 0, FOREGROUND: selected} | {name: value for value, name in enumerate(labels, 1)}
+    strokes: Labels3D = np.full(sent.values.shape, UNLABELLED, dtype=np.uint8)
+    known = False
+    for name, number in numbered(params, sent).items():
+        if name.endswith(SCRIBBLES) and (value := meant.get(name.removesuffix(SCRIBBLES))) is not None:
+            strokes[sent.values == number] = value
+            known = True
+    if not known:
+        raise UsageError(
+            "no segment of the label map holds scribbles",
+            "`label_info` names none that ends in `_scribbles`",
+            "draw foreground_scribbles and background_scribbles",
+        )
+    return scribbles_of(strokes)
+
+
+def region(params: Mapping[str, Any], shape: tuple[int, int, int]) -> ExtentPrompt | None:
+    """The region ``roi`` = ``[i0, i1, j0, j1, k0, k1]`` of a request, cut to the image; None if it has none."""
+    found = params.get("roi")
+    if not found:
+        return None
+    if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != 6:
+        raise UsageError("`roi` must be six whole numbers", "first and last voxel along i, j, k", "")
+    bounds = [_whole(number, "`roi`") for number in found]
+    lower, upper = (
+        tuple(min(max(bound, 0), side - 1) for bound, side in zip(ends, shape, strict=True))
+        for ends in (bounds[0::2], bounds[1::2])
+    )
+    if any(low > high for low, high in zip(lower, upper, strict=True)):
+        raise UsageError("`roi` is empty", "its last voxel lies before its first", "give the lower bound first")
+    return ExtentPrompt((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
+
+
+def numbered(params: Mapping[str, Any], sent: SentLabels) -> dict[str, int]:
+    """Which number in a sent label map is which segment, by name: the request says so, else the file."""
+    info = params.get("label_info")
+    if not info:
+        return dict(sent.segments)
+    found: dict[str, int] = {}
+    for one in _listed(info, "`label_info`"):
+        number = one.get("id", one.get("idx")) if isinstance(one, Mapping) else None
+        if number is None or not isinstance(one.get("name"), str):
+            raise UsageError("an entry of `label_info` has no name or no number", "", "give `name` and `idx`")
+        found[one["name"]] = _whole(number, "`label_info`")
+    return found
+
+
+def renumbered(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str]) -> Labels3D:
+    """A finished label map with our numbers.
+
+    Raises
+    ------
+    UsageError
+        If it holds a segment whose name is none of `labels`, or, where segments have no names, a number above theirs.
+    """
+    present = {int(number) for number in np.unique(sent.values)} - {0}
+    names = {number: name for name, number in numbered(params, sent).items() if not name.endswith(SCRIBBLES)}
+    if not names:
+        names = dict(enumerate(labels, 1))
+    table = np.zeros(256, dtype=np.uint8)
+    for number in present & names.keys():
+        if names[number] not in labels:
+            raise UsageError(
+                "the label map holds a segment that the plan does not know",
+                f"segment number {number} has another name than {', '.join(labels)}",
+                "rename or remove the segment",
+            )
+        table[number] = list(labels).index(names[number]) + 1
+    unknown = present - names.keys() - set(_scribble_numbers(params, sent))
+    if unknown:
+        raise UsageError(
+            "the label map holds numbers that the plan does not know",
+            f"{', '.join(str(number) for number in sorted(unknown))}; the plan knows 1 to {len(labels)}",
+            "remove these segments, or say which they are in `label_info`",
+        )
+    found: Labels3D = table[sent.values]
+    return found
+
+
+def value_of(name: object, labels: Sequence[str]) -> int:
+    """The number of the label called `name`; 1 where a request names none."""
+    if not name:
+        return 1
+    if name == BACKGROUND:
+        return 0
+    if not isinstance(name, str) or name not in labels:
+        raise UsageError("the request means a label that the plan does not know", "", f"use {', '.join(labels)}")
+    return list(labels).index(name) + 1
+
+
+def _scribble_numbers(params: Mapping[str, Any], sent: SentLabels) -> list[int]:
+    return [number for name, number in numbered(params, sent).items() if name.endswith(SCRIBBLES)]
+
+
+def _index(point: object) -> tuple[int, int, int]:
+    if not isinstance(point, Sequence) or isinstance(point, str) or len(point) != 3:
+        raise UsageError("a click must be three whole numbers", "voxel indices i, j, k of the image", "")
+    i, j, k = (_whole(number, "a click") for number in point)
+    return i, j, k
+
+
+def _whole(number: object, what: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
+        raise UsageError(f"{what} must hold whole numbers", "voxel indices are counted from 0", "")
+    return int(number)
+
+
+def _listed(value: object, what: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise UsageError(f"{what} must be a list", "", "")
+    return value

@@ -1,0 +1,60 @@
+"""OHIF under ``/ohif/``: a built viewer that the administrator has put into a folder, served as it is."""
+
+import mimetypes
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import FileResponse, Response
+
+from wardround.client.workbench.monai_label.desk import Desk, Person
+from wardround.client.workbench.monai_label.replies import ProtocolRoute, Refused
+
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' 'wasm-unsafe-eval' blob:; "
+    "worker-src 'self' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+"""What OHIF's own scripts need; they reach this server and no other."""
+SERVER_COOKIE = "MONAILABEL_SERVER_URL"
+"""In which OHIF's MONAI Label panel looks for its server; else it takes port 8000."""
+_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json"}
+
+
+def ohif_router(desk: Desk, folder: Path | None) -> APIRouter:
+    """The route; without a folder it answers that there is none."""
+    router = APIRouter(prefix="/ohif", tags=["Others"], route_class=ProtocolRoute)
+    root = folder.resolve() if folder is not None else None
+
+    @router.get("/{path:path}", summary="A file of the viewer", response_class=Response)
+    def file(path: str, request: Request, person: Annotated[Person, Depends(desk.access.require())]) -> Response:
+        if root is None:
+            raise Refused(
+                404, "OHIF is not served here", "the site's settings name no folder", "set `ohif` in site.toml"
+            )
+        found = _find(root, path)
+        kind = _TYPES.get(found.suffix) or mimetypes.guess_type(found.name)[0] or "application/octet-stream"
+        response = FileResponse(found, media_type=kind, headers={"content-security-policy": POLICY})
+        if found.name == "index.html":
+            response.headers["cache-control"] = "no-store"
+            response.set_cookie(SERVER_COOKIE, quote(str(request.base_url), safe=""), path="/ohif", samesite="strict")
+        return response
+
+    return router
+
+
+def _find(root: Path, path: str) -> Path:
+    """The file of `path` below `root`; a path that names a view of the viewer's own is answered with its page."""
+    parts = path.split("/")
+    missing = Refused(404, "there is no such file")
+    if any(part.startswith(".") or "\\" in part or "\0" in part for part in parts):
+        raise missing
+    found = root.joinpath(*(part for part in parts if part)).resolve()
+    if not found.is_relative_to(root):
+        raise missing
+    if found.is_file():
+        return found
+    if "." not in parts[-1] and (root / "index.html").is_file():
+        return root / "index.html"
+    raise missing
