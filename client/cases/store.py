@@ -257,6 +257,16 @@ class CaseStore:
             raise self._damaged(row.file, "it is gone")
         return _on_grid(row.grid, decode_image(data, self._volumes / row.file))
 
+    def grid(self, case_id: str) -> Volume:
+        """Shape and affine of a case, with zeros for voxels; nothing is read but a row.
+
+        Raises
+        ------
+        DataError
+            If there is no such case.
+        """
+        return _grid_from_json(self._case_row(case_id).grid)
+
     def save_label(self, case_id: str, labels: Volume, author: str, round: int, effort: float) -> None:
         """Store an author's label of a case in place of the same author's earlier one, atomically and durably.
 

@@ -329,9 +329,17 @@ class OnlineRound:
 
     def rehearse(self, cases: int) -> None:
         """Update from memory alone, as much as `cases` new cases allow; not at all where nothing is remembered."""
+        self.recall(rehearsal_updates(self.plan, cases))
+
+    def recall(self, updates: int) -> None:
+        """Take `updates` from memory alone; none where nothing is remembered."""
         if not len(self.memory):
             return
-        self._update(lambda: self._recalled(0), rehearsal_updates(self.plan, cases), learning_rate(self.plan))
+        self._update(lambda: self._recalled(0), updates, learning_rate(self.plan))
+
+    def holds(self, session: CaseSession) -> bool:
+        """Whether this is the open case."""
+        return self._accepted is not None and self._accepted.session is session
 
     def _opened(self, session: CaseSession) -> _Accepted:
         if self._accepted is None or self._accepted.session is not session:
