@@ -154,14 +154,19 @@ def install(home: SiteHome, stamp: Stamp) -> None:
 
     def invoker() -> Any:
         made = make_invoker()
-        noted = made.on_backoff
+        noted, judged = made.on_backoff, made.should_giveup
 
         def on_backoff(state: Any) -> None:
             stamp.touch()  # the coordinator is away: a reason to wait
             if noted is not None:
                 noted(state)
 
+        def should_giveup(error: Exception) -> bool:
+            _tell_the_time(error)
+            return judged is not None and bool(judged(error))
+
         made.on_backoff = on_backoff
+        made.should_giveup = should_giveup
         return made
 
     make_invoker = replace(connection, "make_simple_http_retry_invoker", invoker)
@@ -177,9 +182,19 @@ def _tolerant(beat: Callable[[], bool]) -> Callable[[], bool]:
             return beat()
         except (httpx.HTTPError, RuntimeError, ValueError) as error:
             log.error("a heartbeat failed (%s)", type(error).__name__)
+            _tell_the_time(error)
             return False
 
     return attempt
+
+
+def _tell_the_time(error: Exception) -> None:
+    """Say so where a clock is why a request was refused: Flower says 401, and ends the process."""
+
+    from wardround.client.clock import blamed
+
+    if problem := blamed(error):
+        log.error("%s, which refuses what is signed with such a time: set the clock (NTP)", problem)
 
 
 def _watch(stamp: Stamp) -> None:

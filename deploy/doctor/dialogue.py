@@ -12,7 +12,6 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import TIMESTAMP_HEADER
@@ -23,12 +22,11 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.version import package_version
 
 from wardround import __version__
+from wardround.client.clock import fault, skew
 from wardround.deploy.doctor.finding import Finding, bad, good
 from wardround.deploy.doctor.line import Target
 
 ACTIVATE = "/v1/fleet/activate-node"
-AHEAD_S, BEHIND_S = 4.0, 240.0
-"""A site's clock may be so far ahead of the coordinator's, and so far behind: Flower refuses beyond 5 s and 305 s."""
 _LONGEST_ANSWER = 65_536
 
 
@@ -77,15 +75,7 @@ def ask(secured: ssl.SSLSocket, target: Target, key: ec.EllipticCurvePrivateKey)
     content = response.read(_LONGEST_ANSWER)
     middle = (sent + time.time()) / 2
     found = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, found, content, _skew(found.get("date", ""), middle))
-
-
-def _skew(date: str, here: float) -> float | None:
-    try:
-        # The header is cut to whole seconds: on average half a second was lost.
-        return here - (parsedate_to_datetime(date).timestamp() + 0.5)
-    except (ValueError, TypeError):
-        return None
+    return Answer(response.status, found, content, skew(found.get("date", ""), middle))
 
 
 def judge(answer: Answer) -> Iterator[Finding]:
@@ -106,11 +96,10 @@ def judge(answer: Answer) -> Iterator[Finding]:
 def _clock(answer: Answer) -> Finding:
     if answer.skew is None:
         return good("clock", "the coordinator does not say what time it is")
-    if answer.skew > AHEAD_S or answer.skew < -BEHIND_S:
-        side = "ahead of" if answer.skew > 0 else "behind"
+    if problem := fault(answer.skew):
         return bad(
             "clock",
-            f"this machine's clock is {abs(answer.skew):.0f} s {side} the coordinator's",
+            problem,
             "one of the two is not set by a time server; requests are signed with the time, and refused when it is off",
             "set the clock (NTP: chrony or systemd-timesyncd); if it is right, tell the coordinator's operator",
         )

@@ -159,7 +159,7 @@ LOOKED_UP = {
     "flwr.supernode.start_client_internal:start_client_internal": "_pull_and_store_message _push_messages",
     "flwr.supernode.fleet_http_connection:http_request_response": "HeartbeatSender make_simple_http_retry_invoker",
     "flwr.supercore.heartbeat:HeartbeatSender._run": "HEARTBEAT_BASE_MULTIPLIER HEARTBEAT_DEFAULT_INTERVAL",
-    "flwr.supercore.retry:RetryInvoker.invoke": "on_backoff",
+    "flwr.supercore.retry:RetryInvoker.invoke": "on_backoff should_giveup",
     "flwr.superlink.main:_get_middleware": "http_error_translator",
     "flwr.superlink.routers.fleet.router:fleet_activate_node": "fleet_handlers activate_node",
     "flwr.superlink.routers.fleet.router:fleet_push_messages": "fleet_handlers push_messages",

@@ -95,12 +95,12 @@ class Ground:
         }
 
     @classmethod
-    def make(cls, folder: Path, reference: Reference) -> "Ground":
+    def make(cls, folder: Path, reference: Reference, places: Mapping[str, Sequence[str]] | None = None) -> "Ground":
         """A new federation on this machine."""
         public, runtime, dialled = free_ports(3)
         options = ["--name", "localhost", "--host", "127.0.0.1", "--url", f"https://localhost:{dialled}"]
         options += ["--port", str(public), "--runtime-port", str(runtime)]
-        return cls(Federation(folder, reference, options), FaultyLine(dialled, public))
+        return cls(Federation(folder, reference, options), FaultyLine(dialled, public), places)
 
     @property
     def line(self) -> FaultyLine:
