@@ -4,12 +4,18 @@ Cases and labels lie in a real store. What was clicked becomes a cube, what was 
 protocol sees in the mask which voxel and which label arrived.
 """
 
-from collections.abc import Sequence
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
 
 from wardround.client.annotation.prompts import (
     UNLABELLED,
@@ -25,8 +31,9 @@ from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.workbench.layers import Layer, make_layer
+from wardround.client.workbench.monai_label.router import protocol_router
 from wardround.client.workbench.views import Answer, CaseView, Inference, Outcome, Progress, TrainView
-from wardround.errors import DataError, UsageError
+from wardround.errors import AuthRefused, DataError, UsageError
 
 REACH = 2
 PROGRESS = Progress("0123456789ab", "run", 3, False, 5, 2, "idle")
@@ -170,8 +177,6 @@ class PlayedAccess:
         self.people = {name: PlayedPerson(name, frozenset(given)) for name, given in roles.items()}
 
     def require(self, *roles: str) -> Any:
-        from fastapi import HTTPException, Request
-
         def person(request: Request) -> PlayedPerson:
             name = request.headers.get("authorization", "").removeprefix("bearer token-")
             if name not in self.people:
@@ -183,8 +188,6 @@ class PlayedAccess:
         return person
 
     def token(self, name: str, password: str) -> str:
-        from wardround.errors import AuthRefused
-
         if name not in self.people or password != name:
             raise AuthRefused("name and password do not fit", "", "")
         return f"token-{name}"
@@ -192,17 +195,37 @@ class PlayedAccess:
 
 def played_workbench(folder: Path, **more: Any) -> tuple[Any, PlayedStudio]:
     """An application with nothing but the protocol, two cases, and accounts ``ann``, ``bob``, ``rev`` and ``adm``."""
-    from fastapi import FastAPI
-
-    from wardround.client.workbench.monai_label.router import protocol_router
-
     store = CaseStore(folder / "store")
     for number in range(2):
         array = np.random.default_rng(number).normal(size=(12, 10, 8)).astype(np.float32)
-        affine = np.array([[-1.5, 0.1, 0, 3], [0.1, 2.0, 0, -7], [0, 0, 3.0, number], [0, 0, 0, 1]])
+        # Oblique and left-handed, with a spacing of 1.5, 2 and 3 mm.
+        turn = np.array([[0.8, 0.6, 0], [-0.6, 0.8, 0], [0, 0, -1]])
+        affine = np.eye(4)
+        affine[:3] = np.column_stack((turn * [1.5, 2, 3], [3, -7, number]))
         store.add_case(f"case{number}", Volume(array, affine))
     studio = PlayedStudio(store)
     access = PlayedAccess(ann=("annotator",), bob=("annotator",), rev=("reviewer",), adm=("admin",))
     app = FastAPI()
     app.include_router(protocol_router(studio, store, access, folder=folder / "protocol", **more))  # type: ignore[arg-type]
     return app, studio
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Serve an application on a free port of this machine, and say its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive(), "the server ended by itself"
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
