@@ -53,13 +53,16 @@ def cases_of(data_set: Path, only: Sequence[str] = ()) -> list[NewCase]:
     return [NewCase(cases[name].id, cases[name].image, cases[name].label) for name in (only or cases)]
 
 
-def import_case(store: CaseStore, case: NewCase, role: Role) -> bool:
-    """Take one case into the store, whole: image first, then its label; a second time changes nothing.
+@dataclass(frozen=True)
+class Imported:
+    """What became of a case: whether anything was new, and how many classes (background included) its label needs."""
 
-    Returns
-    -------
-    bool
-        Whether anything was new.
+    new: bool
+    classes: int
+
+
+def import_case(store: CaseStore, case: NewCase, role: Role) -> Imported:
+    """Take one case into the store, whole: image first, then its label; a second time changes nothing.
 
     Raises
     ------
@@ -77,19 +80,20 @@ def import_case(store: CaseStore, case: NewCase, role: Role) -> bool:
     known = case.id in store.cases()
     if case.label is None:
         store.add_case(case.id, image, role)
-        return not known
+        return Imported(not known, 0)
     label = read_labels(case.label)
     check_same_grid(image, label, str(case.label))
+    classes = int(label.array.max()) + 1
     store.add_case(case.id, image, role)
     if case.id in store.labelled(author):
         old = store.label(case.id, author)
         assert old is not None
         if (old.array == label.array).all():
-            return False
+            return Imported(False, classes)
         raise DataError(
             f"case {case.id} has another label already",
             "a round may have learnt from it, and could not be repeated if it changed",
             "import it under another id",
         )
     store.save_label(case.id, label, author=author, round=0, effort=0.0)
-    return True
+    return Imported(True, classes)

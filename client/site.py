@@ -15,6 +15,7 @@ import numpy as np
 
 from wardround.client.annotation.annotator import Annotator
 from wardround.client.arrivals import IMPORTED, REFERENCE, Arrivals
+from wardround.client.cases.nifti import check_classes
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
@@ -50,6 +51,8 @@ class Site:
         ``auto``, ``cpu`` or ``cuda``.
     cases_per_round
         How many of the cases that have arrived a live site takes into one round at most.
+    check
+        Called with every new case and the plan before a round learns from any; what it raises ends the round.
 
     Raises
     ------
@@ -57,13 +60,14 @@ class Site:
         If the folder is not a site's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         folder: Path,
         annotator: Annotator | None = None,
         observer: Observer | None = None,
         device: str = "auto",
         cases_per_round: int = 20,
+        check: Callable[[str, RoundPlan], None] | None = None,
     ) -> None:
         self._folder = folder
         try:
@@ -82,6 +86,7 @@ class Site:
         self._annotator = annotator
         self._observer = observer
         self._cases_per_round = cases_per_round
+        self._check = check
         sweep(folder, deep=False)
         sweep(folder / "memory")
         sweep(folder / "evaluations")
@@ -95,16 +100,17 @@ class Site:
         self._progress = (latest.reservoir.seen, latest.round) if latest else (0, 0)
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0917
         cls,
         folder: Path,
         annotator: Annotator | None = None,
         observer: Observer | None = None,
         device: str = "auto",
         cases_per_round: int = 20,
+        check: Callable[[str, RoundPlan], None] | None = None,
     ) -> "Site":
         """Open the site in `folder` and repair what a crash may have left there."""
-        return cls(folder, annotator, observer, device, cases_per_round)
+        return cls(folder, annotator, observer, device, cases_per_round, check)
 
     def close(self) -> None:
         """Release the store."""
@@ -187,6 +193,9 @@ class Site:
         cases = self._cases(plan, state.round)
         if not cases and not state.reservoir.kept:
             raise DataError("there is nothing to learn from", "no new case and an empty memory", "add a case")
+        if self._check is not None:
+            for case_id in cases:
+                self._check(case_id, plan)
         learner = self._learner(plan, weights)
         learner.load_optimiser_state(state.optimiser)
         seed = _seed(plan, self.name)
@@ -240,6 +249,8 @@ class Site:
         ------
         DataError
             If there is no test case, or one has no reference label.
+        LabelError
+            If a reference holds structures that the plan does not know.
         """
         tests = self._store.cases("test") if self._tests is None else self._tests
         if not tests:
@@ -252,6 +263,7 @@ class Site:
             reference = self._store.label(case_id, REFERENCE)
             if reference is None:
                 raise DataError("a test case has no reference label", "it was imported without one", "import it again")
+            check_classes(reference, plan.labels, f"the reference label of case {case_id}")
             labels = learner.predict(normalise(image.array)).argmax(axis=0).astype(np.uint8)
             truth = reference.array.astype(np.uint8)
             scores = {str(n): score(labels, truth, n, image.spacing) for n in range(1, plan.labels)}

@@ -5,7 +5,8 @@
     WardroundError                     1   anything of ours that has no narrower name
     ├── UsageError                     2   an option or a combination of options that cannot work
     ├── DataError                      3   an image, a label or a folder that cannot be used as it is
-    │   └── GeometryError              3   two arrays that should share one grid do not
+    │   ├── GeometryError              3   two arrays that should share one grid do not
+    │   └── LabelError                 3   a label holds structures that the plan does not know
     ├── StorageError                   4   the disk is full, not writable, or a stored file is damaged
     ├── PlanError                      5   a plan is invalid, or a run is resumed with another plan
     ├── RoundError                     6   a round could not be closed (no quorum, all sites failed)
@@ -62,6 +63,10 @@ class DataError(WardroundError):
 
 class GeometryError(DataError):
     """Two arrays that should lie on one grid do not."""
+
+
+class LabelError(DataError):
+    """A label holds structures that the plan does not know: data and plan are of two tasks."""
 
 
 class StorageError(WardroundError):

@@ -20,7 +20,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from wardround import files
 from wardround.client.cases.volume import Volume
-from wardround.errors import DataError, GeometryError
+from wardround.errors import DataError, GeometryError, LabelError
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,32 @@ def check_same_grid(image: Volume, label: Volume, name: str = "the label") -> No
     raise GeometryError(
         f"{name} does not lie on the grid of its image", cause, "resample the label onto the image and import it again"
     )
+
+
+def check_classes(label: Volume, classes: int, name: str = "the label") -> None:
+    """Refuse a label with structures that a plan does not know.
+
+    Parameters
+    ----------
+    label
+        Whole numbers, 0 background.
+    classes
+        Of the plan, background included.
+    name
+        What to call the label in the error.
+
+    Raises
+    ------
+    LabelError
+        If a value is not below `classes`.
+    """
+    highest = int(label.array.max())
+    if highest >= classes:
+        raise LabelError(
+            f"{name} goes up to {highest}, and the plan knows 0 to {classes - 1}",
+            "the plan is for another task than the label, or counts its structures without the background",
+            f"ask the coordinator for a run with `--labels {highest + 1}`, or keep cases of that task at another site",
+        )
 
 
 def encode(volume: Volume, *, compress: bool = True) -> bytes:

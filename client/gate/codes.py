@@ -92,6 +92,7 @@ _SITE = {
     OTHER: "a reason that is not on the list",
 }
 
+    "label-error": "a label at the site holds structures that the plan does not know",
 MEANING = {
     ADMITTED: "came in",
     RELEASED: "checked; may leave, once",

@@ -82,13 +82,14 @@ def bring(  # noqa: PLR0917 - one parameter an option
 
     place = _home(home)
     cases = _cases(source, label, name, case)
-    new = 0
     with CaseStore(place.site / STORE) as store:
-        for found in cases:
-            new += import_case(store, found, "test" if test else "stream")
+        imported = [import_case(store, found, "test" if test else "stream") for found in cases]
+    new, classes = sum(one.new for one in imported), max((one.classes for one in imported), default=0)
     unlabelled = sum(found.label is None for found in cases)
     kind = "to be tested on" if test else "to learn from"
     _console().print(f"{new} new of {len(cases)} cases {kind}")
+    if classes:
+        _console().print(f"labels go up to {classes - 1}: a run that knows them has --labels {classes} or more")
     if unlabelled:
         _console().print(f"{unlabelled} have no label: they wait until it is imported, or somebody draws on them")
 

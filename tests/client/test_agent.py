@@ -17,7 +17,9 @@ from wardround.client.gate.ledger import Ledger
 from wardround.client.home import SiteHome
 from wardround.client.live import open_live_site
 from wardround.client.site import Site
-from wardround.errors import AuthRefused, DataError, GateRefused
+from wardround.errors import AuthRefused, DataError, GateRefused, LabelError
+from wardround.models.catalogue import build
+from wardround.models.weights import weights_of
 from wardround.strategies.contract import Update, Weights, weights_to_record
 from wardround.strategies.plan import RoundPlan
 
@@ -221,6 +223,7 @@ def test_a_question_that_comes_twice_at_once_is_answered_by_one_round(
     ("error", "code"),
     [
         (DataError(f"cannot read {NAME}", f"/data/{NAME}/ct.nii.gz is damaged"), "data-error"),
+        (LabelError(f"the imported label of case {NAME} goes up to 3"), "label-error"),
         (ValueError(f"/data/{NAME}/ct.nii.gz"), "value-error"),
         (type(NAME, (Exception,), {})(NAME), "other"),
     ],
@@ -234,6 +237,24 @@ def test_of_an_error_only_a_code_leaves(
     assert NAME not in home.ledger.read_text()
     site.failing = None
     ask(home, "train", plan())
+
+
+def test_a_label_of_another_task_is_told_to_both_sides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is wrong stands in the site's log; the coordinator hears which kind of error it was."""
+    home = make_home(tmp_path / "home")
+    with only_agent(home), open_live_site(home) as site, ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path))
+        stack.callback(agent.close)
+        agent.open()
+        # The phantoms have two structures.
+        weights = weights_of(build("unet3d-small", labels=2, seed=0))
+        with pytest.raises(GateRefused) as refused:
+            ask(home, "train", plan(labels=2), weights)
+    assert refused.value.code == "label-error"
+    assert noted(home)[-1] == ("out", "train", "label-error")
+    (line,) = [record.getMessage() for record in caplog.records if "goes up to" in record.getMessage()]
+    assert line.count(" → ") == 2
+    assert "--labels 3" in line
 
 
 def test_what_the_gate_does_not_let_in_never_reaches_the_site(agent: Agent, home: SiteHome, site: FakeSite) -> None:

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from living import SHAPE, START, arrive, make_home, plan, same
 
+from wardround.client.arrivals import IMPORTED, REFERENCE
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
 from wardround.client.live import open_live_site
-from wardround.errors import DataError
+from wardround.errors import DataError, LabelError
+from wardround.models.catalogue import build
+from wardround.models.weights import weights_of
 from wardround.strategies.contract import Update
 from wardround.strategies.plan import RoundPlan
 
@@ -53,6 +56,36 @@ def test_a_case_without_a_label_waits_for_it(tmp_path: Path) -> None:
         train(home, quick(1))
     arrive(home, 5)
     assert train(home, quick(2)).metrics["cases"] == 1
+
+
+def mark(home: SiteHome, number: int, author: str = IMPORTED) -> None:
+    """Import a phantom with a structure of one voxel that other phantoms do not have, in a corner that nobody draws."""
+    image, labels = draw_phantom(np.random.default_rng(number), shape=SHAPE)
+    labels.array[0, 0, 0] = 3
+    with CaseStore(home.site / STORE) as store:
+        store.add_case(f"case-{number}", image, "test" if author == REFERENCE else "stream")
+        store.save_label(f"case-{number}", labels, author=author, round=0, effort=0.0)
+
+
+def test_a_label_with_more_structures_than_the_plan_ends_the_round(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", cases=1)
+    mark(home, 7)
+    with pytest.raises(LabelError, match="case-7 goes up to 3, and the plan knows 0 to 2") as refused:
+        train(home, quick(1))
+    assert "--labels 4" in refused.value.fix
+    # Nothing was learnt, and nothing is lost: a run for this many structures learns from both cases.
+    with open_live_site(home) as site:
+        assert site.status()["seen"] == 0
+        enough = weights_of(build("unet3d-small", labels=4, seed=0))
+        assert site.train(quick(1, run="more", labels=4), enough).metrics["cases"] == 2
+
+
+def test_a_reference_with_more_structures_than_the_plan_scores_nothing(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", cases=1)
+    mark(home, 107, REFERENCE)
+    with open_live_site(home) as site, pytest.raises(LabelError, match="reference label of case case-107"):
+        site.evaluate(quick(1), START)
+    assert not list(home.site.rglob("evaluations/*.json"))
 
 
 def test_cases_to_be_tested_on_are_never_learnt_from(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from wardround.client.cases import nifti
 from wardround.client.cases.volume import Volume
-from wardround.errors import DataError, GeometryError, StorageError, WardroundError
+from wardround.errors import DataError, GeometryError, LabelError, StorageError, WardroundError
 
 DATA = Path(os.environ.get("WARDROUND_DATA", "/nowhere"))
 HIPPOCAMPUS = DATA / "hippocampus"
@@ -216,6 +216,14 @@ def test_a_label_on_another_grid_is_refused_with_what_differs() -> None:
     moved[0, 3] = 0.5
     with pytest.raises(GeometryError, match=r"seg\.nii .* affines"):
         nifti.check_same_grid(image, Volume(np.zeros((3, 4, 5), np.uint8), moved), "seg.nii")
+
+
+def test_a_label_has_no_more_structures_than_are_known() -> None:
+    label = Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    label.array[1, 1, 1] = 2
+    nifti.check_classes(label, 3)
+    with pytest.raises(LabelError, match=r"seg\.nii goes up to 2, and the plan knows 0 to 1"):
+        nifti.check_classes(label, 2, "seg.nii")
 
 
 @pytest.mark.data

@@ -147,6 +147,7 @@ def test_import_takes_images_with_and_without_labels(
     assert "1 new of 1 cases to learn from" in said
     assert "0 new of 1 cases to learn from" in said
     assert "1 have no label" in said
+    assert said.count("labels go up to 2: a run that knows them has --labels 3 or more") == 3
     with CaseStore(home.site / STORE) as store:
         assert store.cases("stream") == ("scan-1", "bare")
         assert store.cases("test") == ("held",)
