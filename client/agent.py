@@ -4,7 +4,8 @@ It listens on a Unix socket in the site's home. The courier that Flower starts f
 evaluate; the SuperNode asks it which bundles may run and which answers may leave; the administrator's commands pause it
 or ask how it is. Only processes of the same user, or of root, are answered.
 
-Whatever comes in passes the gate, and whatever leaves does; both stand in the ledger, which no other process writes.
+Whatever comes in passes the gate, and whatever leaves does; both stand in the ledger. No other process writes there,
+but for the commands by which an administrator decides on a bundle.
 """
 
 import logging

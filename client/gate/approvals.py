@@ -1,7 +1,8 @@
 """Which app bundles may run at a site: what somebody looked at and approved, until the approval ends or is taken back.
 
 The bytes of every bundle that was seen are kept beside the list, so that what is shown is what is approved, and what is
-approved can be compared with the one before.
+approved can be compared with the one before. Every decision is a line in the site's ledger as well: who, when, and the
+SHA-256 of the bundle.
 """
 
 import difflib
@@ -17,7 +18,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wardround.client.gate import codes
 from wardround.client.gate.bundle import Bundle, read_bundle
+from wardround.client.gate.ledger import Ledger
 from wardround.client.gate.policy import load_policy
 from wardround.errors import GateRefused, StorageError, UsageError
 from wardround.files import storage_error, write_bytes, write_text
@@ -85,10 +88,13 @@ class Approvals:
         The site's home.
     clock
         Seconds since 1970.
+    ledger
+        Holds the decisions; that of the home by default.
     """
 
-    def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, home: Path, clock: Callable[[], float] = time.time, ledger: Ledger | None = None) -> None:
         self._home = home
+        self._ledger = ledger if ledger is not None else Ledger(home / "ledger.jsonl", clock)
         self._file = home / "approvals.json"
         self._folder = home / "bundles"
         self._clock = clock
@@ -194,7 +200,7 @@ class Approvals:
         UsageError
             If the bundle is not known.
         StorageError
-            If its bytes are gone or are not the ones that came.
+            If its bytes are gone or are not the ones that came, or the ledger cannot be written.
         """
         lasting = load_policy(self._home / "policy.toml").approval_days if days is None else days
         bundle = self.bundle(sha256)
@@ -213,9 +219,13 @@ class Approvals:
                 code="bundle-code",
             )
         now = float(self._clock())
-        return self._decide(
-            sha256, state="approved", decided=now, expires=now + lasting * _DAY, by=_signature(by), with_code=with_code
-        )
+        name = _signature(by)
+        decision = {"state": "approved", "decided": now, "expires": now + lasting * _DAY, "with_code": with_code}
+        with self._changing():
+            self._known(sha256)
+            # The line comes first: what runs was approved by somebody who is named.
+            self._note(codes.APPROVED, sha256, name)
+            return self._decide(sha256, by=name, **decision)
 
     def revoke(self, sha256: str, by: str) -> Approval:
         """Let a bundle run no longer.
@@ -224,10 +234,23 @@ class Approvals:
         ------
         UsageError
             If the bundle is not known.
+        StorageError
+            If the list or the ledger cannot be written. In the second case it runs no longer all the same.
         """
-        return self._decide(
-            sha256, state="revoked", decided=float(self._clock()), expires=None, by=_signature(by), with_code=False
-        )
+        name = _signature(by)
+        with self._changing():
+            decided = self._decide(
+                sha256, state="revoked", decided=float(self._clock()), expires=None, by=name, with_code=False
+            )
+            try:
+                self._note(codes.REVOKED, sha256, name)
+            except StorageError as error:
+                raise StorageError(
+                    "the bundle may run no longer, but the ledger does not say so",
+                    f"{error.problem}: {error.cause}",
+                    "see to the ledger; then revoke the bundle once more",
+                ) from error
+        return decided
 
     def bundle(self, sha256: str) -> Bundle:
         """A bundle that is known, read again from the bytes that came.
@@ -239,8 +262,7 @@ class Approvals:
         StorageError
             If its bytes are gone or are not the ones that came.
         """
-        if self.get(sha256) is None:
-            raise _unknown()
+        self._known(sha256)
         path = self._path(sha256)
         try:
             fab = path.read_bytes()
@@ -280,14 +302,18 @@ class Approvals:
         return "\n".join([*head, *(body or ["no file differs"])]) + "\n"
 
     def _decide(self, sha256: str, **changes: object) -> Approval:
-        with self._changing():
-            known = self.listing()
-            found = next((each for each in known if each.sha256 == sha256), None)
-            if found is None:
-                raise _unknown()
-            decided = found.model_copy(update=changes)
-            self._write(tuple(decided if each.sha256 == sha256 else each for each in known))
+        decided = self._known(sha256).model_copy(update=changes)
+        self._write(tuple(decided if each.sha256 == sha256 else each for each in self.listing()))
         return decided
+
+    def _known(self, sha256: str) -> Approval:
+        found = self.get(sha256)
+        if found is None:
+            raise _unknown()
+        return found
+
+    def _note(self, code: str, sha256: str, by: str) -> None:
+        self._ledger.append(direction="none", kind="app", verdict="allowed", code=code, sha256=sha256, by=by)
 
     def _is_whole(self, sha256: str) -> bool:
         """Whether the bytes of a bundle are there, as they came."""
@@ -332,7 +358,7 @@ def _unknown() -> UsageError:
 
 def _signature(by: str) -> str:
     """A name on one line."""
-    shown = _visible(by.strip())[:100]
+    shown = _visible(by.strip()).replace("\t", " ")[:100]
     if not shown:
         raise UsageError("an approval needs a name", "nobody was named", "say who decides")
     return shown

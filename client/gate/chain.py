@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Direction = Literal["in", "out", "none"]
 Kind = Literal["app", "train", "evaluate", "query", "error", "ledger"]
@@ -28,7 +28,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class LedgerEntry(BaseModel):
-    """One line. There is no field for free text.
+    """One line. No field takes free text of a message.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class LedgerEntry(BaseModel):
     time
         UTC, as ``2026-01-31T08:15:00.000000Z``, by the site's clock.
     direction
-        ``in``, ``out``; ``none`` for what concerns the ledger itself.
+        ``in``, ``out``; ``none`` for what is decided at the site, or concerns the ledger itself.
     kind
         Of message: ``app`` is a bundle; ``error`` is used where the kind is not known; ``ledger`` is the ledger itself.
     run, round, plan
@@ -54,6 +54,8 @@ class LedgerEntry(BaseModel):
         ``allowed`` or ``refused``.
     code
         One of :data:`wardround.client.gate.codes.CODES`.
+    by
+        Who let a bundle run or took that back, as that person wrote it here. Lines of messages have no such field.
     previous, hash
         The chain.
     """
@@ -73,8 +75,15 @@ class LedgerEntry(BaseModel):
     epsilon: Annotated[float, Field(ge=0)] | None = None
     verdict: Verdict
     code: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
+    by: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     previous: Digest
     hash: Digest
+
+    @model_validator(mode="after")
+    def _of_a_decision(self) -> Self:
+        if self.by is not None and not (self.direction == "none" and self.kind == "app" and self.by.isprintable()):
+            raise ValueError("only who decides on a bundle is named")
+        return self
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,8 @@ def next_entry(tail: Tail, seconds: float, fields: Mapping[str, Any]) -> LedgerE
 
 def line_of(entry: LedgerEntry) -> bytes:
     """The line as it stands in the file, with its end."""
-    return json.dumps(entry.model_dump(), separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    values = entry.model_dump(exclude={"by"} if entry.by is None else None)
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 def _hash_of(line: bytes) -> str:

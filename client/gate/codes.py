@@ -21,6 +21,11 @@ RELEASED = "released"
 SENT = "sent"
 """A released answer was handed over to be sent."""
 
+APPROVED = "approved"
+"""Somebody at the site let a bundle run."""
+REVOKED = "revoked"
+"""Somebody at the site took that back."""
+
 _BUNDLE = {
     "bundle-not-approved": "nobody has approved this bundle",
     "bundle-expired": "the approval of this bundle is over",
@@ -87,16 +92,18 @@ _SITE = {
     "app-raised": "the courier failed",
     "app-crashed": "the courier's process ended",
     "no-training-cases": "there is nothing to learn from",
+    "label-error": "a label at the site holds structures that the plan does not know",
     "error-reply": "the answer was an error",
     "internal": "something failed at the site; its log says what",
     OTHER: "a reason that is not on the list",
 }
 
-    "label-error": "a label at the site holds structures that the plan does not know",
 MEANING = {
     ADMITTED: "came in",
     RELEASED: "checked; may leave, once",
     SENT: "handed over to be sent",
+    APPROVED: "somebody at the site let this bundle run",
+    REVOKED: "somebody at the site took the approval of this bundle back",
     **_BUNDLE,
     **_PLAN,
     **_CONTENT,

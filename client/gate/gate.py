@@ -68,14 +68,14 @@ class Gate:
     Attributes
     ----------
     ledger
-        Every line; written by this object alone.
+        Every line. Besides this object only who decides on a bundle writes there, by the command line.
     approvals
         Bundles that somebody approved.
     """
 
     def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
         self.ledger = Ledger(home / "ledger.jsonl", clock)
-        self.approvals = Approvals(home, clock)
+        self.approvals = Approvals(home, clock, self.ledger)
         self._clock = clock
         self._policy_file = home / "policy.toml"
         self._policy: tuple[tuple[int, int, int], Policy] | None = None

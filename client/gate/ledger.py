@@ -1,5 +1,7 @@
 """The ledger: one line for everything that came in or left, each bound to the line before it by its SHA-256.
 
+Decisions on bundles are lines, too: who let one run, or took that back.
+
 Whoever changes, inserts, removes or reorders lines breaks the chain, and :meth:`Ledger.verify` names the line. What a
 chain alone does not show, lines cut off at its end, is shown by a second file beside it, which says how far the ledger
 went. Who may write the folder could write both anew from the start; against that helps only a hash that was noted
@@ -110,6 +112,7 @@ class Ledger:
         sha256: str | None = None,
         cases: int | None = None,
         epsilon: float | None = None,
+        by: str | None = None,
     ) -> LedgerEntry:
         """Add a line; when this returns, it is on the disk. The fields are those of :class:`LedgerEntry`.
 
@@ -136,6 +139,7 @@ class Ledger:
             "epsilon": epsilon,
             "verdict": verdict,
             "code": code,
+            "by": by,
         }
         with self._writing() as handle:
             self._mend(handle)

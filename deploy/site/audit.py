@@ -28,6 +28,7 @@ def entries_table(entries: Iterable[LedgerEntry]) -> Table:
     table = Table("line", "time", "way", "what", "run", "round", "bytes", "SHA-256", "cases", "ε", "verdict", box=None)
     for entry in entries:
         verdict = codes.describe(entry.code) if entry.verdict == "allowed" else f"refused: {codes.describe(entry.code)}"
+        verdict += f" ({entry.by})" if entry.by else ""
         table.add_row(
             str(entry.number),
             entry.time,

@@ -3,12 +3,14 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from bundles import PROJECT, Clock, pack, sha256
 
 from wardround.client.gate.approvals import MAX_PENDING, Approvals
+from wardround.client.gate.ledger import Ledger
 from wardround.errors import GateRefused, StorageError, UsageError
 
 DAY = 24 * 3600.0
@@ -44,6 +46,50 @@ class TestDeciding:
         assert approvals.pending() == ()
         assert approvals.is_approved(kept.sha256, clock())
         assert Approvals(home, clock).is_approved(kept.sha256, clock())
+
+    def test_every_decision_is_a_line_in_the_ledger(self, approvals: Approvals, clock: Clock, home: Path) -> None:
+        ledger = Ledger(home / "ledger.jsonl", clock)
+        kept = approvals.keep(pack())
+        assert list(ledger.entries()) == []
+        approvals.approve(kept.sha256, "Ada Lovelace, Ward 3 – Zürich")
+        clock.now += 60
+        approvals.revoke(kept.sha256, "Grace")
+        said = [(line.direction, line.kind, line.code, line.sha256, line.by) for line in ledger.entries()]
+        assert said == [
+            ("none", "app", "approved", kept.sha256, "Ada Lovelace, Ward 3 – Zürich"),
+            ("none", "app", "revoked", kept.sha256, "Grace"),
+        ]
+        first, second = (datetime.fromisoformat(line.time).timestamp() for line in ledger.entries())
+        assert (first, second) == (clock() - 60, clock())
+        assert ledger.verify().ok
+        text = ledger.path.read_text()
+        ledger.path.write_text(text.replace("Grace", "Heidi"))
+        assert not ledger.verify().ok
+
+    def test_what_is_refused_leaves_no_line_of_a_decision(self, approvals: Approvals, home: Path) -> None:
+        code = approvals.keep(pack(CODE))
+        with pytest.raises(GateRefused):
+            approvals.approve(code.sha256, "Ada")
+        with pytest.raises(UsageError):
+            approvals.approve(approvals.keep(pack()).sha256, " ")
+        with pytest.raises(UsageError):
+            approvals.revoke(sha256(b""), "Ada")
+        assert not (home / "ledger.jsonl").exists()
+
+    def test_a_damaged_ledger_lets_nothing_be_approved_and_everything_be_revoked(
+        self, approvals: Approvals, clock: Clock, home: Path
+    ) -> None:
+        one, other = approvals.keep(numbered(1)), approvals.keep(numbered(2))
+        approvals.approve(one.sha256, "Ada")
+        path = home / "ledger.jsonl"
+        path.write_text(path.read_text().replace("Ada", "Eve"))
+        approvals = Approvals(home, clock)
+        with pytest.raises(StorageError):
+            approvals.approve(other.sha256, "Ada")
+        assert not approvals.is_approved(other.sha256, clock())
+        with pytest.raises(StorageError, match="may run no longer"):
+            approvals.revoke(one.sha256, "Ada")
+        assert not approvals.is_approved(one.sha256, clock())
 
     def test_what_is_not_known_is_not_approved(self, approvals: Approvals, clock: Clock) -> None:
         assert not approvals.is_approved(sha256(b""), clock())

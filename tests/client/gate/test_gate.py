@@ -69,7 +69,7 @@ class TestBundles:
         gate.approvals.approve(sha256(fab), "Ada")
         gate.admit_app(sha256(fab), fab)
         gate.admit_app(sha256(fab), None)
-        assert lines(gate) == [("in", "app", "allowed", "admitted")] * 2
+        assert lines(gate) == [("none", "app", "allowed", "approved")] + [("in", "app", "allowed", "admitted")] * 2
 
     def test_an_approval_that_is_over_or_taken_back(self, gate: Gate, clock: Clock) -> None:
         fab = pack()

@@ -109,6 +109,7 @@ class TestWriting:
             "sha256": "cd" * 32,
             "cases": 6,
             "epsilon": 0.1,
+            "by": None,
         }
 
     def test_lines_are_bound_to_each_other(self, ledger: Ledger) -> None:
@@ -132,6 +133,19 @@ class TestWriting:
         write(ledger)
         write(Ledger(path))
         assert Ledger(path).verify().count == 5
+
+    def test_who_decided_stands_in_lines_of_decisions_only(self, ledger: Ledger, path: Path) -> None:
+        write(ledger)
+        decided = write(ledger, direction="none", kind="app", code="approved", sha256=SHA, by="Ada Lovelace")
+        assert [line.by for line in ledger.entries()] == [None, "Ada Lovelace"]
+        # Lines from before there was this field are what they were.
+        assert [b'"by"' in line for line in path.read_bytes().splitlines()] == [False, True]
+        assert ledger.verify(decided.hash).ok
+        for fields in ({"direction": "in"}, {"kind": "train"}, {"by": "two\nlines"}, {"by": ""}, {"by": "x" * 101}):
+            usual = {"direction": "none", "kind": "app", "code": "approved", "by": "Ada"}
+            with pytest.raises(ValueError, match="not of the form"):
+                write(ledger, **(usual | fields))
+        assert ledger.verify().count == 2
 
     def test_only_the_owner_may_read_it(self, ledger: Ledger, path: Path) -> None:
         fill(ledger)
