@@ -1,1 +1,1 @@
-"""DICOM in and out: series become cases without a name, labels go back as segmentations of the series they came from."""
+"""DICOM in and out: series become cases without a name, labels go back as segmentations of their series."""
