@@ -7,7 +7,7 @@ loads anything from elsewhere. Only the standard library is used, so that every 
 import ipaddress
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Container, Iterable, MutableMapping
 from datetime import UTC, datetime
 from functools import cache
 from html import escape
@@ -176,26 +176,28 @@ class Guard:
 
         if scope["method"] not in ("GET", "HEAD"):
             await _refuse(with_headers, 405, "this page can only be read", allow="GET, HEAD")
-        elif not self._is_ours(scope):
+        elif not is_for(scope, self._names):
             await _refuse(with_headers, 421, "this page is not served under that name")
         else:
             await self._application(scope, receive, with_headers)
 
-    def _is_ours(self, scope: Scope) -> bool:
-        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) != 1:
-            return False
-        found = _HOST.fullmatch(hosts[0].strip().lower())
-        if found is None:
-            return False
-        name = found["name"] or found["address"]
-        if name.rstrip(".") in self._names:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
+
+def is_for(scope: Scope, names: Container[str]) -> bool:
+    """Whether a request is for one of our host `names` (lower case), or for an address, which cannot be rebound."""
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) != 1:
+        return False
+    found = _HOST.fullmatch(hosts[0].strip().lower())
+    if found is None:
+        return False
+    name = found["name"] or found["address"]
+    if name.rstrip(".") in names:
         return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 async def _refuse(send: Send, status: int, why: str, **headers: str) -> None:

@@ -1,0 +1,222 @@
+"""The workbench over HTTP: one application, and the thread that serves it inside the agent's process.
+
+::
+
+    /                 our page (``static/``), which holds no data
+    /api/v1/…         our API
+    /info/ …          the MONAI Label protocol, at the paths that viewers know
+    /health           whether it is there, for whoever watches
+    /openapi.json     all of it, for those who are signed in
+"""
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Depends, FastAPI
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from wardround import __version__
+from wardround.client.cases.store import CaseStore
+from wardround.client.home import SiteHome
+from wardround.client.workbench import own
+from wardround.client.workbench.access import Access
+from wardround.client.workbench.accounts import Accounts, Person
+from wardround.client.workbench.entrance import Entrance
+from wardround.client.workbench.errors import handle_errors
+from wardround.client.workbench.events import Events
+from wardround.client.workbench.monai_label import make_router
+from wardround.client.workbench.settings import Endpoint
+from wardround.client.workbench.studio import Studio
+from wardround.errors import ConnectionFailed
+
+log = logging.getLogger(__name__)
+
+STATIC = Path(str(files("wardround.client.workbench").joinpath("static")))
+_STARTED_WITHIN_S = 30.0
+_GRACE_S = 5
+_STOPPED_WITHIN_S = 20.0
+_CONNECTIONS = 512
+
+
+def create_app(
+    home: SiteHome,
+    studio: Studio,
+    store: CaseStore,
+    accounts: Accounts,
+    *,
+    endpoint: Endpoint,
+    export: own.Export | None = None,
+    static: Path = STATIC,
+) -> FastAPI:
+    """All that people and viewers can ask for, behind the one entrance.
+
+    Parameters
+    ----------
+    home
+        Of the site.
+    studio, store
+        Benches and cases.
+    accounts
+        Who may come in.
+    endpoint
+        Where it is going to be served.
+    export
+        Sends an author's label of a case to the archive; None where there is none.
+    static
+        Folder of the page.
+
+    Returns
+    -------
+    FastAPI
+        ``state.events`` is what :meth:`Server.stop` ends, ``state.access`` the door.
+    """
+    app = FastAPI(title="Wardround workbench", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    access = Access(accounts, secure=endpoint.certificate is not None)
+    events = Events(studio)
+    app.state.events, app.state.access = events, access
+    handle_errors(app)
+    app.add_middleware(
+        Entrance,
+        access=access,
+        names=endpoint.names,
+        secure=endpoint.certificate is not None and not endpoint.made,
+    )
+    settings = home.workbench
+    app.include_router(
+        own.make_router(
+            studio, store, access, site=home.settings.name, review=settings.review, events=events, export=export
+        )
+    )
+    app.include_router(make_router(studio, store, home, access))
+
+    @app.get("/health", summary="Whether the workbench is there", response_class=PlainTextResponse)
+    def health() -> Response:
+        return PlainTextResponse("ok\n")
+
+    @app.get("/openapi.json", summary="This description")
+    def description(person: Annotated[Person, Depends(access.require())]) -> Response:
+        return JSONResponse(app.openapi())
+
+    if (static / "index.html").is_file():
+        app.mount("/", _Page(directory=static, html=True), name="page")
+    else:
+        app.add_api_route("/", _no_page, methods=["GET"], include_in_schema=False)
+    return app
+
+
+class Server:
+    """Serves an application in a thread of its own, until it is stopped.
+
+    Parameters
+    ----------
+    app
+        Made by :func:`create_app`.
+    endpoint
+        Where. Port 0 takes any that is free.
+
+    Raises
+    ------
+    ConnectionFailed
+        If the port cannot be had.
+    """
+
+    def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
+        self._events: Events = app.state.events
+        self._socket = _bind(endpoint.host, endpoint.port)
+        self.port: int = self._socket.getsockname()[1]
+        tls: Mapping[str, Any] = {}
+        if endpoint.certificate is not None:
+            tls = {"ssl_certfile": endpoint.certificate, "ssl_keyfile": endpoint.key}
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            # Nobody's word about who the client is.
+            proxy_headers=False,
+            ws="none",
+            lifespan="off",
+            limit_concurrency=_CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=_GRACE_S,
+            **tls,
+        )
+        config.load()
+        if isinstance(config.ssl, ssl.SSLContext):
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="workbench", daemon=True)
+        self._up = threading.Event()
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._socket.listen()  # From now on nobody is turned away; who comes early waits.
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer no more; requests under way get a few seconds."""
+        self._events.end()
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(_STOPPED_WITHIN_S)
+        self._socket.close()
+        if self._thread.is_alive():
+            log.warning("the workbench did not stop in time")
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+
+@contextmanager
+def serving(app: FastAPI, endpoint: Endpoint) -> Iterator[Server]:
+    """A server that answers as long as the block lasts."""
+    for name in ("httpx", "httpcore"):
+        # They write down addresses of what is asked for, and those of an archive hold UIDs.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    server = Server(app, endpoint)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class _Page(StaticFiles):
+    """Our page. A browser may keep its files, and asks each time whether they are still the same."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.setdefault("cache-control", "no-cache")
+        return response
+
+
+def _no_page() -> Response:
+    return HTMLResponse("<!doctype html><title>Wardround</title><p>This build has no page. The API is there.")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+    except OSError as error:
+        taken.close()
+        raise ConnectionFailed(
+            f"the workbench cannot listen on {host}:{port}",
+            error.strerror or type(error).__name__,
+            "end what uses the port, or choose another `port` under [workbench] in site.toml",
+        ) from error
+    taken.set_inheritable(False)
+    return taken
