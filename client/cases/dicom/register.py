@@ -159,6 +159,14 @@ class Register:
         )
         return tuple(row[0] for row in rows)
 
+    def series_of(self, case_id: str) -> tuple[str, str] | None:
+        """Study and series under which a viewer finds a case in an archive, voxel for voxel; None where it does not.
+
+        A case that did not come from DICOM has no series, and one that was resampled has other voxels.
+        """
+        query = "SELECT study_uid, series_uid FROM series WHERE case_id = ? AND complete AND NOT resampled"
+        return next(((row[0], row[1]) for row in self._read(query, (case_id,))), None)
+
     def cases(self) -> tuple[str, ...]:
         """Ids of all cases whose import has ended, in the order in which they were imported."""
         return tuple(row[0] for row in self._read("SELECT case_id FROM series WHERE complete ORDER BY position"))
