@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 
 from wardround.client.annotation.prompts import (
     UNLABELLED,
@@ -30,6 +30,7 @@ from wardround.client.annotation.prompts import (
 from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
+from wardround.client.workbench.errors import ApiError, handle_errors
 from wardround.client.workbench.layers import Layer, make_layer
 from wardround.client.workbench.monai_label.router import protocol_router
 from wardround.client.workbench.views import Answer, CaseView, Inference, Outcome, Progress, TrainView
@@ -180,9 +181,9 @@ class PlayedAccess:
         def person(request: Request) -> PlayedPerson:
             name = request.headers.get("authorization", "").removeprefix("bearer token-")
             if name not in self.people:
-                raise HTTPException(401, "log in", {"WWW-Authenticate": "Bearer"})
+                raise ApiError(401, "not-signed-in", "nobody is signed in")
             if roles and not self.people[name].roles & set(roles):
-                raise HTTPException(403, "the account may not do that")
+                raise ApiError(403, "not-allowed", "your account may not do this")
             return self.people[name]
 
         return person
@@ -206,6 +207,7 @@ def played_workbench(folder: Path, **more: Any) -> tuple[Any, PlayedStudio]:
     studio = PlayedStudio(store)
     access = PlayedAccess(ann=("annotator",), bob=("annotator",), rev=("reviewer",), adm=("admin",))
     app = FastAPI()
+    handle_errors(app)
     app.include_router(protocol_router(studio, store, access, folder=folder / "protocol", **more))  # type: ignore[arg-type]
     return app, studio
 

@@ -18,8 +18,9 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from wardround.client.workbench.monai_label.desk import Desk, Person
-from wardround.client.workbench.monai_label.replies import ProtocolRoute, Refused
+from wardround.client.workbench.accounts import Person
+from wardround.client.workbench.monai_label.desk import Desk
+from wardround.client.workbench.monai_label.replies import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def archive_router(desk: Desk, archive: Archive | None) -> APIRouter:
         if client is not None:
             await client.aclose()
 
-    router = APIRouter(prefix="/proxy/dicom", tags=["Others"], route_class=ProtocolRoute, lifespan=lifespan)
+    router = APIRouter(prefix="/proxy/dicom", tags=["Others"], lifespan=lifespan)
     anybody = Depends(desk.access.require())
     keeper = Depends(desk.access.require("reviewer", "admin"))
 

@@ -8,7 +8,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +16,12 @@ from typing import Any, Protocol
 from wardround import files
 from wardround.client.cases import nifti
 from wardround.client.cases.store import CaseStore
+from wardround.client.workbench.access import Access
 from wardround.client.workbench.monai_label.replies import Refused
 from wardround.client.workbench.monai_label.sessions import Sessions
 from wardround.client.workbench.studio import Studio
 from wardround.client.workbench.views import CaseView
-from wardround.errors import DataError, UsageError
+from wardround.errors import DataError
 
 POINTS = "wardround"
 SCRIBBLES = "wardround_scribbles"
@@ -32,34 +33,6 @@ _KEPT_IMAGES = 4
 _IMAGE_ID = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 
 
-class Person(Protocol):
-    """Who asks."""
-
-    @property
-    def name(self) -> str:
-        """Of the account."""
-
-    @property
-    def roles(self) -> frozenset[str]:
-        """Any of ``annotator``, ``reviewer``, ``admin``."""
-
-
-class Access(Protocol):
-    """Who may come in."""
-
-    def require(self, *roles: str) -> Callable[..., Person]:
-        """A dependency that lets in whoever has one of `roles`, or any account where none is named."""
-
-    def token(self, name: str, password: str) -> str:
-        """A bearer token for an account.
-
-        Raises
-        ------
-        AuthRefused
-            If name and password do not fit, or too many did not before.
-        """
-
-
 class SeriesRegister(Protocol):
     """Which case came from which DICOM series."""
 
@@ -67,7 +40,7 @@ class SeriesRegister(Protocol):
         """The case of a SeriesInstanceUID."""
 
     def series_of(self, case_id: str) -> tuple[str, str] | None:
-        """StudyInstanceUID and SeriesInstanceUID of a case."""
+        """Study and series under which a viewer finds a case, voxel for voxel; None where it does not."""
 
 
 @dataclass(eq=False)
@@ -131,6 +104,13 @@ class Desk:
         if not _IMAGE_ID.fullmatch(image):
             return ()
         series = self.register.case_of_series(image) if self.register is not None else None
+        if self.register is not None and series is not None and self.register.series_of(series) is None:
+            raise Refused(
+                409,
+                "the case has other voxels than its series",
+                "the series was resampled when it was imported",
+                "draw on it in the workbench's own page",
+            )
         return image, *((series,) if series else ()), self.upload_id(image)
 
 
@@ -139,17 +119,17 @@ def params_of(text: str | None) -> dict[str, Any]:
 
     Raises
     ------
-    UsageError
-        If they are no JSON object.
+    Refused
+        With 400, if they are no JSON object.
     """
     if text and len(text) > PARAMS_LIMIT:
         raise Refused(413, "`params` is too large", f"it may have {PARAMS_LIMIT >> 20} MiB")
     try:
         found = json.loads(text) if text else {}
     except (ValueError, RecursionError) as error:
-        raise UsageError("`params` is no JSON", "", "send a JSON object as text") from error
+        raise Refused(400, "`params` is no JSON", "", "send a JSON object as text") from error
     if not isinstance(found, dict):
-        raise UsageError("`params` is no JSON object", "", 'send a JSON object as text, such as `{"label": "…"}`')
+        raise Refused(400, "`params` is no JSON object", "", 'send a JSON object as text, such as `{"label": "…"}`')
     return found
 
 

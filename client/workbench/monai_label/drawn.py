@@ -18,8 +18,8 @@ from wardround.client.annotation.prompts import (
     Prompt,
     scribbles_of,
 )
+from wardround.client.workbench.monai_label.replies import Refused
 from wardround.client.workbench.monai_label.uploads import SentLabels
-from wardround.errors import UsageError
 
 BACKGROUND = "background"
 FOREGROUND = "foreground"
@@ -58,8 +58,8 @@ def clicks(params: Mapping[str, Any], labels: Sequence[str]) -> tuple[PointPromp
 
     Raises
     ------
-    UsageError
-        If a click is no three whole numbers.
+    Refused
+        With 400, if a click is no three whole numbers.
     """
     values = {BACKGROUND: 0, FOREGROUND: value_of(params.get("label"), labels)}
     values |= {name: value for value, name in enumerate(labels, 1)}
@@ -69,7 +69,7 @@ def clicks(params: Mapping[str, Any], labels: Sequence[str]) -> tuple[PointPromp
         for point in _listed(params.get(name), f"the clicks of {'the background' if not value else f'label {value}'}")
     ]
     if len(points) > MOST_POINTS:
-        raise UsageError("too many clicks", f"a request may hold {MOST_POINTS}", "draw a scribble or a slice instead")
+        raise Refused(400, "too many clicks", f"a request may hold {MOST_POINTS}", "draw a scribble or a slice instead")
     return tuple(points)
 
 
@@ -89,8 +89,8 @@ def scribbles(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str]
 
     Raises
     ------
-    UsageError
-        If no segment holds scribbles.
+    Refused
+        With 400, if no segment holds scribbles.
     """
     selected = value_of(params.get("selected_label_name", params.get("label")), labels)
     meant = {BACKGROUND: 0, FOREGROUND: selected} | {name: value for value, name in enumerate(labels, 1)}
@@ -101,7 +101,8 @@ def scribbles(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str]
             strokes[sent.values == number] = value
             known = True
     if not known:
-        raise UsageError(
+        raise Refused(
+            400,
             "no segment of the label map holds scribbles",
             "`label_info` names none that ends in `_scribbles`",
             "draw foreground_scribbles and background_scribbles",
@@ -115,14 +116,14 @@ def region(params: Mapping[str, Any], shape: tuple[int, int, int]) -> ExtentProm
     if not found:
         return None
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != 6:
-        raise UsageError("`roi` must be six whole numbers", "first and last voxel along i, j, k", "")
+        raise Refused(400, "`roi` must be six whole numbers", "first and last voxel along i, j, k", "")
     bounds = [_whole(number, "`roi`") for number in found]
     lower, upper = (
         tuple(min(max(bound, 0), side - 1) for bound, side in zip(ends, shape, strict=True))
         for ends in (bounds[0::2], bounds[1::2])
     )
     if any(low > high for low, high in zip(lower, upper, strict=True)):
-        raise UsageError("`roi` is empty", "its last voxel lies before its first", "give the lower bound first")
+        raise Refused(400, "`roi` is empty", "its last voxel lies before its first", "give the lower bound first")
     return ExtentPrompt((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
 
 
@@ -135,7 +136,7 @@ def numbered(params: Mapping[str, Any], sent: SentLabels) -> dict[str, int]:
     for one in _listed(info, "`label_info`"):
         number = one.get("id", one.get("idx")) if isinstance(one, Mapping) else None
         if number is None or not isinstance(one.get("name"), str):
-            raise UsageError("an entry of `label_info` has no name or no number", "", "give `name` and `idx`")
+            raise Refused(400, "an entry of `label_info` has no name or no number", "", "give `name` and `idx`")
         found[one["name"]] = _whole(number, "`label_info`")
     return found
 
@@ -145,8 +146,9 @@ def renumbered(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str
 
     Raises
     ------
-    UsageError
-        If it holds a segment whose name is none of `labels`, or, where segments have no names, a number above theirs.
+    Refused
+        With 400, if it holds a segment whose name is none of `labels`, or, where segments have no names, a number
+        above theirs.
     """
     present = {int(number) for number in np.unique(sent.values)} - {0}
     names = {number: name for name, number in numbered(params, sent).items() if not name.endswith(SCRIBBLES)}
@@ -155,7 +157,8 @@ def renumbered(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str
     table = np.zeros(256, dtype=np.uint8)
     for number in present & names.keys():
         if names[number] not in labels:
-            raise UsageError(
+            raise Refused(
+                400,
                 "the label map holds a segment that the plan does not know",
                 f"segment number {number} has another name than {', '.join(labels)}",
                 "rename or remove the segment",
@@ -163,7 +166,8 @@ def renumbered(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str
         table[number] = list(labels).index(names[number]) + 1
     unknown = present - names.keys() - set(_scribble_numbers(params, sent))
     if unknown:
-        raise UsageError(
+        raise Refused(
+            400,
             "the label map holds numbers that the plan does not know",
             f"{', '.join(str(number) for number in sorted(unknown))}; the plan knows 1 to {len(labels)}",
             "remove these segments, or say which they are in `label_info`",
@@ -179,7 +183,7 @@ def value_of(name: object, labels: Sequence[str]) -> int:
     if name == BACKGROUND:
         return 0
     if not isinstance(name, str) or name not in labels:
-        raise UsageError("the request means a label that the plan does not know", "", f"use {', '.join(labels)}")
+        raise Refused(400, "the request means a label that the plan does not know", "", f"use {', '.join(labels)}")
     return list(labels).index(name) + 1
 
 
@@ -189,14 +193,14 @@ def _scribble_numbers(params: Mapping[str, Any], sent: SentLabels) -> list[int]:
 
 def _index(point: object) -> tuple[int, int, int]:
     if not isinstance(point, Sequence) or isinstance(point, str) or len(point) != 3:
-        raise UsageError("a click must be three whole numbers", "voxel indices i, j, k of the image", "")
+        raise Refused(400, "a click must be three whole numbers", "voxel indices i, j, k of the image", "")
     i, j, k = (_whole(number, "a click") for number in point)
     return i, j, k
 
 
 def _whole(number: object, what: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
-        raise UsageError(f"{what} must hold whole numbers", "voxel indices are counted from 0", "")
+        raise Refused(400, f"{what} must hold whole numbers", "voxel indices are counted from 0", "")
     return int(number)
 
 
@@ -204,5 +208,5 @@ def _listed(value: object, what: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise UsageError(f"{what} must be a list", "", "")
+        raise Refused(400, f"{what} must be a list", "", "")
     return value

@@ -13,7 +13,6 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from wardround.client.workbench.monai_label.replies import Refused
-from wardround.errors import UsageError
 
 _LONGEST = 200
 MOST_FILES = 16
@@ -29,8 +28,8 @@ async def files_of(request: Request, name: str, limit: int) -> list[bytes]:
 
     Raises
     ------
-    UsageError
-        If the body is no form, or holds no such file.
+    Refused
+        With 400, if the body is no form, or holds no such file.
     """
     stream = request.stream()
     first = b""
@@ -40,7 +39,7 @@ async def files_of(request: Request, name: str, limit: int) -> list[bytes]:
             break
     boundary, found, _ = first[:_LONGEST].partition(b"\r\n")
     if not found or not boundary.startswith(b"--"):
-        raise UsageError("the body is no form", "it begins with no boundary", "send multipart/form-data")
+        raise Refused(400, "the body is no form", "it begins with no boundary", "send multipart/form-data")
 
     async def body() -> AsyncGenerator[bytes, None]:
         seen = len(first)
@@ -55,11 +54,11 @@ async def files_of(request: Request, name: str, limit: int) -> list[bytes]:
     try:
         form = await MultiPartParser(Headers({"content-type": content_type}), body(), max_files=MOST_FILES).parse()
     except (MultiPartException, FormParserError) as error:
-        raise UsageError("the form cannot be read", "it is damaged or cut short", "send it again") from error
+        raise Refused(400, "the form cannot be read", "it is damaged or cut short", "send it again") from error
     try:
         files = [await one.read() for one in form.getlist(name) if isinstance(one, UploadFile)]
     finally:
         await form.close()
     if not files:
-        raise UsageError("the form holds no file", f"it has no part called `{name}` with a file name", "")
+        raise Refused(400, "the form holds no file", f"it has no part called `{name}` with a file name", "")
     return files

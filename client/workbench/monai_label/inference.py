@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from wardround.client.annotation.prompts import Annotations, Labels3D, PointPrompt, Prompt, ScribblePrompt
 from wardround.client.cases import nifti
 from wardround.client.cases.volume import Volume
+from wardround.client.workbench.accounts import Person
 from wardround.client.workbench.layers import LAYERS, Layer
 from wardround.client.workbench.monai_label import drawn, nrrd, uploads
 from wardround.client.workbench.monai_label.desk import (
@@ -26,14 +27,12 @@ from wardround.client.workbench.monai_label.desk import (
     SCRIBBLES,
     UPLOAD_LIMIT,
     Desk,
-    Person,
     checked_model,
     params_of,
 )
 from wardround.client.workbench.monai_label.drawn import Drawn
-from wardround.client.workbench.monai_label.replies import ProtocolRoute, Refused, attachment, two_parts
+from wardround.client.workbench.monai_label.replies import Refused, attachment, two_parts
 from wardround.client.workbench.views import Answer, Progress
-from wardround.errors import UsageError
 
 Output = Literal["image", "json", "all"]
 EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
@@ -41,7 +40,7 @@ EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
 
 def inference_router(desk: Desk) -> APIRouter:
     """The route."""
-    router = APIRouter(prefix="/infer", tags=["Infer"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/infer", tags=["Infer"])
     anybody = Depends(desk.access.require())
 
     @router.post("/{model}", summary="Segment an image", response_class=Response)
@@ -64,7 +63,7 @@ def inference_router(desk: Desk) -> APIRouter:
         request = _drawing(model, given, desk.studio.labels, volume, label)
         if given.get("x_session") and model != AUTOMATIC:
             if case_id is None:
-                raise UsageError("`x_session` needs a case", "an image was sent with the request", "name the case")
+                raise Refused(400, "`x_session` needs a case", "an image was sent with the request", "name the case")
             if not person.roles & {"annotator"}:
                 raise Refused(403, "the account may not draw", "it is no annotator's")
             labels, extras = _on_bench(desk, case_id, person.name, request, given)
@@ -103,7 +102,7 @@ def _image(desk: Desk, user: str, image: str, session_id: str, file: UploadFile 
     if file is not None:
         return None, uploads.read_image(read_upload(file))
     if not image:
-        raise UsageError("a request needs an image", "neither image, file nor session was given", "name the image")
+        raise Refused(400, "a request needs an image", "neither image, file nor session was given", "name the image")
     case_id = desk.case(image, user).id
     return case_id, desk.studio.image(case_id)
 
@@ -116,7 +115,7 @@ def _drawing(
     prompts: tuple[Prompt, ...] = drawn.clicks(params, labels)
     if model == SCRIBBLES:
         if label is None:
-            raise UsageError("a scribble model needs scribbles", "the request has no part called `label`", "draw some")
+            raise Refused(400, "a scribble model needs scribbles", "no part is called `label`", "draw some")
         sent = uploads.read_labels(read_upload(label), image, raw=is_raw(label))
         prompts = (*drawn.scribbles(params, sent, labels), *prompts)
     extent = drawn.region(params, image.shape)
@@ -146,7 +145,7 @@ def _on_bench(
     wanted = params.get("x_layers", [])
     for name in wanted if isinstance(wanted, list) else [wanted]:
         if name not in LAYERS:
-            raise UsageError("there is no such layer", "", f"use {', '.join(LAYERS)}")
+            raise Refused(400, "there is no such layer", "", f"use {', '.join(LAYERS)}")
         extras[f"x_{name}"] = _layer_fields(studio.layer(case_id, user, name))
     return layer.whole(), extras
 
@@ -183,9 +182,9 @@ def _selected(
 def _extension(params: Mapping[str, Any]) -> str:
     extension = params.get("result_extension") or EXTENSIONS[0]
     if extension not in EXTENSIONS:
-        raise UsageError("masks are not written in that format", "", f"use {', '.join(EXTENSIONS)}")
+        raise Refused(400, "masks are not written in that format", "", f"use {', '.join(EXTENSIONS)}")
     if params.get("result_dtype", "uint8") not in ("uint8", None):
-        raise UsageError("masks have one byte a voxel", "`result_dtype` asks for another type", "use uint8")
+        raise Refused(400, "masks have one byte a voxel", "`result_dtype` asks for another type", "use uint8")
     return str(extension)
 
 

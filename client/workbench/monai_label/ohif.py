@@ -8,8 +8,9 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, Response
 
-from wardround.client.workbench.monai_label.desk import Desk, Person
-from wardround.client.workbench.monai_label.replies import ProtocolRoute, Refused
+from wardround.client.workbench.accounts import Person
+from wardround.client.workbench.monai_label.desk import Desk
+from wardround.client.workbench.monai_label.replies import Refused
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' 'wasm-unsafe-eval' blob:; "
@@ -24,7 +25,7 @@ _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "applica
 
 def ohif_router(desk: Desk, folder: Path | None) -> APIRouter:
     """The route; without a folder it answers that there is none."""
-    router = APIRouter(prefix="/ohif", tags=["Others"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/ohif", tags=["Others"])
     root = folder.resolve() if folder is not None else None
 
     @router.get("/{path:path}", summary="A file of the viewer", response_class=Response)

@@ -1,29 +1,24 @@
-"""How the protocol answers: errors as JSON with a 4xx, and an inference as MONAI Label's two-part reply.
+"""How the protocol answers: an inference as MONAI Label's two-part reply, files, and errors with a 4xx.
 
-MONAI Label answers a mistake with a 500 and text. Its clients show whatever comes with a status other than 200, so
-that they can be told plainly: ``{"detail": "problem: cause. What to do", "error": {...}}``.
+MONAI Label answers a mistake with a 500 and text. Its clients show whatever comes with a status other than 200, so that
+they can be told plainly, in the form of :mod:`wardround.client.workbench.errors`.
 """
 
 import json
-import logging
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
-from fastapi import HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from fastapi.routing import APIRoute
+from fastapi.responses import Response
 
-from wardround.errors import AuthRefused, DataError, StorageError, UsageError, WardroundError
-
-logger = logging.getLogger(__name__)
+from wardround.client.workbench.errors import ApiError
 
 NRRD_TYPE = "application/octet-stream"
 NIFTI_TYPE = "application/gzip"
 
 
-class Refused(WardroundError):
+class Refused(ApiError):
     """A request that is answered with a status of its own.
 
     Parameters
@@ -35,59 +30,8 @@ class Refused(WardroundError):
     """
 
     def __init__(self, status: int, problem: str, cause: str = "", fix: str = "") -> None:
-        super().__init__(problem, cause, fix)
-        self.status = status
-
-
-class ProtocolRoute(APIRoute):
-    """A route whose errors are JSON, and leave nothing in the log by which anybody could be known."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's own handler with our answers to errors."""
-        handler = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except HTTPException as error:
-                return refusal(error.status_code, str(error.detail), headers=error.headers)
-            except RequestValidationError as error:
-                fields = sorted({".".join(str(part) for part in one["loc"]) for one in error.errors()})
-                return refusal(422, "the request cannot be read", f"missing or unusable: {', '.join(fields)}")
-            except WardroundError as error:
-                status = status_of(error)
-                if status >= 500 and not isinstance(error, Refused):
-                    # Its text may name a file of the site.
-                    logger.error("a viewer's request failed: %s", type(error).__name__)
-                    return refusal(status, "the site could not answer", type(error).__name__, "tell its administrator")
-                return refusal(status, error.problem, error.cause, error.fix)
-
-        return answer
-
-
-def status_of(error: WardroundError) -> int:
-    """The HTTP status that an error of ours is answered with."""
-    match error:
-        case Refused():
-            return error.status
-        case UsageError():
-            return 400
-        case DataError():
-            return 422
-        case AuthRefused():
-            return 401
-        case StorageError():
-            return 507
-    return 500
-
-
-def refusal(
-    status: int, problem: str, cause: str = "", fix: str = "", headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """An error as a reply."""
-    detail = problem + (f": {cause}" if cause else "") + (f". {fix[:1].upper()}{fix[1:]}" if fix else "")
-    error = {"code": str(status), "problem": problem, "cause": cause, "fix": fix}
-    return JSONResponse({"detail": detail, "error": error}, status, headers=dict(headers or {}))
+        code = HTTPStatus(status).phrase.lower().replace(" ", "-")
+        super().__init__(status, code, problem, cause, fix)
 
 
 def two_parts(params: Mapping[str, Any], mask: bytes, name: str) -> Response:

@@ -7,8 +7,9 @@ from fastapi import APIRouter
 
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
+from wardround.client.workbench.access import Access
 from wardround.client.workbench.monai_label.archive import Archive, archive_router
-from wardround.client.workbench.monai_label.desk import Access, Desk, SeriesRegister, read_secret
+from wardround.client.workbench.monai_label.desk import Desk, SeriesRegister, read_secret
 from wardround.client.workbench.monai_label.inference import inference_router
 from wardround.client.workbench.monai_label.ohif import ohif_router
 from wardround.client.workbench.monai_label.service import LogLines, auth_router, info_router, log_router

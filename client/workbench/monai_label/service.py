@@ -11,13 +11,13 @@ from fastapi import APIRouter, Depends, Form
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from wardround import __version__
-from wardround.client.workbench.monai_label.desk import AUTOMATIC, POINTS, SCRIBBLES, Desk, Person
+from wardround.client.workbench.accounts import Person
+from wardround.client.workbench.monai_label.desk import AUTOMATIC, POINTS, SCRIBBLES, Desk
 from wardround.client.workbench.monai_label.inference import progress_fields
-from wardround.client.workbench.monai_label.replies import ProtocolRoute, Refused
+from wardround.client.workbench.monai_label.replies import Refused
 from wardround.client.workbench.monai_label.tasks import train_statistics
 from wardround.client.workbench.monai_label.work import statistics
 from wardround.client.workbench.views import STRATEGIES
-from wardround.errors import AuthRefused
 
 _DESCRIPTIONS = {
     POINTS: "Learns from your clicks: send them all, and get the mask that agrees with them",
@@ -58,7 +58,7 @@ class LogLines(logging.Handler):
 
 def info_router(desk: Desk) -> APIRouter:
     """What there is: models, labels, strategies."""
-    router = APIRouter(prefix="/info", tags=["App"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/info", tags=["App"])
 
     @router.get("/", summary="Models, labels and strategies")
     def info(person: Annotated[Person, Depends(desk.access.require())]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def info_router(desk: Desk) -> APIRouter:
 
 def auth_router(desk: Desk) -> APIRouter:
     """Tokens for viewers that are no browsers."""
-    router = APIRouter(prefix="/auth", tags=["Auth"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/auth", tags=["Auth"])
 
     @router.get("/", summary="Whether a token is needed")
     def enabled() -> dict[str, Any]:
@@ -108,10 +108,7 @@ def auth_router(desk: Desk) -> APIRouter:
     ) -> dict[str, str]:
         if grant_type != "password":
             raise Refused(400, "tokens are given for a name and a password only")
-        try:
-            return {"access_token": desk.access.token(username, password), "token_type": "bearer"}
-        except AuthRefused as error:
-            raise Refused(429 if hasattr(error, "seconds") else 401, error.problem, error.cause, error.fix) from error
+        return {"access_token": desk.access.token(username, password), "token_type": "bearer"}
 
     @router.get("/token/valid", summary="Whether a token is still good")
     def valid(person: Annotated[Person, Depends(desk.access.require())]) -> dict[str, Any]:
@@ -122,7 +119,7 @@ def auth_router(desk: Desk) -> APIRouter:
 
 def log_router(desk: Desk, log: LogLines) -> APIRouter:
     """The log, which names no patient and no annotator."""
-    router = APIRouter(prefix="/logs", tags=["Others"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/logs", tags=["Others"])
     admin = Depends(desk.access.require("admin"))
 
     @router.get("/", summary="The last lines of the log", response_class=Response)

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends
 from fastapi.responses import JSONResponse, Response
 
-from wardround.client.workbench.monai_label.desk import POINTS, Desk, Person
-from wardround.client.workbench.monai_label.replies import ProtocolRoute, Refused
+from wardround.client.workbench.accounts import Person
+from wardround.client.workbench.monai_label.desk import POINTS, Desk
+from wardround.client.workbench.monai_label.replies import Refused
 from wardround.client.workbench.views import Progress, TrainView
 
 _AT_WORK = ("SUBMITTED", "RUNNING")
@@ -20,7 +21,7 @@ _PATIENCE = 600.0
 
 def train_router(desk: Desk) -> APIRouter:
     """Rehearsals."""
-    router = APIRouter(prefix="/train", tags=["Train"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/train", tags=["Train"])
     anybody = Depends(desk.access.require())
     annotator = Depends(desk.access.require("annotator"))
 
@@ -80,7 +81,7 @@ def train_router(desk: Desk) -> APIRouter:
 
 def idle_router(desk: Desk) -> APIRouter:
     """Tasks that viewers may ask for, and that there are none of."""
-    router = APIRouter(route_class=ProtocolRoute)
+    router = APIRouter()
     anybody = Depends(desk.access.require())
 
     def nothing(what: str, why: str) -> Refused:

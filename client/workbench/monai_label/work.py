@@ -11,14 +11,14 @@ from fastapi import APIRouter, Body, Depends, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from wardround.client.workbench.accounts import Person
 from wardround.client.workbench.monai_label import drawn, uploads
-from wardround.client.workbench.monai_label.desk import UPLOAD_LIMIT, Desk, Person, params_of, series_fields
+from wardround.client.workbench.monai_label.desk import UPLOAD_LIMIT, Desk, params_of, series_fields
 from wardround.client.workbench.monai_label.forms import files_of
 from wardround.client.workbench.monai_label.inference import is_raw, read_upload
-from wardround.client.workbench.monai_label.replies import ProtocolRoute, Refused, attachment
+from wardround.client.workbench.monai_label.replies import Refused, attachment
 from wardround.client.workbench.monai_label.sessions import Session
 from wardround.client.workbench.views import STRATEGIES, CaseView, Strategy
-from wardround.errors import UsageError
 
 FINAL = "final"
 """The tag of the label that the one who asks has saved; a reviewer reads others' as ``final-<account>``."""
@@ -41,7 +41,7 @@ _FILES = {
 
 def sample_router(desk: Desk) -> APIRouter:
     """The next case."""
-    router = APIRouter(prefix="/activelearning", tags=["ActiveLearning"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/activelearning", tags=["ActiveLearning"])
     anybody = Depends(desk.access.require())
 
     @router.post("/{strategy}", summary="The next case to draw on")
@@ -66,7 +66,7 @@ def sample_router(desk: Desk) -> APIRouter:
 
 def datastore_router(desk: Desk) -> APIRouter:
     """Images and labels."""
-    router = APIRouter(prefix="/datastore", tags=["Datastore"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/datastore", tags=["Datastore"])
     anybody = Depends(desk.access.require())
     annotator = Depends(desk.access.require("annotator"))
 
@@ -134,7 +134,7 @@ def datastore_router(desk: Desk) -> APIRouter:
         tag: str = FINAL,
     ) -> dict[str, Any]:
         if tag not in (FINAL, ""):
-            raise UsageError("a label can be saved as final only", "a model's own label is not kept", f"use `{FINAL}`")
+            raise Refused(400, "labels are saved as final only", "a model's own are not kept", f"use `{FINAL}`")
         given = params_of(params)
         case = desk.case(image, person.name)
         volume = desk.studio.image(case.id)
@@ -170,15 +170,15 @@ def datastore_router(desk: Desk) -> APIRouter:
 
 def session_router(desk: Desk) -> APIRouter:
     """Images that are no cases."""
-    router = APIRouter(prefix="/session", tags=["Session"], route_class=ProtocolRoute)
+    router = APIRouter(prefix="/session", tags=["Session"])
     anybody = Depends(desk.access.require())
 
     @router.put("/", summary="Send an image for a session", openapi_extra=_FILES)
     async def create(request: Request, person: Annotated[Person, anybody], expiry: int = 0) -> dict[str, Any]:
         sent = await files_of(request, "files", UPLOAD_LIMIT)
         if len(sent) != 1:
-            raise UsageError(
-                "a session takes one image", f"{len(sent)} files were sent", "send one .nii.gz or .nrrd file"
+            raise Refused(
+                400, "a session takes one image", f"{len(sent)} files were sent", "send one .nii.gz or .nrrd file"
             )
 
         def keep() -> Session:
