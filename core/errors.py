@@ -6,7 +6,9 @@
     ├── UsageError                     2   an option or a combination of options that cannot work
     ├── DataError                      3   an image, a label or a folder that cannot be used as it is
     │   ├── GeometryError              3   two arrays that should share one grid do not
-    │   └── LabelError                 3   a label holds structures that the plan does not know
+    │   ├── LabelError                 3   a label holds structures that the plan does not know
+    │   ├── NoTrainingCases            3   a site has nothing to learn from in this round
+    │   └── SeriesRefused              3   a DICOM series, or a label for one, that does not become a case as it is
     ├── StorageError                   4   the disk is full, not writable, or a stored file is damaged
     ├── PlanError                      5   a plan is invalid, or a run is resumed with another plan
     ├── RoundError                     6   a round could not be closed (no quorum, all sites failed)
@@ -67,6 +69,24 @@ class GeometryError(DataError):
 
 class LabelError(DataError):
     """A label holds structures that the plan does not know: data and plan are of two tasks."""
+
+
+class NoTrainingCases(DataError):
+    """A site has nothing to learn from in this round: no new case, and nothing that it remembers."""
+
+
+class SeriesRefused(DataError):
+    """A DICOM series, or a label for one, that does not become a case as it is.
+
+    Parameters
+    ----------
+    reason
+        Why, in lower case with hyphens: ``gantry-tilt``. It holds nothing of the series.
+    """
+
+    def __init__(self, problem: str, cause: str = "", fix: str = "", *, reason: str = "refused") -> None:
+        super().__init__(problem, cause, fix)
+        self.reason = reason
 
 
 class StorageError(WardroundError):

@@ -5,6 +5,7 @@ a site has the same words with their meaning; a test holds the two lists against
 """
 
 import builtins
+import re
 
 from wardround import errors
 
@@ -67,6 +68,7 @@ SITE_CODES = (
             "too-few-cases",
             "integer-changed",
             "malformed",
+            "label-error",
             "not-released",
             "ledger-damaged",
             "ledger-not-written",
@@ -75,14 +77,22 @@ SITE_CODES = (
 )
 """Every code that the agent, the gate or the launcher of a site may answer with."""
 
-_CLASSES = frozenset(
-    name
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+CLASS_CODES = {
+    name: _kebab(name)
     for module in (errors, builtins)
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, Exception)
-) | {"OutOfMemoryError"}
+} | {"OutOfMemoryError": "out-of-memory-error"}
+"""Names of the error classes that everybody has, and the words that a site's gate makes of them."""
+
+_CLASSES = CLASS_CODES.keys() | set(CLASS_CODES.values())
 
 
 def known(reason: str | None) -> str:
-    """The reason itself if it is a code of a site or the name of an error class that everybody has; else nothing."""
+    """The reason itself if it is a code of a site, or an error class that everybody has; else nothing."""
     return reason if reason is not None and (reason in SITE_CODES or reason in _CLASSES) else ""

@@ -4,12 +4,10 @@ A code says which check failed and nothing about what was checked. Text from out
 whatever is not on the list becomes :data:`OTHER`.
 """
 
-import builtins
-import re
 from typing import get_args
 
-from wardround import errors
 from wardround.strategies import validation
+from wardround.strategies.codes import CLASS_CODES
 
 OTHER = "other"
 """Stands for a code that is not on the list."""
@@ -113,22 +111,7 @@ MEANING = {
 """Every code, with what it means."""
 
 
-def _kebab(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
-
-
-def _classes() -> dict[str, str]:
-    """Classes of errors: ours, and those that Python brings."""
-    found = {}
-    for module in (errors, builtins):
-        for name, value in vars(module).items():
-            if isinstance(value, type) and issubclass(value, Exception):
-                found[name] = _kebab(name)
-    return found
-
-
-_CLASSES = _classes()
-CODES = frozenset(MEANING) | frozenset(get_args(validation.Code)) | frozenset(_CLASSES.values())
+CODES = frozenset(MEANING) | frozenset(get_args(validation.Code)) | frozenset(CLASS_CODES.values())
 """What may stand in the ledger: the keys of :data:`MEANING`, and names of error classes such as ``data-error``."""
 
 
@@ -142,7 +125,7 @@ def safe_code(code: object) -> str:
     """
     if not isinstance(code, str):
         return OTHER
-    return code if code in CODES else _CLASSES.get(code, OTHER)
+    return code if code in CODES else CLASS_CODES.get(code, OTHER)
 
 
 def describe(code: str) -> str:

@@ -13,7 +13,11 @@ from wardround.strategies.validation import RefusedReply, ReplyLimits, absence, 
 Reply = Callable[..., Message]
 
 # These go into the ledger only, or name a check of a reply that both sides know.
-NEVER_SENT = {gate.ADMITTED, gate.RELEASED, gate.SENT, "torn-line-dropped", "set-aside", "error-reply"}
+NEVER_SENT = {gate.ADMITTED, gate.RELEASED, gate.SENT, gate.APPROVED, gate.REVOKED} | {
+    "torn-line-dropped",
+    "set-aside",
+    "error-reply",
+}
 CHECKS = {"names", "shape", "dtype", "encoding", "not-finite", "metric", "norm", "num-examples", "undecodable"} | {
     "missing-record",
     "extra-record",
@@ -24,7 +28,9 @@ def test_what_a_gate_may_say_is_known_here() -> None:
     assert set(gate.MEANING) - NEVER_SENT - CHECKS <= SITE_CODES
 
 
-@pytest.mark.parametrize("reason", ["paused", "plan-model", "DataError", "ValueError", "OutOfMemoryError"])
+@pytest.mark.parametrize(
+    "reason", ["paused", "plan-model", "DataError", "ValueError", "OutOfMemoryError", "data-error"]
+)
 def test_known(reason: str) -> None:
     assert known(reason) == reason
 
@@ -48,6 +54,9 @@ def refusal(message: Message, weights: Weights) -> RefusedReply:
         (Error(100, "internal"), "internal", False),
         (Error(2, "app-raised"), "app-raised", False),
         (Error(100, "DataError"), "", False),
+        (Error(100, gate.safe_code("DataError")), "", False),
+        (Error(100, gate.safe_code("NoTrainingCases")), "no-training-cases", True),
+        (Error(100, gate.safe_code("LabelError")), "label-error", True),
         (Error(100, "john-doe"), "", False),
         (Error(5, "Node Unavailable"), "", True),
         (Error(8, "no such word"), "", True),
