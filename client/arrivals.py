@@ -97,6 +97,21 @@ class Arrivals:
         self._write({name: kept for name, kept in runs.items() if name not in over}, [*self._over, *over])
         return list(taken)
 
+    def leave(self, run: str, round_: int, cases: Sequence[str]) -> None:
+        """Let a round that took more have only `cases`; the others wait again.
+
+        Raises
+        ------
+        StorageError
+            If the disk is full or not writable.
+        """
+        if self._runs[run][round_] != list(cases):
+            # In their order, since the last one is the latest.
+            runs = {
+                name: {**rounds, round_: list(cases)} if name == run else rounds for name, rounds in self._runs.items()
+            }
+            self._write(runs, self._over)
+
     @property
     def runs(self) -> tuple[str, ...]:
         """The runs that can go on."""

@@ -14,18 +14,21 @@ from typing import Any
 import numpy as np
 
 from wardround.client.annotation.annotator import Annotator
-from wardround.client.arrivals import IMPORTED, REFERENCE, Arrivals
+from wardround.client.arrivals import REFERENCE, Arrivals
+from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.nifti import check_classes
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
+from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
 from wardround.client.learning.metrics import StructureScore, score
 from wardround.client.learning.replay import ReplayMemory
 from wardround.client.learning.round import Interaction, Observer, OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import SiteState, Snapshots
-from wardround.errors import DataError
+from wardround.client.round_cases import RoundCases
+from wardround.errors import DataError, NoTrainingCases
 from wardround.files import remove_folder, sweep, write_text
 from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import RoundPlan
@@ -51,8 +54,9 @@ class Site:
         ``auto``, ``cpu`` or ``cuda``.
     cases_per_round
         How many of the cases that have arrived a live site takes into one round at most.
-    check
-        Called with every new case and the plan before a round learns from any; what it raises ends the round.
+    round_cases
+        Of a live site: which cases its rounds learn from, and what people drew on them. `annotator` answers where
+        nobody drew.
 
     Raises
     ------
@@ -67,7 +71,7 @@ class Site:
         observer: Observer | None = None,
         device: str = "auto",
         cases_per_round: int = 20,
-        check: Callable[[str, RoundPlan], None] | None = None,
+        round_cases: RoundCases | None = None,
     ) -> None:
         self._folder = folder
         try:
@@ -86,15 +90,18 @@ class Site:
         self._annotator = annotator
         self._observer = observer
         self._cases_per_round = cases_per_round
-        self._check = check
         sweep(folder, deep=False)
         sweep(folder / "memory")
         sweep(folder / "evaluations")
         self._arrivals: Arrivals | None = None
+        self._model: LatestModel | None = None
         if live:
             sweep(folder / "runs")
             self._arrivals = Arrivals(folder / "rounds.json")
+            self._model = LatestModel(folder / "model")
+            self._model.repair()
         self._store = CaseStore(store)
+        self._round_cases = (round_cases or RoundCases(self._store)) if live else None
         latest = self._latest()
         # Kept here, because others may ask for it while a round is being stored.
         self._progress = (latest.reservoir.seen, latest.round) if latest else (0, 0)
@@ -107,10 +114,10 @@ class Site:
         observer: Observer | None = None,
         device: str = "auto",
         cases_per_round: int = 20,
-        check: Callable[[str, RoundPlan], None] | None = None,
+        round_cases: RoundCases | None = None,
     ) -> "Site":
         """Open the site in `folder` and repair what a crash may have left there."""
-        return cls(folder, annotator, observer, device, cases_per_round, check)
+        return cls(folder, annotator, observer, device, cases_per_round, round_cases)
 
     def close(self) -> None:
         """Release the store."""
@@ -131,7 +138,12 @@ class Site:
         return latest.history if latest else ()
 
     def interact(
-        self, case_id: str, plan: RoundPlan, learner: OnlineLearner, progress: float | None = None
+        self,
+        case_id: str,
+        plan: RoundPlan,
+        learner: OnlineLearner,
+        progress: float | None = None,
+        drawing: Drawing | None = None,
     ) -> CaseSession:
         """Open one case for drawing: the session predicts, suggests slices, takes answers and yields what to learn.
 
@@ -145,13 +157,18 @@ class Site:
             Predicts and learns.
         progress
             How much of the site's stream lies behind, 0 … 1; by default the share of rounds that are over.
+        drawing
+            What a person drew on the case, if it is lived through again: its extent holds.
 
         Raises
         ------
         DataError
             If the store has no such case.
         """
-        extent = self._annotator.extent(case_id) if plan.extent and self._annotator else None
+        if drawing is not None:
+            extent = drawing.extent
+        else:
+            extent = self._annotator.extent(case_id) if plan.extent and self._annotator else None
         return CaseSession(
             case_id,
             self._store.image(case_id),
@@ -165,8 +182,9 @@ class Site:
     def train(self, plan: RoundPlan, weights: Weights, between: Callable[[], None] = lambda: None) -> Update:
         """Learn online from this round's new cases, then rehearse, starting from the global weights.
 
-        The answer is a function of the snapshot before the round, the plan, the weights and what the annotator draws:
-        asked again, the site answers the same.
+        The answer is a function of the snapshot before the round, the plan, the weights and what the annotator draws,
+        or of what people had drawn when the round began: asked again, the site answers the same. What a person drew is
+        lived through again step by step, in no more steps than the plan has.
 
         Parameters
         ----------
@@ -181,31 +199,41 @@ class Site:
 
         Raises
         ------
+        NoTrainingCases
+            If there is no new case, and nothing is remembered.
         DataError
-            If there is nothing to learn from (no new case and an empty memory), or nobody to draw.
+            If there is nobody to draw.
         """
         annotator = self._annotator
         if annotator is None:
             raise DataError("the site has no annotator", "it was opened to evaluate only", "open it with an annotator")
+        learner = self._learner(plan, weights)
         folder = self._kept(plan.run)
         snapshots = Snapshots(folder / "state")
         state = snapshots.before(plan.round, plan.replay_capacity)
-        cases = self._cases(plan, state.round)
+        cases = self._cases(plan, state.round, folder)
         if not cases and not state.reservoir.kept:
-            raise DataError("there is nothing to learn from", "no new case and an empty memory", "add a case")
-        if self._check is not None:
-            for case_id in cases:
-                self._check(case_id, plan)
-        learner = self._learner(plan, weights)
+            raise NoTrainingCases("there is nothing to learn from", "no new case and an empty memory", "add a case")
+        if self._round_cases is not None:
+            for case_id in cases:  # All of them, before anything is learnt from one.
+                self._round_cases.check(case_id, plan)
         learner.load_optimiser_state(state.optimiser)
         seed = _seed(plan, self.name)
         memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
         rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
         work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing, between)
         for position, case_id in enumerate(cases):
+            drawing = None if self._round_cases is None else self._round_cases.drawing(case_id, plan)
+            progress = (plan.round - 1 + position / len(cases)) / plan.rounds
             with work.phase("predict"):
-                session = self.interact(case_id, plan, learner, (plan.round - 1 + position / len(cases)) / plan.rounds)
-            work.learn(session, lambda request, case_id=case_id: annotator.draw(case_id, request))  # type: ignore[misc]
+                session = self.interact(case_id, plan, learner, progress, drawing)
+            if drawing is None:
+                work.learn(session, lambda request, case_id=case_id: annotator.draw(case_id, request))  # type: ignore[misc]
+            else:
+                work.open(session)
+                for drawn in drawing.in_groups(plan.annotation_rounds):
+                    work.step(session, drawn)
+                work.accept(session)
             self._keep_label(session)
         work.rehearse(max(1, len(cases)))
 
@@ -252,10 +280,10 @@ class Site:
         LabelError
             If a reference holds structures that the plan does not know.
         """
+        learner = self._learner(plan, weights)
         tests = self._store.cases("test") if self._tests is None else self._tests
         if not tests:
             raise DataError("there is nothing to evaluate on", "the site has no test case", "hold some cases back")
-        learner = self._learner(plan, weights)
         rows = []
         for case_id in tests:
             between()
@@ -284,14 +312,15 @@ class Site:
         run = self._arrivals.latest
         return None if run is None else Snapshots(self._kept(run) / "state").latest()
 
-    def _cases(self, plan: RoundPlan, since: int) -> list[str]:
+    def _cases(self, plan: RoundPlan, since: int, folder: Path) -> list[str]:
         """This round's new cases; `since` is the last round before it that was learnt."""
         if self._schedule is not None:
             return self._schedule[plan.round - 1] if plan.round <= len(self._schedule) else []
         assert self._arrivals is not None
-        labelled = self._store.labelled(IMPORTED)
-        waiting = [case for case in self._store.cases("stream") if case in labelled]
-        cases = self._arrivals.take(plan.run, plan.round, since, waiting, self._cases_per_round)
+        assert self._round_cases is not None
+        taken = self._arrivals.take(plan.run, plan.round, since, self._round_cases.waiting(), self._cases_per_round)
+        cases = self._round_cases.begin(folder, plan.round, taken)
+        self._arrivals.leave(plan.run, plan.round, cases)
         for path in sorted(self._folder.glob("runs/[!.]*")):
             if path.name not in self._arrivals.runs:
                 remove_folder(path)
@@ -309,6 +338,9 @@ class Site:
         )
         learner = OnlineLearner(settings, self._device)
         learner.load(weights)
+        if self._model is not None:
+            # Also where a round has nothing to learn from: people begin to draw with these.
+            self._model.save(plan, weights)
         return learner
 
     def _keep_label(self, session: CaseSession) -> None:

@@ -275,7 +275,7 @@ def test_memory_is_bounded_and_the_accepted_label_is_the_proxy(tmp_path: Path) -
 
 def test_a_case_that_is_taken_back_keeps_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second case is the first that anybody can judge."""
-    monkeypatch.setattr(Safeguard, "fall", lambda guard, learner: float(len(guard.samples)))
+    monkeypatch.setattr(Safeguard, "fall", lambda guard, learner, between: float(len(guard.samples)))
     north = site(tmp_path)
     settings = plan(validation_cases=1, rehearsal=0.0)
     update = north.train(settings, START)
@@ -294,7 +294,7 @@ def test_a_case_that_is_taken_back_keeps_its_label(tmp_path: Path, monkeypatch: 
 
 
 def test_refusals_in_a_row_are_counted_from_round_to_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Safeguard, "fall", lambda guard, learner: float(len(guard.samples)))
+    monkeypatch.setattr(Safeguard, "fall", lambda guard, learner, between: float(len(guard.samples)))
     settings = {"validation_cases": 1, "updates_per_case": 1, "rounds": 3}
     schedule = [["case-0", "case-1"], ["case-2"], ["case-3"]]
     for number, refused in ((1, 1), (2, 2), (3, 0)):
