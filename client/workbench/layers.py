@@ -61,17 +61,17 @@ class Layer:
 def make_layer(name: LayerName, version: int, values: Bytes3D) -> Layer:
     """Cut `values` ``[I, J, K]``, uint8, to their box."""
     shape = (values.shape[0], values.shape[1], values.shape[2])
-    plane = values.any(axis=2)
+    plane = np.asarray(values.any(axis=2))
     if not plane.any():
         return Layer(name, version, shape, (0, 0, 0, 0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8))
-    (i0, i1), (j0, j1) = _bounds(plane.any(axis=1)), _bounds(plane.any(axis=0))
-    k0, k1 = _bounds(values[i0:i1, j0:j1].any(axis=(0, 1)))
+    (i0, i1), (j0, j1) = _bounds(plane, 1), _bounds(plane, 0)
+    k0, k1 = _bounds(values[i0:i1, j0:j1], (0, 1))
     return Layer(name, version, shape, (i0, i1, j0, j1, k0, k1), np.asfortranarray(values[i0:i1, j0:j1, k0:k1]))
 
 
-def _bounds(found: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """First and one past the last True."""
-    where = np.flatnonzero(found)
+def _bounds(found: npt.NDArray[np.generic], others: int | tuple[int, int]) -> tuple[int, int]:
+    """First and one past the last position, along the axis that is left, that holds anything."""
+    where = np.flatnonzero(np.any(found, axis=others))
     return int(where[0]), int(where[-1]) + 1
 
 

@@ -4,16 +4,35 @@ Whoever serves people (the page, the MONAI Label protocol) talks to this module 
 may be called from any thread.
 """
 
+import itertools
+import re
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import get_args
 
-from wardround.client.annotation.prompts import ExtentPrompt, Prompt
-from wardround.client.cases.store import CaseStore
+import numpy as np
+
+from wardround.client.annotation.effort import full_effort, strict_full_effort
+from wardround.client.annotation.prompts import Annotations, ExtentPrompt, Prompt, check_prompt
+from wardround.client.annotation.propagation import LIVE, propagate
+from wardround.client.cases.drawings import Drawing
+from wardround.client.cases.nifti import check_classes
+from wardround.client.cases.store import CaseStore, DrawingRecord
 from wardround.client.cases.volume import Volume
 from wardround.client.device import Device
 from wardround.client.home import SiteHome
+from wardround.client.learning.latest import LatestModel
+from wardround.client.learning.learner import resolve_device
+from wardround.client.workbench.bench import Bench
+from wardround.client.workbench.desk import Clock, Desk
 from wardround.client.workbench.layers import Layer
 from wardround.client.workbench.views import (
+    STATES,
+    STRATEGIES,
     Answer,
+    CaseState,
     CaseView,
     Federation,
     Inference,
@@ -23,6 +42,8 @@ from wardround.client.workbench.views import (
     Strategy,
     TrainView,
 )
+from wardround.errors import StorageError, UsageError
+from wardround.strategies.plan import RoundPlan
 
 __all__ = [
     "Answer",
@@ -33,6 +54,13 @@ __all__ = [
     "Studio",
     "TrainView",
 ]
+
+# Images that are kept at hand.
+IMAGE_BYTES = 2**29
+# Cases that a bench looks at before anybody asks, to know the next one.
+AHEAD = 32
+
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Studio:
@@ -50,6 +78,9 @@ class Studio:
         ``auto``, ``cpu`` or ``cuda``.
     federation
         What the site does for the federation at this moment.
+    look_ahead
+        Whether benches that have nothing to do judge the cases to come, so that the one on which the model is least
+        sure is the next.
     """
 
     def __init__(
@@ -60,29 +91,63 @@ class Studio:
         *,
         torch_device: str = "auto",
         federation: Callable[[], Federation] = lambda: "idle",
+        look_ahead: bool = True,
     ) -> None:
-        raise NotImplementedError
+        self._home = home
+        self._store = store
+        self._device = device
+        self._torch_device = resolve_device(torch_device)
+        self._federation = federation
+        self._look_ahead = look_ahead
+        self._latest = LatestModel(home.site / "model")
+        settings = home.workbench
+        self._names = settings.labels
+        self._fallback = RoundPlan(
+            run="local", round=1, rounds=1, seed=0, model=settings.model, labels=max(2, len(settings.labels) + 1)
+        )
+        self._lock = threading.Lock()
+        self._benches: dict[str, Bench] = {}
+        self._images: OrderedDict[str, Volume] = OrderedDict()
+        self._grids: dict[str, Volume] = {}
+        self._verdicts: dict[tuple[str, str], bool] = {}
+        self._known: tuple[str, RoundPlan] = ("", self._fallback)
+        # Whoever kept a layer from before a restart must not take it for a newer one.
+        self._versions = itertools.count(time.time_ns() // 1_000_000)
+        self._closed = False
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of labels 1, 2, …, as the plan counts them."""
-        raise NotImplementedError
+        count = self._plan().labels - 1
+        return tuple(self._names[n] if n < len(self._names) else str(n + 1) for n in range(count))
 
     def progress(self, user: str) -> Progress:
         """What the model behind `user`'s drawing is and does."""
-        raise NotImplementedError
+        bench = self._benches.get(user)
+        if bench is None:
+            digest, plan = self._latest_plan()
+            run, round_ = (plan.run, plan.round) if digest else ("", 0)
+            return Progress(digest[:12], run, round_, False, 0, 0, self._federation())
+        return self._progress(bench)
 
     def changes(self, user: str) -> int:
         """A number that rises whenever a layer, the progress or a state that `user` sees has changed."""
-        raise NotImplementedError
+        return self._bench(user).changes
 
     def wait_for_change(self, user: str, seen: int, timeout_s: float) -> int:
         """Wait until :meth:`changes` is above `seen`, at most `timeout_s` seconds, and return it."""
-        raise NotImplementedError
+        return self._bench(user).wait_for_change(seen, timeout_s)
 
     def cases(self, user: str) -> tuple[CaseView, ...]:
         """All cases, in the order in which they arrived."""
-        raise NotImplementedError
+        tests = frozenset(self._store.cases("test"))
+        drawn: dict[str, list[DrawingRecord]] = {}
+        for record in self._store.drawings():
+            drawn.setdefault(record.case_id, []).append(record)
+        return tuple(
+            self._view(case_id, user, drawn.get(case_id, []), "test" if case_id in tests else "stream")
+            for case_id in self._store.cases()
+        )
 
     def case(self, case_id: str, user: str) -> CaseView:
         """One case.
@@ -92,19 +157,56 @@ class Studio:
         DataError
             If there is no such case.
         """
-        raise NotImplementedError
+        self._grid(case_id)
+        role = "test" if case_id in self._store.cases("test") else "stream"
+        return self._view(case_id, user, list(self._store.drawings(case_id)), role)
 
     def image(self, case_id: str) -> Volume:
         """Intensities of a case, float32; the last few are kept at hand."""
-        raise NotImplementedError
+        with self._lock:
+            found = self._images.get(case_id)
+            if found is not None:
+                self._images.move_to_end(case_id)
+                return found
+        image = self._store.image(case_id)
+        with self._lock:
+            self._images[case_id] = image
+            while len(self._images) > 1 and sum(kept.array.nbytes for kept in self._images.values()) > IMAGE_BYTES:
+                self._images.popitem(last=False)
+        return image
 
     def next_case(self, user: str, strategy: Strategy = "disagreement") -> str | None:
         """A case that `user` has not closed yet, None where none is left."""
-        raise NotImplementedError
+        if strategy not in STRATEGIES:
+            raise UsageError(f"there is no strategy called {strategy!r}", "", f"choose one of {', '.join(STRATEGIES)}")
+        waiting = self._waiting(user)
+        if not waiting:
+            return None
+        if strategy == "random":
+            return waiting[int(np.random.default_rng().integers(len(waiting)))]
+        bench = self._benches.get(user)
+        if strategy == "first" or bench is None:
+            return waiting[0]
+        scores = dict(bench.scores)
+        return max(waiting, key=lambda case_id: scores.get(case_id, -1.0))
 
     def open(self, case_id: str, user: str) -> Answer:
         """Lay a case on the user's bench; a draft is resumed, also after a restart. Another open case stays a draft."""
-        raise NotImplementedError
+        bench, clock = self._bench(user), Clock()
+        with bench.hands:
+            clock.lap("wait")
+            desk = bench.desk
+            if desk is None or desk.case_id != case_id:
+                image, drawing = self.image(case_id), self._store.drawing(case_id, user)
+                learns = case_id not in self._store.cases("test")
+                clock.lap("load")
+                bench.leave()
+                bench.rebase()
+                desk = bench.lay(case_id, image, drawing, learns=learns)
+                clock.lap("predict")
+                desk.publish()
+                clock.lap("encode")
+            return self._answer(bench, desk, clock)
 
     def draw(self, case_id: str, user: str, prompts: Sequence[Prompt], extent: ExtentPrompt | None = None) -> Answer:
         """Answer a drawing with the new proxy; the model learns behind.
@@ -114,60 +216,268 @@ class Studio:
         UsageError
             If the case does not lie on the user's bench, or a prompt does not fit it.
         """
-        raise NotImplementedError
+        return self._act(case_id, user, lambda desk: desk.draw(prompts, extent))
 
     def undo(self, case_id: str, user: str) -> Answer:
         """Take the last step back."""
-        raise NotImplementedError
+        return self._act(case_id, user, Desk.undo, anew=True)
 
     def redo(self, case_id: str, user: str) -> Answer:
         """Draw the step again that was taken back last."""
-        raise NotImplementedError
+        return self._act(case_id, user, Desk.redo)
 
     def layer(self, case_id: str, user: str, name: str, newer_than: int = -1) -> Layer | None:
         """A layer of an open case; None if there is none, or none with a version above `newer_than`."""
-        raise NotImplementedError
+        return self._desk(self._bench(user), case_id).layer(name, newer_than)
 
     def accept(self, case_id: str, user: str, source: Source = "proxy") -> Outcome:
         """Store what was drawn and the label durably, then learn from the case."""
-        raise NotImplementedError
+        if source not in get_args(Source):
+            raise UsageError(f"{source!r} is no label", "", f"accept one of {', '.join(get_args(Source))}")
+        bench = self._bench(user)
+        with bench.hands:
+            desk = self._desk(bench, case_id)
+            labels = desk.labels if source == "proxy" else desk.predicted
+            if labels is None:
+                raise UsageError(
+                    "there is nothing to accept", "nothing was drawn on this case yet", "draw, or accept the prediction"
+                )
+            self._store.save_drawing(desk.drawing("accepted", source), desk.session.image.with_array(labels))
+            self._verdicts.pop((case_id, user), None)
+            if desk.session.steps:
+                bench.accept(lambda kept: self._judged(bench, case_id, kept))
+            else:
+                bench.leave()
+            bench.note()
+        return self._outcome(case_id, user, "accepted")
 
     def skip(self, case_id: str, user: str, reason: str) -> Outcome:
         """Put a case aside; what was drawn is kept, nothing is learnt."""
-        raise NotImplementedError
+        bench = self._bench(user)
+        with bench.hands:
+            desk = self._desk(bench, case_id)
+            self._store.save_drawing(desk.drawing("skipped", reason=reason))
+            bench.leave()
+            bench.note()
+        return self._outcome(case_id, user, "skipped")
 
     def close(self, case_id: str, user: str) -> None:
         """Take a case off the bench; what was drawn stays a draft."""
-        raise NotImplementedError
+        bench = self._bench(user)
+        with bench.hands:
+            if bench.desk is not None and bench.desk.case_id == case_id:
+                bench.leave()
+                bench.note()
 
     def save_label(self, case_id: str, user: str, labels: Volume) -> Outcome:
         """Accept a whole label that another viewer drew."""
-        raise NotImplementedError
+        bench = self._bench(user)
+        check_classes(labels, bench.plan.labels, "the label")
+        array = np.asarray(labels.array, dtype=np.uint8)
+        with bench.hands:
+            desk = bench.desk
+            if desk is not None and desk.case_id == case_id:
+                known: Drawing | None = desk.drawing("open")
+                bench.leave()
+            else:
+                known = self._store.drawing(case_id, user)
+            drawing = Drawing(
+                case_id,
+                user,
+                () if known is None else known.steps,
+                None if known is None else known.extent,
+                state="accepted",
+                source="whole",
+                effort_contour=float(full_effort(array)),
+                effort_strict=strict_full_effort(array),
+                round=bench.plan.round,
+                model=bench.base,
+                seconds=0.0 if known is None else known.seconds,
+            )
+            self._store.save_drawing(drawing, labels.with_array(array))
+            self._verdicts.pop((case_id, user), None)
+            if case_id not in self._store.cases("test"):
+                bench.accept_whole(case_id, self.image(case_id), array, lambda kept: self._judged(bench, case_id, kept))
+            bench.note()
+        return self._outcome(case_id, user, "accepted")
 
     def label(self, case_id: str, author: str) -> Volume | None:
         """What `author` has saved of a case."""
-        raise NotImplementedError
+        return self._store.label(case_id, author)
 
     def infer(self, image: Volume | str, user: str, prompts: Sequence[Prompt] = ()) -> Inference:
         """Labels of an image, or of a case by its id, without a session."""
-        raise NotImplementedError
+        bench, clock = self._bench(user), Clock()
+        volume = self.image(image) if isinstance(image, str) else image
+        for prompt in prompts:
+            check_prompt(prompt, volume.shape, bench.plan.labels)
+        clock.lap("load")
+        if prompts:
+            with self._device.beside():
+                found = propagate(volume, Annotations().adding(*prompts), bench.plan.labels, settings=LIVE).labels
+            clock.lap("propagate")
+        else:
+            found = bench.predict(volume)
+            clock.lap("predict")
+        return Inference(found, clock.spent, self._progress(bench))
 
     def train(self, user: str) -> str:
         """Rehearse from memory, behind; the id of the task."""
-        raise NotImplementedError
+        return self._bench(user).train().id
 
     def stop_training(self, user: str) -> None:
         """End the user's rehearsal after its update; nothing happens where none runs."""
-        raise NotImplementedError
+        self._bench(user).stop_training()
 
     def training(self, user: str) -> TrainView | None:
         """The user's last rehearsal, None before the first."""
-        raise NotImplementedError
+        training = self._bench(user).training
+        return None if training is None else training.view
 
     def wait(self, user: str, timeout_s: float) -> bool:
         """Wait until nothing is left to learn; False if it took longer."""
-        raise NotImplementedError
+        return self._bench(user).wait(timeout_s)
 
     def close_all(self) -> None:
         """End all benches; drafts stay."""
-        raise NotImplementedError
+        with self._lock:
+            self._closed = True
+            benches = list(self._benches.values())
+        for bench in benches:
+            bench.close()
+
+    def kept(self, case_id: str, user: str) -> bool | None:
+        """Whether what was learnt from a case that `user` accepted stayed; None while nobody knows."""
+        return self._verdicts.get((case_id, user))
+
+    def _act(self, case_id: str, user: str, act: Callable[[Desk], None], *, anew: bool = False) -> Answer:
+        bench, clock = self._bench(user), Clock()
+        with bench.hands:
+            desk = self._desk(bench, case_id)
+            clock.lap("wait")
+            with self._device.beside():
+                act(desk)
+                clock.lap("propagate")
+                desk.publish()
+                clock.lap("encode")
+                self._store.save_drawing(desk.drawing("open"))
+                clock.lap("persist")
+                answer = self._answer(bench, desk, clock)
+            bench.learn(desk, anew=anew)
+        return answer
+
+    def _answer(self, bench: Bench, desk: Desk, clock: Clock) -> Answer:
+        suggestion = desk.suggest()
+        clock.lap("suggest")
+        drawing = desk.drawing("open")
+        bench.note()
+        return Answer(
+            desk.case_id,
+            len(desk.session.steps),
+            desk.can_undo,
+            desk.can_redo,
+            suggestion,
+            drawing.effort_contour,
+            drawing.effort_strict,
+            desk.effort_share,
+            float(desk.changed),
+            desk.versions,
+            clock.spent,
+            self._progress(bench),
+            desk.annotations,
+        )
+
+    def _progress(self, bench: Bench) -> Progress:
+        return Progress(
+            bench.base[:12],
+            bench.run,
+            bench.plan.round if bench.run else 0,
+            bench.learning,
+            bench.updates_done,
+            bench.updates_left,
+            self._federation(),
+        )
+
+    def _bench(self, user: str) -> Bench:
+        with self._lock:
+            if self._closed:
+                raise UsageError("the workbench is closing", "the site's agent is being stopped", "come back later")
+            bench = self._benches.get(user)
+            if bench is None:
+                if not _USER.fullmatch(user):
+                    raise UsageError("this name cannot have a bench", "it is not that of an account", "")
+                folder = self._home.site / "benches" / user
+                bench = Bench(
+                    user, folder, self._latest, self._fallback, self._device, self._torch_device, self._versions
+                )
+                if self._look_ahead:
+                    bench.candidate = lambda: self._candidate(bench)
+                self._benches[user] = bench
+        return bench
+
+    def _desk(self, bench: Bench, case_id: str) -> Desk:
+        desk = bench.desk
+        if desk is None or desk.case_id != case_id:
+            raise UsageError("the case is not open", "it was closed, accepted or never opened", "open it first")
+        return desk
+
+    def _judged(self, bench: Bench, case_id: str, kept: bool) -> None:
+        self._verdicts[case_id, bench.user] = kept
+        bench.note()
+
+    def _outcome(self, case_id: str, user: str, state: CaseState) -> Outcome:
+        return Outcome(case_id, state, self._verdicts.get((case_id, user)), self.next_case(user))
+
+    def _waiting(self, user: str) -> list[str]:
+        """Cases to draw, those that nobody has begun first; none that somebody has finished or `user` has skipped."""
+        untouched, begun = [], []
+        bench = self._benches.get(user)
+        desk = None if bench is None else bench.desk
+        for view in self.cases(user):
+            if view.role != "stream" or (desk is not None and desk.case_id == view.id):
+                continue
+            if view.state == "new":
+                untouched.append(view.id)
+            elif view.mine in ("new", "open", "rejected") and view.state in ("open", "skipped", "rejected"):
+                begun.append(view.id)
+        return untouched or begun
+
+    def _candidate(self, bench: Bench) -> tuple[str, Callable[[], Volume]] | None:
+        for case_id in self._waiting(bench.user)[:AHEAD]:
+            if case_id not in bench.looked_at:
+                return case_id, lambda: self._store.image(case_id)  # noqa: B023 - read before the next one is looked for
+        return None
+
+    def _view(self, case_id: str, user: str, drawn: Sequence[DrawingRecord], role: str) -> CaseView:
+        grid = self._grid(case_id)
+        own = next((record for record in drawn if record.author == user), None)
+        return CaseView(
+            case_id,
+            grid.shape,
+            grid.spacing,
+            max((record.state for record in drawn), key=STATES.index, default="new"),
+            "new" if own is None else own.state,
+            tuple(sorted(record.author for record in drawn)),
+            0.0 if own is None else own.effort_contour,
+            role,
+        )
+
+    def _grid(self, case_id: str) -> Volume:
+        grid = self._grids.get(case_id)
+        if grid is None:
+            grid = self._grids[case_id] = self._store.grid(case_id)
+        return grid
+
+    def _plan(self) -> RoundPlan:
+        return self._latest_plan()[1]
+
+    def _latest_plan(self) -> tuple[str, RoundPlan]:
+        """Digest of the latest global weights and the plan that came with them."""
+        try:
+            digest = self._latest.digest()
+            if digest != self._known[0]:
+                found = self._latest.read()
+                self._known = ("", self._fallback) if found is None else (digest, found[0])
+        except StorageError:
+            self._known = ("", self._fallback)
+        return self._known
