@@ -316,6 +316,9 @@ class Course:
         """
         ground = self.ground
         self.reach(number, moment, part)
+        log.info(
+            "%s: %s of round %d, %.1f s after the start or the last blow", self.name, moment, number, self._since_blow()
+        )
         if moment in ("aggregation", "journal write"):
             app = ground.pid("serverapp")
             with ground.halted(app):
