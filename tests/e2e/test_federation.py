@@ -1,6 +1,7 @@
 """A federation as hospitals run it: every part a real process, TLS and keys on, started by the commands of the manuals.
 
-What it learns is held against `wardround simulate` with the same plan and the same cases: to the last bit.
+What it learns is held against `wardround simulate` with the same plan and the same cases: to the last bit. Most of it
+learns from phantoms; the whole way through firewalls is gone once more with real images.
 """
 
 import os
@@ -14,10 +15,11 @@ from pathlib import Path
 import namespaces
 import pytest
 from deployment import eventually
-from federation import PATIENCE_S, Federation, Reference, Where, local_options, simulate
+from federation import PATIENCE_S, Federation, Reference, Where, local_options, simulate, simulate_on
 
 from wardround.client.gate.ledger import Ledger
 from wardround.deploy.coordinator.runs import OVER
+from wardround.server.overview import scalar
 
 SITES, ROUNDS = 3, 2
 HUB, NORTH, SOUTH, PROXY = "10.77.0.2", "10.77.0.11", "10.77.0.12", "10.77.0.3"
@@ -32,7 +34,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def check_equal(federation: Federation, run: str) -> None:
     """The federation learnt what the simulation learnt, and scored it the same."""
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, federation.reference.plan["rounds"] + 1):
         assert federation.weights(run, number) == federation.reference.weights(number)
     for ours, theirs in zip(federation.rounds(run), federation.reference.rounds(), strict=True):
         assert (ours.refused, ours.missing) == ({}, {})
@@ -116,9 +118,38 @@ def proxy(host: namespaces.Host, log: Path) -> Iterator[None]:
         process.wait()
 
 
-def test_across_firewalls(reference: Reference, tmp_path: Path) -> None:
+@pytest.fixture
+def hosts() -> None:
+    """Skip where no hosts can be made."""
     if why_not := namespaces.why_not():
         pytest.skip(why_not)
+
+
+@pytest.mark.usefixtures("hosts")
+def test_across_firewalls(reference: Reference, tmp_path: Path) -> None:
+    run_across_firewalls(reference, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.data
+@pytest.mark.usefixtures("hosts")
+def test_hippocampi_across_firewalls(data_folder: Path, tmp_path: Path) -> None:
+    """Real images, two cases a site and round, and the whole plan as users have it."""
+    if not (data_folder / "hippocampus" / "dataset.json").is_file():
+        pytest.skip("WARDROUND_DATA has no folder `hippocampus`")
+    reference = simulate_on(
+        data_folder / "hippocampus", tmp_path / "reference", sites=SITES, rounds=ROUNDS, cases=2, tests=2
+    )
+    federation = run_across_firewalls(reference, tmp_path)
+    # It learns: what leaves the sites is not what came in.
+    last = federation.rounds("far")[-1]
+    assert federation.weights("far", 1) != federation.weights("far", ROUNDS)
+    assert last.evaluation is not None
+    assert all(scalar(scores, "dice") > 0.1 for scores in last.evaluation.sites.values()), last.evaluation.sites
+
+
+def run_across_firewalls(reference: Reference, tmp_path: Path) -> Federation:
+    """Three sites on hosts of their own that nobody can dial, one behind a proxy, learn what a simulation learnt."""
     options = ["--name", HUB, "--port", str(PUBLIC), "--runtime-port", str(INNER)]
     federation = Federation(tmp_path, reference, options)
     names = reference.sites
@@ -148,3 +179,4 @@ def test_across_firewalls(reference: Reference, tmp_path: Path) -> None:
     assert {line.split(" HTTP/")[0] for line in asked if line} == {f"CONNECT {HUB}:{PUBLIC}"}
     check_equal(federation, "far")
     check_ledgers(federation, "far")
+    return federation

@@ -1,6 +1,6 @@
 """A whole federation for tests, made by the commands that users type: a coordinator and sites, each in its own process.
 
-The sites hold the phantoms of a simulation that has run before, and take them in the order in which it streamed them:
+The sites hold the cases of a simulation that has run before, and take them in the order in which it streamed them:
 what the federation learns can then be held against what the simulation learnt.
 """
 
@@ -41,6 +41,11 @@ class Reference:
     out: Path
 
     @property
+    def data(self) -> Path:
+        """The data set that it learnt from."""
+        return self._arm / json.loads((self._arm / "arm.json").read_text())["data"]
+
+    @property
     def plan(self) -> dict[str, Any]:
         return dict(json.loads((self._arm / "arm.json").read_text())["plan"])
 
@@ -65,10 +70,19 @@ class Reference:
 
 
 def simulate(out: Path, *, sites: int, rounds: int) -> Reference:
-    """Run the simulation that a federation is held against, as small as it can be."""
+    """Run the simulation that a federation is held against, as small as it can be: on phantoms."""
     arguments = ["--sites", str(sites), "--cases", str(rounds), "--tests", "1", "--shape", "24,24,24"]
-    arguments += ["--rounds", str(rounds), "--effort", "4", "--plan", "updates_per_case=4"]
-    arguments += ["--compare", "", "--device", "cpu", "--out", str(out)]
+    return _simulate(out, *arguments, "--rounds", str(rounds), "--effort", "4", "--plan", "updates_per_case=4")
+
+
+def simulate_on(data: Path, out: Path, *, sites: int, rounds: int, cases: int, tests: int) -> Reference:
+    """Run the same on real images: so many cases a site and round, and the plan that users have by default."""
+    arguments = ["--data", str(data), "--sites", f"even:{sites}", "--cases", str(rounds * cases), "--tests", str(tests)]
+    return _simulate(out, *arguments, "--rounds", str(rounds))
+
+
+def _simulate(out: Path, *arguments: str) -> Reference:
+    arguments = (*arguments, "--compare", "", "--device", "cpu", "--out", str(out))
     command = [sys.executable, "-m", "wardround.deploy.cli", "simulate", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -198,7 +212,7 @@ class Federation:
         _change(home.settings_file, "cases-per-round = 20", f"cases-per-round = {most}")
         # One case a round stands behind the updates here; a real site asks for more.
         _change(home.policy, "min-cases = 5", "min-cases = 1")
-        data = str(self.reference.out / "data")
+        data = str(self.reference.data)
         streamed = [case for cases in schedule for case in cases]
         self.site(name, "import", data, *(word for case in streamed for word in ("--case", case)))
         self.site(name, "import", data, "--test", *(word for case in tests for word in ("--case", case)))
