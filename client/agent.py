@@ -186,6 +186,12 @@ class Agent:
         with self.device.interactive():
             yield self._site
 
+    @property
+    def working(self) -> Literal["idle", "train", "evaluate"]:
+        """What the site does for the federation at this moment."""
+        running = self._running
+        return "idle" if running is None else running["kind"]
+
     def info(self) -> dict[str, Any]:
         """How the agent is, for the people at the site."""
         status = getattr(self._child, "status", None)

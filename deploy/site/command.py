@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from wardround.client.home import Participation, SiteHome
+from wardround.deploy.site import people
 from wardround.errors import ConnectionFailed, Interrupted, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(people.app)
 
 Home = Annotated[Path, typer.Option("--home", envvar="WARDROUND_SITE", help="The site's folder.", show_default=True)]
 _HOME = Path("site")

@@ -1,4 +1,4 @@
-"""What `wardround site serve` keeps running: the agent in this process, and its children beside it."""
+"""What `wardround site serve` keeps running: agent and workbench in this process, and their children beside it."""
 
 import logging
 import os
@@ -35,6 +35,8 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
     ------
     UsageError
         If another agent serves this home, or the device is not there.
+    ConnectionFailed
+        If the workbench's port is taken.
     DataError, StorageError
         If the home or the store cannot be used.
     """
@@ -48,6 +50,11 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
         agent.open()
         if home.settings.status_port:
             stack.enter_context(_page(home))
+        if home.workbench.port:
+            # It brings a web server and DICOM along, which a site without people does not need.
+            from wardround.deploy.site.workbench import workbench
+
+            stack.enter_context(workbench(home, agent))
         try:
             agent.wait()
         except KeyboardInterrupt:
