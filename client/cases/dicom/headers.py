@@ -6,9 +6,18 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 
-from pydicom import config
+from pydicom import config, dcmread
+from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+HEADER_BYTES = 32 << 20
+"""Of a file, so much is looked at for its header; a header of many thousand frames has a few million bytes."""
+
+_BARE = tuple(bytes((group, 0, element, 0)) for group, element in ((2, 0), (8, 0), (8, 5), (8, 8)))
 
 BROKEN = (
     OSError,
@@ -41,3 +50,39 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether a file that begins so may be DICOM; `start` is its first 132 bytes or more.
+
+    Files without the preamble of PS3.10 are taken if they begin with an element of group 2 or 8, as old ones do.
+    """
+    if start[128:132] == b"DICM":
+        return True
+    return start[:4] in _BARE
+
+
+def read_header(data: bytes) -> Dataset | None:
+    """The header of a file from its first bytes, pixels left out; None if it cannot be read.
+
+    A file that is deflated as a whole is not read: it may be of any size when it is unpacked.
+    """
+    return _read(data, pixels=False)
+
+
+def read_all(data: bytes) -> Dataset | None:
+    """Header and pixels of a whole file; None if it cannot be read."""
+    return _read(data, pixels=True)
+
+
+def _read(data: bytes, *, pixels: bool) -> Dataset | None:
+    try:
+        with quiet():
+            stream = BytesIO(data)
+            stream.seek(132 if data[128:132] == b"DICM" else 0)
+            meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+            if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                return None
+            return dcmread(BytesIO(data), force=True, stop_before_pixels=not pixels)
+    except BROKEN:
+        return None
