@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from played_studio import REACH, played_workbench, serving
+from played_studio import REACH, oblique, played_workbench
+from workbench import password
 
 from wardround.client.cases import nifti
 from wardround.client.cases.volume import Volume
@@ -164,10 +165,10 @@ def mask_of(answer: list[Any]) -> np.ndarray[Any, Any]:
 
 def test_the_client_against_a_played_studio(monai_label: Path, tmp_path: Path) -> None:
     """Every voxel that the client draws arrives where it was drawn."""
-    app, studio = played_workbench(tmp_path / "site")
-    image = studio.image("case0")
-    with serving(app) as url:
-        said = drive(monai_label, url, image, tmp_path / "client", user="ann", password="ann")
+    image = oblique(0)
+    with played_workbench(tmp_path / "site") as bench:
+        said = drive(monai_label, bench.url, image, tmp_path / "client", user="ann", password=password("ann"))
+        inferred = bench.studio.inferred
     check_protocol(said, image, tmp_path / "client")
     i, j, k = CLICK
     cube = np.zeros(image.shape, dtype=np.uint8)
@@ -177,5 +178,5 @@ def test_the_client_against_a_played_studio(monai_label: Path, tmp_path: Path) -
     for name in ("points", "a file", "session points"):
         painted = mask_of(said[name])
         assert np.array_equal(painted[REACH + 1 :], cube[REACH + 1 :]), name
-    scribbled = next(asked for asked in studio.asked if asked[0] == "infer" and asked[2] is not None)
-    assert (scribbled[2].lower, scribbled[2].upper) == ((1, 1, 1), (9, 8, 6))
+    region = next(extent for _, extent in inferred if extent is not None)
+    assert (region.lower, region.upper) == ((1, 1, 1), (9, 8, 6))

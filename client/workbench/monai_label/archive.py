@@ -7,14 +7,13 @@ browser would run as a page of ours.
 
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlencode
 
 import httpx
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
@@ -59,14 +58,7 @@ class Archive:
 def archive_router(desk: Desk, archive: Archive | None) -> APIRouter:
     """The routes; without an archive they answer that there is none."""
     client: httpx.AsyncClient | None = None
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        if client is not None:
-            await client.aclose()
-
-    router = APIRouter(prefix="/proxy/dicom", tags=["Others"], lifespan=lifespan)
+    router = APIRouter(prefix="/proxy/dicom", tags=["Others"])
     anybody = Depends(desk.access.require())
     keeper = Depends(desk.access.require("reviewer", "admin"))
 

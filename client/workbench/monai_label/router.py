@@ -1,10 +1,10 @@
 """The whole protocol as one router."""
 
-import logging
 from pathlib import Path
 
 from fastapi import APIRouter
 
+from wardround.client.cases.dicom.register import FOLDER, Register
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
 from wardround.client.workbench.access import Access
@@ -12,7 +12,7 @@ from wardround.client.workbench.monai_label.archive import Archive, archive_rout
 from wardround.client.workbench.monai_label.desk import Desk, SeriesRegister, read_secret
 from wardround.client.workbench.monai_label.inference import inference_router
 from wardround.client.workbench.monai_label.ohif import ohif_router
-from wardround.client.workbench.monai_label.service import LogLines, auth_router, info_router, log_router
+from wardround.client.workbench.monai_label.service import auth_router, info_router, log_lines, log_router
 from wardround.client.workbench.monai_label.sessions import Sessions
 from wardround.client.workbench.monai_label.tasks import idle_router, train_router
 from wardround.client.workbench.monai_label.work import datastore_router, sample_router, session_router
@@ -29,7 +29,10 @@ def make_router(studio: Studio, store: CaseStore, home: SiteHome, access: Access
         pacs = home.pacs[0]
         archive = Archive(pacs.dicomweb, pacs.user, _password(home.pacs_password(pacs.name)) if pacs.user else "")
     ohif = home.path / settings.ohif if settings.ohif else None
-    return protocol_router(studio, store, access, folder=home.site / "viewers", archive=archive, ohif=ohif)
+    register = Register(home.site / FOLDER)
+    return protocol_router(
+        studio, store, access, folder=home.site / "viewers", register=register, archive=archive, ohif=ohif
+    )
 
 
 def protocol_router(
@@ -65,8 +68,6 @@ def protocol_router(
         For the root of an application: MONAI Label's paths have no prefix.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = LogLines()
-    logging.getLogger("wardround").addHandler(log)
     desk = Desk(studio, store, access, Sessions(folder / "sessions"), read_secret(folder / "secret"), register)
     router = APIRouter()
     for part in (
@@ -78,7 +79,7 @@ def protocol_router(
         session_router(desk),
         train_router(desk),
         idle_router(desk),
-        log_router(desk, log),
+        log_router(desk, log_lines()),
         archive_router(desk, archive),
         ohif_router(desk, ohif),
     ):

@@ -4,6 +4,7 @@ import logging
 import shutil
 import subprocess
 from collections import deque
+from functools import cache
 from html import escape
 from typing import Annotated, Any
 
@@ -54,6 +55,14 @@ class LogLines(logging.Handler):
         finally:
             self.release()
         return kept[-lines:] if lines > 0 else kept
+
+
+@cache
+def log_lines() -> LogLines:
+    """The lines of this process."""
+    kept = LogLines()
+    logging.getLogger("wardround").addHandler(kept)
+    return kept
 
 
 def info_router(desk: Desk) -> APIRouter:
