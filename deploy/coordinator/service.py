@@ -106,30 +106,40 @@ def _attend(  # noqa: PLR0917
     quiet_until = time.monotonic() + _QUIET_S
     certificate_due = time.monotonic() + _CERTIFICATE_EVERY_S
     said_ready = False
+
+    def admit() -> None:
+        nonlocal said_ready
+        admission.step()
+        if not said_ready:
+            said_ready = True
+            ready()
+
+    def look_at_certificate() -> None:
+        nonlocal certificate_due, shown
+        if time.monotonic() >= certificate_due or _written(home) != shown:
+            certificate_due = time.monotonic() + _CERTIFICATE_EVERY_S
+            renew_certificate(home)
+            if (found := _written(home)) != shown:
+                # A SuperLink reads its certificate once, when it starts.
+                shown = found
+                link.restart()
+
     while not stop.is_set():
-        try:
-            admission.step()
-            if not said_ready:
-                said_ready = True
-                ready()
-            keeper.step()
-            if time.monotonic() >= certificate_due or _written(home) != shown:
-                certificate_due = time.monotonic() + _CERTIFICATE_EVERY_S
-                renew_certificate(home)
-                if (found := _written(home)) != shown:
-                    # A SuperLink reads its certificate once, when it starts.
-                    shown = found
-                    link.restart()
-        except (ConnectionFailed, AuthRefused) as error:
-            # While it starts, or is started again, it cannot be asked: that is worth a word only when it lasts.
-            if time.monotonic() >= quiet_until:
-                log.warning("%s", error)
-                quiet_until = time.monotonic() + _QUIET_S
-        except WardroundError as error:
-            # A full disk, a damaged file: the others go on, and so does this one when it is repaired.
-            log.error("%s", error)
-            stop.wait(_STEP_S * 10)
-        stop.wait(_STEP_S)
+        rest = _STEP_S
+        for duty in (look_at_certificate, admit, keeper.step):
+            try:
+                duty()
+            except (ConnectionFailed, AuthRefused) as error:
+                # While it starts, or is started again, it cannot be asked: that is worth a word only when it lasts.
+                if time.monotonic() >= quiet_until:
+                    log.warning("%s", error)
+                    quiet_until = time.monotonic() + _QUIET_S
+                break
+            except WardroundError as error:
+                # A full disk, a damaged file: the others go on, and so does this one when it is repaired.
+                log.error("%s", error)
+                rest = _STEP_S * 10
+        stop.wait(rest)
 
 
 def renew_certificate(home: CoordinatorHome) -> bool:

@@ -124,7 +124,7 @@ def check_url(url: str) -> str:
         parts = urlsplit(url)
         good = parts.scheme == "https" and parts.hostname and parts.port and parts.path in ("", "/")
         # It is written into a settings file, between quotes.
-        good = good and _HOST_AND_PORT.fullmatch(parts.netloc)
+        good = good and _HOST_AND_PORT.fullmatch(parts.netloc) is not None
     except ValueError:
         good = False
     if not good or parts.query or parts.fragment or parts.username is not None:
