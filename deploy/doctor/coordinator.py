@@ -19,6 +19,7 @@ from wardround.server.overview import Overview, read_overview
 SILENT_S = 3600.0
 """A registered site that was not seen for so long is worth a word."""
 _AUTHORITY_DAYS, _SERVER_DAYS = 90.0, 14.0
+_LOCKED_S = 5.0
 
 
 def coordinator_doctor(path: Path) -> Iterator[Finding]:
@@ -106,7 +107,7 @@ def _database(path: Path) -> Finding:
     if not path.exists():
         return good("database", "not made yet; the first start makes it")
     try:
-        connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("CREATE TABLE doctor_was_here (x)")

@@ -75,13 +75,12 @@ def test_an_authority_near_its_end(tmp_path: Path, home: CoordinatorHome) -> Non
 
 def test_a_database_under_lock(home: CoordinatorHome, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a backup tool holds it that does not know SQLite."""
+    monkeypatch.setattr("wardround.deploy.doctor.coordinator._LOCKED_S", 0.2)
     sqlite3.connect(home.database).execute("CREATE TABLE t (x)").connection.close()
     assert findings(home)["database"].ok
     with sqlite3.connect(home.database, isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
-        began = time.monotonic()
         found = findings(home)["database"]
-        assert time.monotonic() - began < 60
         other.execute("ROLLBACK")
     other.close()
     assert "another program holds a lock" in found.cause
