@@ -305,16 +305,31 @@ class Studio:
         """What `author` has saved of a case."""
         return self._store.label(case_id, author)
 
-    def infer(self, image: Volume | str, user: str, prompts: Sequence[Prompt] = ()) -> Inference:
-        """Labels of an image, or of a case by its id, without a session."""
+    def infer(
+        self,
+        image: Volume | str,
+        user: str,
+        prompts: Sequence[Prompt] = (),
+        extent: ExtentPrompt | None = None,
+    ) -> Inference:
+        """Labels of an image, or of a case by its id, without a session.
+
+        Raises
+        ------
+        DataError
+            If there is no such case.
+        UsageError
+            If a prompt or the extent does not fit the image.
+        """
         bench, clock = self._bench(user), Clock()
         volume = self.image(image) if isinstance(image, str) else image
         for prompt in prompts:
             check_prompt(prompt, volume.shape, bench.plan.labels)
         clock.lap("load")
         if prompts:
+            known = Annotations(extent=extent).adding(*prompts)
             with self._device.beside():
-                found = propagate(volume, Annotations().adding(*prompts), bench.plan.labels, settings=LIVE).labels
+                found = propagate(volume, known, bench.plan.labels, settings=LIVE).labels
             clock.lap("propagate")
         else:
             found = bench.predict(volume)

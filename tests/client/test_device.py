@@ -110,3 +110,90 @@ def test_a_block_that_fails_lets_go() -> None:
         raise KeyError
     with device.federated():
         device.between()
+
+
+def updates(device: Device, log: list[str], name: str, batches: int) -> threading.Thread:
+    """A block of updates that takes a place in the queue; returns when it stands there."""
+
+    def learn() -> None:
+        with device.background():
+            for batch in range(batches):
+                log.append(f"{name} {batch}")
+                device.between()
+
+    before = device.waiting
+    thread = threading.Thread(target=learn)
+    thread.start()
+    until(lambda: device.waiting > before)
+    return thread
+
+
+def test_a_person_goes_before_updates_and_these_before_a_round() -> None:
+    device, log = Device(), []
+    with device.federated():
+        threads = [updates(device, log, "update", 2), person(device, log)]
+        device.between()
+        log.append("batch")
+    for thread in threads:
+        thread.join(LONG)
+    assert log == ["person", "update 0", "update 1", "batch"]
+
+
+def test_updates_step_aside_for_a_person_and_not_for_a_round() -> None:
+    device, log, threads = Device(), [], []
+
+    def train() -> None:
+        with device.federated():
+            log.append("batch")
+
+    with device.background():
+        threads.append(threading.Thread(target=train))
+        threads[0].start()
+        until(lambda: device.waiting == 1)
+        device.between()
+        log.append("update 0")
+        threads.append(person(device, log))
+        device.between()
+        log.append("update 1")
+    for thread in threads:
+        thread.join(LONG)
+    assert log == ["update 0", "person", "update 1", "batch"]
+
+
+def test_a_round_that_waits_is_not_overtaken_by_updates() -> None:
+    device, log, threads = Device(), [], []
+
+    def train() -> None:
+        with device.federated():
+            log.append("batch")
+
+    with device.interactive():
+        threads.append(threading.Thread(target=train))
+        threads[0].start()
+        until(lambda: device.waiting == 1)
+        threads.append(updates(device, log, "update", 1))
+    for thread in threads:
+        thread.join(LONG)
+    assert log == ["batch", "update 0"]
+
+
+def test_no_batch_begins_before_those_beside_have_their_answer() -> None:
+    device, log = Device(), []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def propagate() -> None:
+        with device.beside():
+            begun.set()
+            go_on.wait(LONG)
+            log.append("answer")
+
+    thread = threading.Thread(target=propagate)
+    with device.background():
+        thread.start()
+        assert begun.wait(LONG), "who propagates waits for nobody"
+        timer = threading.Timer(0.2, go_on.set)
+        timer.start()
+        device.between()
+        log.append("batch")
+    thread.join(LONG)
+    assert log == ["answer", "batch"]
