@@ -14,6 +14,7 @@ from wardround.client.arrivals import IMPORTED, REFERENCE
 from wardround.client.cases.dataset import load_dataset
 from wardround.client.cases.nifti import check_same_grid, read_image, read_labels
 from wardround.client.cases.store import CaseStore, Role
+from wardround.client.cases.volume import Volume
 from wardround.client.home import SiteHome
 from wardround.errors import DataError, UsageError
 from wardround.files import write_text
@@ -85,15 +86,26 @@ def import_case(store: CaseStore, case: NewCase, role: Role) -> Imported:
     check_same_grid(image, label, str(case.label))
     classes = int(label.array.max()) + 1
     store.add_case(case.id, image, role)
-    if case.id in store.labelled(author):
-        old = store.label(case.id, author)
+    return Imported(add_label(store, case.id, label, author), classes)
+
+
+def add_label(store: CaseStore, case_id: str, label: Volume, author: str) -> bool:
+    """Store the label that came with a case; whether it is new. One that is there is never replaced.
+
+    Raises
+    ------
+    DataError
+        If that author has another label of this case already.
+    """
+    if case_id in store.labelled(author):
+        old = store.label(case_id, author)
         assert old is not None
         if (old.array == label.array).all():
-            return Imported(False, classes)
+            return False
         raise DataError(
-            f"case {case.id} has another label already",
+            f"case {case_id} has another label already",
             "a round may have learnt from it, and could not be repeated if it changed",
             "import it under another id",
         )
-    store.save_label(case.id, label, author=author, round=0, effort=0.0)
-    return Imported(True, classes)
+    store.save_label(case_id, label, author=author, round=0, effort=0.0)
+    return True

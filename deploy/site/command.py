@@ -72,18 +72,36 @@ def serve(
 
 @app.command("import")
 def bring(  # noqa: PLR0917 - one parameter an option
-    source: Annotated[Path, typer.Argument(help="A NIfTI image, or a folder with dataset.json.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A NIfTI image, a folder with dataset.json, or DICOM: a folder, zip or file."),
+    ],
     home: Home = _HOME,
     label: Annotated[Path | None, typer.Option(help="NIfTI label of the image, on its grid.")] = None,
     name: Annotated[str | None, typer.Option("--id", help="Id of the case [default: name of the file].")] = None,
     case: Annotated[list[str] | None, typer.Option(help="Of a data set: only this case. May be repeated.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Hold back: score models on it, never learn from it.")] = False,
+    uneven: Annotated[
+        Literal["refuse", "resample"], typer.Option(help="Of DICOM: what to do with slices at uneven distances.")
+    ] = "refuse",
+    tilt: Annotated[
+        Literal["refuse", "resample"], typer.Option(help="Of DICOM: what to do with slices of a tilted gantry.")
+    ] = "refuse",
 ) -> None:
     """Take cases into the site's store; the next round learns from them. A second time changes nothing."""
     from wardround.client.cases.store import CaseStore
     from wardround.client.intake import STORE, import_case
+    from wardround.deploy.site.bringing import holds_dicom, import_dicom
 
     place = _home(home)
+    if holds_dicom(source):
+        if name is not None or case:
+            raise UsageError(
+                "--id and --case are not for DICOM", "its cases get ids that say nothing", "leave them out"
+            )
+        role: Literal["stream", "test"] = "test" if test else "stream"
+        import_dicom(place, source, _console(), role=role, label=label, uneven=uneven, tilt=tilt)
+        return
     cases = _cases(source, label, name, case)
     with CaseStore(place.site / STORE) as store:
         imported = [import_case(store, found, "test" if test else "stream") for found in cases]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import gdcm
+import jpeg_ls
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
@@ -23,6 +24,9 @@ Padding = Literal["keep", "lowest"]
 
 MOST_SIDE = 1 << 14
 """Rows, or columns, of one image."""
+
+# pydicom looks for it by itself: where it is missing, that shall be known now and not at the first such image.
+_ = jpeg_ls
 
 # The library of decoders writes to standard error what it dislikes, and quotes it.
 for _silence in (gdcm.Trace.SetDebug, gdcm.Trace.SetWarning, gdcm.Trace.SetError):

@@ -280,6 +280,10 @@ class Register:
         rows = self._read("SELECT original FROM uids WHERE replacement = ?", (replacement,))
         return str(rows[0][0]) if rows else None
 
+    def pseudonym(self, patient: str) -> str:
+        """What a patient's ID is replaced by: ``p`` and 16 hexadecimal digits, always the same for that patient."""
+        return "p" + self._keyed(f"patient:{patient}").hex()[:16]
+
     def date_shift(self, patient: str) -> int:
         """By how many days the dates of one patient are moved: 1 to 3650 back, always the same for that patient."""
         number = int.from_bytes(self._keyed(f"dates:{patient}")[:8], "big")
