@@ -8,11 +8,11 @@ and then a step is taken back. The time of a stroke ends when the layer is packe
 * **behind**: the next stroke comes when the first update of the last one is done, while the next one runs.
 * **in a round**: the same while a round of the federation trains on the same device.
 
-Three times are shown. ``own``: CPU seconds of the person's thread. ``core``: CPU seconds of all threads from the stroke to
-its overlay, which is what one core that does nothing else needs, with the batch that was running when the stroke came.
-``wall``: what a clock shows, which means nothing on a machine that is busy with other things. The goals are for ``core``,
-on a GPU for ``wall``. Two sizes: crops of about 35 x 50 x 35 voxels (training cases of a data set, if its folder is given, else phantoms) and phantoms of
-128 x 128 x 128 voxels. One thread::
+Three times are shown. ``own``: CPU seconds of the person's thread. ``core``: CPU seconds of all threads from the stroke
+to its overlay: what one core that does nothing else needs, with the batch that was running when the stroke came.
+``wall``: what a clock shows, which means nothing on a machine that is busy with other things. The goals are for
+``core``, on a GPU for ``wall``. Two sizes: crops of about 35 x 50 x 35 voxels (training cases of a data set, if its
+folder is given, else phantoms) and phantoms of 128 x 128 x 128 voxels. One thread::
 
     OMP_NUM_THREADS=1 python benchmarks/workbench.py [--data DATA/hippocampus] [--device cuda] [--cases 3]
 """
@@ -247,8 +247,8 @@ def report(options: Options, found: Found) -> list[str]:
     lines = [
         f"{' x '.join(map(str, options.shape))}, {options.way}: {len(found.own)} strokes on {options.cases} cases, "
         f"{found.updates} updates behind them, {options.device}, seed {SEED}",
-        f"  stroke → new overlay: own {quantiles(found.own)}; core {quantiles(found.core)}; wall {quantiles(found.wall)}; "
-        f"goal p95 ≤ {goal:g} s {'reached' if p95 <= goal else 'MISSED'} ({clock})",
+        f"  stroke → new overlay: own {quantiles(found.own)}; core {quantiles(found.core)}; "
+        f"wall {quantiles(found.wall)}; goal p95 ≤ {goal:g} s {'reached' if p95 <= goal else 'MISSED'} ({clock})",
         "  by phase, wall: " + "; ".join(f"{phase} {quantiles(spent)}" for phase, spent in found.phases.items()),
         "  by kind, core: "
         + "; ".join(f"{kind} {quantiles(spent)} (n = {len(spent)})" for kind, spent in sorted(found.kinds.items())),

@@ -183,3 +183,18 @@ def test_works_where_nothing_can_be_kept_and_is_not_compiled_at_import(tmp_path:
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2.0"
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_known_distances_and_new_seeds_lead_to_the_same(convention):
+    image, spacing = noise((18, 20, 16), smooth=0.7), (1.0, 0.8, 3.0)
+    few, all_ = at(image.shape, (3, 4, 5)), at(image.shape, (3, 4, 5), (15, 2, 9), (10, 17, 3))
+    settings = {"convention": convention, "weight": 0.9, "sweeps": ENOUGH}
+    known = geodesic_distance(image, few, spacing, **settings)
+    kept = known.copy()
+    found = geodesic_distance(image, all_, spacing, known=known, **settings)
+    assert np.array_equal(found, geodesic_distance(image, all_, spacing, **settings))
+    assert np.array_equal(known, kept), "what is known may be asked for again"
+    assert np.array_equal(geodesic_distance(image, few, spacing, known=known, **settings), known)
+    with pytest.raises(UsageError):
+        geodesic_distance(image, few, spacing, known=known[1:], **settings)

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wardround.client.annotation.effort import contour_effort, strict_effort
 from wardround.client.annotation.prompts import (
     UNLABELLED,
     Annotations,
+    ErasePrompt,
     ExtentPrompt,
     PointPrompt,
     ScribblePrompt,
     SlicePrompt,
+    check_prompt,
     plane,
     scribbles_of,
 )
@@ -53,6 +56,8 @@ def painted(prompts):
     for prompt in prompts:
         if isinstance(prompt, PointPrompt):
             labels[prompt.index] = prompt.label
+        elif isinstance(prompt, ErasePrompt):
+            labels[plane(prompt.axis, prompt.index)][prompt.mask] = UNLABELLED
         else:
             view = labels[plane(prompt.axis, prompt.index)]
             view[...] = np.where(prompt.labels != UNLABELLED, prompt.labels, view)
@@ -63,10 +68,12 @@ def painted(prompts):
 def any_prompt(draw):
     axis = draw(st.integers(0, 2))
     index = draw(st.integers(0, SHAPE[axis] - 1))
-    kind = draw(st.sampled_from(["slice", "scribble", "point"]))
+    kind = draw(st.sampled_from(["slice", "scribble", "point", "eraser"]))
     if kind == "point":
         return PointPrompt(tuple(draw(st.integers(0, side - 1)) for side in SHAPE), draw(st.integers(0, 2)))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    if kind == "eraser":
+        return ErasePrompt(axis, index, rng.random(empty(axis).shape) < draw(st.sampled_from([0.1, 0.5, 1.0])))
     if kind == "slice":
         return SlicePrompt(axis, index, rng.integers(0, 3, empty(axis).shape, dtype=np.uint8))
     return ScribblePrompt(axis, index, rng.choice(np.array([0, 1, 2, *[UNLABELLED] * 6], np.uint8), empty(axis).shape))
@@ -79,6 +86,33 @@ def test_the_later_prompt_holds(prompts):
     for prompt in prompts:
         one_by_one = one_by_one.adding(prompt)
     assert np.array_equal(hard_labels(one_by_one), painted(prompts))
+
+
+@given(st.lists(any_prompt(), max_size=6), any_prompt().filter(lambda prompt: isinstance(prompt, ErasePrompt)))
+def test_what_is_erased_stays_paid(prompts, eraser):
+    before = Annotations().adding(*prompts)
+    after = before.adding(eraser).adding(eraser)
+    assert contour_effort(after) == contour_effort(before)
+    assert strict_effort(after) == strict_effort(before)
+
+
+def test_of_a_slice_that_loses_a_pixel_the_rest_is_a_scribble():
+    mask = np.zeros(empty(2).shape, dtype=bool)
+    mask[1, 2] = True
+    annotations = Annotations().adding(whole(2, 3, 1), whole(2, 4, 1), ErasePrompt(2, 3, mask))
+    assert [prompt.index for prompt in annotations.slices] == [4]
+    assert [(stroke.index, int(np.count_nonzero(stroke.labels == 1))) for stroke in annotations.scribbles] == [
+        (3, mask.size - 1)
+    ]
+    assert annotations.adding(ErasePrompt(2, 3, ~mask)).scribbles == ()
+
+
+@pytest.mark.parametrize(
+    "prompt", [ErasePrompt(3, 0, empty(2) > 0), ErasePrompt(2, 6, empty(2) > 0), ErasePrompt(1, 0, empty(2) > 0)]
+)
+def test_an_eraser_that_does_not_fit_is_refused(prompt):
+    with pytest.raises(UsageError, match="eraser"):
+        check_prompt(prompt, SHAPE, 3)
 
 
 def test_what_was_drawn_is_kept_and_nothing_is_changed_in_place():

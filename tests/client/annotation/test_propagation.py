@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from wardround.client.annotation import votes
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
+from wardround.client.annotation.crop import boxes
 from wardround.client.annotation.guidance import suggest
 from wardround.client.annotation.prompts import (
     UNLABELLED,
@@ -21,6 +22,7 @@ from wardround.client.annotation.prompts import (
     SliceRequest,
 )
 from wardround.client.annotation.propagation import (
+    LIVE,
     PropagationCache,
     PropagationSettings,
     calibrated_confidence,
@@ -502,3 +504,48 @@ class TestAnisotropy:
         requests += tuple(SliceRequest(other, 14) for other in range(3) if other != axis)
         found = propagate(thick_image, annotate(thick_labels, requests), 3).labels
         assert dice(found > 0, thick_labels.array > 0) > 0.85
+
+
+class TestLive:
+    """Settings for a person who waits: continued strokes and a crop in grains."""
+
+    @staticmethod
+    def stroke(labels, axis, index):
+        cut = np.take(labels.array, index, axis)
+        drawn = np.full(cut.shape, UNLABELLED, dtype=np.uint8)
+        drawn[cut.shape[0] // 2] = cut[cut.shape[0] // 2]
+        return ScribblePrompt(axis, index, drawn)
+
+    def test_continued_strokes_say_what_fresh_ones_say(self):
+        image, labels = scene()
+        cache, known = PropagationCache(), annotate(labels, REQUESTS[:2])
+        for prompt in (self.stroke(labels, 2, 13), self.stroke(labels, 1, 20), PointPrompt((14, 20, 13), 1)):
+            known = known.adding(prompt)
+            live = propagate(image, known, 3, settings=LIVE, cache=cache)
+        fresh = propagate(image, known, 3, settings=replace(LIVE, continued=False))
+        assert dice(live.labels > 0, fresh.labels > 0) > 0.99
+        np.testing.assert_allclose(live.probabilities, fresh.probabilities, atol=0.05)
+
+    def test_a_stroke_that_is_gone_has_no_say(self):
+        image, labels = scene()
+        cache, known = PropagationCache(), annotate(labels, REQUESTS[:2])
+        wrong = self.stroke(Volume(2 - labels.array, labels.affine), 2, 13)
+        before = propagate(image, known.adding(self.stroke(labels, 2, 6)), 3, settings=LIVE, cache=cache)
+        assert not identical(before, propagate(image, known.adding(wrong), 3, settings=LIVE, cache=cache))
+        again = propagate(image, known.adding(self.stroke(labels, 2, 6)), 3, settings=LIVE, cache=cache)
+        assert identical(again, before)
+
+    def test_a_drawing_that_shows_a_little_more_does_not_move_the_crop(self):
+        _, labels = scene()
+        known = annotate(labels, REQUESTS[:2], extent=False)
+        crops = {
+            grain: {
+                str(boxes(SHAPE, annotate(labels, (*REQUESTS[:2], request), extent=False), None, 4, grain)[0])
+                for request in (SliceRequest(0, 13), SliceRequest(0, 10), SliceRequest(2, 13))
+            }
+            for grain in (1, 16)
+        }
+        assert len(crops[16]) < len(crops[1])
+        crop, inner = boxes(SHAPE, known, None, 4, 16)
+        assert all(outer.start <= own.start and own.stop <= outer.stop for outer, own in zip(crop, inner, strict=True))
+        assert all(side.start % 16 == 0 for side in crop)
