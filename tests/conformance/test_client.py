@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from played_studio import REACH, oblique, played_workbench
-from workbench import password
+from workbench import password, workbench
 
 from wardround.client.cases import nifti
 from wardround.client.cases.volume import Volume
@@ -180,3 +180,12 @@ def test_the_client_against_a_played_studio(monai_label: Path, tmp_path: Path) -
         assert np.array_equal(painted[REACH + 1 :], cube[REACH + 1 :]), name
     region = next(extent for _, extent in inferred if extent is not None)
     assert (region.lower, region.upper) == ((1, 1, 1), (9, 8, 6))
+
+
+def test_the_client_against_the_real_studio(monai_label: Path, tmp_path: Path) -> None:
+    """The same session on a model that learns."""
+    with workbench(tmp_path / "site") as bench:
+        image = bench.store.image("case-0")
+        said = drive(monai_label, bench.url, image, tmp_path / "client", user="ann", password=password("ann"))
+        assert bench.store.counting(review=False)["case-0"] == "ann"
+    check_protocol(said, image, tmp_path / "client")

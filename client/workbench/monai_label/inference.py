@@ -139,8 +139,8 @@ def _on_bench(
     extent = request.extent if request.extent != answer.annotations.extent else None
     if new or extent is not None:
         answer = studio.draw(case_id, user, new, extent)
-    layer = studio.layer(case_id, user, "proxy") or studio.layer(case_id, user, "prediction")
-    assert layer is not None, "an open case has a prediction"
+    layer = studio.layer(case_id, user, "proxy" if answer.step else "prediction")
+    assert layer is not None, "an open case has a prediction, and one that was drawn on a proxy"
     extras = _bench_fields(answer)
     wanted = params.get("x_layers", [])
     for name in wanted if isinstance(wanted, list) else [wanted]:

@@ -4,6 +4,7 @@ A model of ours learns while its annotator draws. What a viewer calls training i
 accepted: it changes the annotator's own preview, and nothing that leaves the site.
 """
 
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -121,12 +122,15 @@ def idle_router(desk: Desk) -> APIRouter:
 
 def task(view: TrainView) -> dict[str, Any]:
     """A rehearsal as MONAI Label describes a task."""
-    times = {"start_ts": view.started, "end_ts": view.ended}
+    # A task that waits has no start yet, and viewers read one.
+    begun = view.started if view.started is not None else time.time()
+    ended = {} if view.ended is None else {"end_ts": _moment(view.ended)}
     return {
         "id": view.id,
         "status": view.status,
         "request": {"model": POINTS},
-        **{name: _moment(at) for name, at in times.items() if at is not None},
+        "start_ts": _moment(begun),
+        **ended,
         "details": list(view.lines[-20:]) or [view.status],
     }
 
