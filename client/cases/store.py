@@ -364,8 +364,12 @@ class CaseStore:
                 "an accepted one has a label, an open or skipped one has none, and a verdict is a reviewer's",
                 "accept it with its label, or review it",
             )
-        if accepted and drawing.source == "proxy" and not drawing.drawn:
-            raise UsageError("there is nothing to accept", "nothing was drawn on this case yet", "draw a slice first")
+        if accepted and drawing.source == "proxy" and not drawing.in_groups(1):
+            raise UsageError(
+                "there is nothing to accept",
+                "nothing was drawn on this case yet, or all of it was erased",
+                "draw a slice first",
+            )
         grid = _grid_from_json(self._case_row(drawing.case_id).grid)
         if not drawing.fits(grid.shape):
             raise UsageError(

@@ -45,6 +45,18 @@ def test_a_round_that_comes_after_later_ones_takes_nothing_of_theirs(tmp_path: P
     assert arrivals.take("run", 3, 2, ["a", "b"], 20) == ["a"]
 
 
+def test_what_a_round_is_left_without_waits_again(tmp_path: Path) -> None:
+    arrivals = Arrivals(tmp_path / "rounds.json")
+    arrivals.take("run", 1, 0, ["a", "b"], 20)
+    arrivals.take("other", 1, 0, ["a", "b"], 20)
+    arrivals.leave("run", 1, ["b"])
+    arrivals = Arrivals(tmp_path / "rounds.json")
+    assert arrivals.latest == "other"
+    assert arrivals.take("run", 1, 0, ["a", "b"], 20) == ["b"]
+    assert arrivals.take("run", 2, 1, ["a", "b"], 20) == ["a"]
+    assert arrivals.take("other", 1, 0, [], 20) == ["a", "b"]
+
+
 def test_each_run_begins_anew(tmp_path: Path) -> None:
     arrivals = Arrivals(tmp_path / "rounds.json")
     arrivals.take("one", 1, 0, ["a"], 20)

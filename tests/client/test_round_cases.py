@@ -100,6 +100,25 @@ def test_what_was_withdrawn_before_the_round_began_is_left_out(store: CaseStore,
     assert cases.begin(folder, 1, ["b"]) == ["b"]
 
 
+def test_what_is_withdrawn_while_it_is_copied_is_left_out(
+    store: CaseStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(store, "a")
+    accept(store, "b")
+    counting = store.counting
+
+    def withdrawn_meanwhile(review: bool) -> Any:
+        found = counting(review)
+        store.save_drawing(Drawing("a", "ann"))
+        store.save_drawing(Drawing("b", "ann"))
+        return found
+
+    monkeypatch.setattr(store, "counting", withdrawn_meanwhile)
+    cases = RoundCases(store)
+    assert cases.begin(folder, 1, ["a", "b"]) == ["b"]
+    assert (cases.label("b").array == 2).all()  # the imported one
+
+
 def test_a_round_whose_cases_went_to_another_one_meanwhile_begins_anew(store: CaseStore, folder: Path) -> None:
     accept(store, "a", 1)
     cases = RoundCases(store)

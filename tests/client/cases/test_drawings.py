@@ -324,6 +324,15 @@ class TestGroups:
         steps = tuple(tuple(PointPrompt((0, 0, 0), 1) for _ in range(size)) for size in sizes)
         assert [len(group) for group in Drawing("case", "ann", steps).in_groups(most)] == groups
 
+    def test_what_is_erased_at_once_is_never_a_group_of_its_own(self) -> None:
+        stroke = ScribblePrompt(2, 1, np.ones(plane_of(2), np.uint8))
+        eraser = ErasePrompt(2, 1, np.ones(plane_of(2), bool))
+        point = PointPrompt((0, 0, 0), 1)
+        assert Drawing("case", "ann", ((stroke, eraser), (point,))).in_groups(2) == ((stroke, eraser, point),)
+        assert Drawing("case", "ann", ((point,), (stroke, eraser))).in_groups(2) == ((point,), (stroke, eraser))
+        assert Drawing("case", "ann", ((stroke,), (eraser,))).in_groups(2) == ((stroke,),)
+        assert Drawing("case", "ann", ((stroke,), (eraser,))).in_groups(1) == ()
+
 
 def _touches(stroke: ScribblePrompt) -> bool:
     return bool((stroke.labels != UNLABELLED).any())

@@ -19,7 +19,14 @@ import numpy as np
 import pytest
 from drawn import same_drawing
 
-from wardround.client.annotation.prompts import UNLABELLED, ExtentPrompt, PointPrompt, ScribblePrompt, SlicePrompt
+from wardround.client.annotation.prompts import (
+    UNLABELLED,
+    ErasePrompt,
+    ExtentPrompt,
+    PointPrompt,
+    ScribblePrompt,
+    SlicePrompt,
+)
 from wardround.client.cases import nifti
 from wardround.client.cases import store as store_module
 from wardround.client.cases.drawings import Drawing, encode
@@ -170,6 +177,8 @@ class TestSaving:
     def test_a_proxy_of_nothing_is_no_label_but_a_prediction_may_be_accepted(self, store: CaseStore) -> None:
         with pytest.raises(UsageError, match="nothing to accept"):
             accept(store, steps=((), ()))
+        with pytest.raises(UsageError, match="erased"):
+            accept(store, steps=((PointPrompt((0, 0, 3), 1),), (ErasePrompt(2, 3, np.ones(SHAPE[:2], bool)),)))
         accept(store, steps=(), source="prediction")
         accept(store, steps=(), source="whole")
 
