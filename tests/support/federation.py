@@ -186,8 +186,9 @@ class Federation:
             self._serving.clear()
 
     def log(self, name: str) -> str:
-        """What a process said."""
-        return (self.folder / f"{name}.log").read_text()
+        """What a process said; nothing, if it has not begun."""
+        path = self.folder / f"{name}.log"
+        return path.read_text() if path.exists() else ""
 
     def _start(self, name: str, where: Where, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
         command = [*where.prefix, sys.executable, "-m", "wardround.deploy.cli", *arguments]
