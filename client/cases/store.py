@@ -437,7 +437,7 @@ class CaseStore:
             drawing = _drawing_in(connection, case_id, author)
             if drawing is None or drawing.state not in ("accepted", *get_args(Verdict)):
                 raise UsageError(
-                    f"there is nothing of {author} to review on case {case_id}",
+                    "there is nothing of this author to review on this case",
                     "its author has not accepted it, or draws on it again",
                     "wait until it is accepted",
                 )

@@ -101,7 +101,10 @@ class Snapshots:
         sweep(folder)
 
     def before(self, round_: int, capacity: int) -> SiteState:
-        """The latest state before round `round_`; a fresh one where the site has none at all.
+        """The latest state before round `round_`; a fresh one where the site had none at all by then.
+
+        A site may have had nothing to learn from in the first rounds of a run. The one in which it began can be asked
+        for again as any other.
 
         Raises
         ------
@@ -110,7 +113,7 @@ class Snapshots:
         """
         rounds = self._rounds()
         earlier = [number for number in rounds if number < round_]
-        if rounds and not earlier and round_ > 1:
+        if rounds and not earlier and round_ > 1 and not self._is_first(min(rounds)):
             raise StorageError(
                 f"the site holds no state from before round {round_}",
                 f"it keeps the last {self.KEPT} rounds, the oldest is round {min(rounds)}",
@@ -128,10 +131,12 @@ class Snapshots:
         for number in self._rounds():
             if number >= state.round:
                 remove_folder(self._path(number))
+        first = not self._rounds()
         with new_folder(self._path(state.round)) as folder:
             save_arrays(folder / "optimiser.safetensors", state.optimiser)
             content = {
                 "round": state.round,
+                "first": first,
                 **asdict(state.reservoir),
                 "history": list(state.history),
                 "effort": state.effort,
@@ -142,6 +147,13 @@ class Snapshots:
             (folder / "state.json").write_text(json.dumps(content))
         for number in sorted(self._rounds())[: -self.KEPT]:
             remove_folder(self._path(number))
+
+    def _is_first(self, round_: int) -> bool:
+        """Whether a snapshot is the site's first; an older version did not write that down."""
+        try:
+            return json.loads((self._path(round_) / "state.json").read_text()).get("first") is True
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def _read(self, round_: int) -> SiteState:
         folder = self._path(round_)

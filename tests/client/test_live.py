@@ -17,11 +17,13 @@ from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
+from wardround.client.device import Device
 from wardround.client.home import SiteHome
 from wardround.client.intake import AUTHOR, STORE
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.session import CaseSession
 from wardround.client.live import open_live_site
+from wardround.client.workbench.studio import Studio
 from wardround.errors import DataError, LabelError
 from wardround.models.catalogue import build
 from wardround.models.weights import weights_of
@@ -273,6 +275,36 @@ class TestPeople:
         drawn(home, 7, steps=((PointPrompt((0, 0, 0), 3),),))
         with pytest.raises(LabelError, match="drawn on case case-7 goes up to 3"):
             train(home, quick(1))
+
+    def test_from_a_stroke_at_the_workbench_to_the_federated_round(self, tmp_path: Path) -> None:
+        """A new site: weights come with a round that finds nothing, people draw with them, the next round learns."""
+        home = make_home(tmp_path / "home", cases=0, tests=0)
+        with pytest.raises(DataError, match="nothing to learn from"):
+            train(home, quick(1))
+        truth = Truth(draw_phantom(np.random.default_rng(1), shape=SHAPE)[1])
+        with CaseStore(home.site / STORE) as store:
+            for number in (1, 2, 3):
+                store.add_case(f"case-{number}", draw_phantom(np.random.default_rng(number), shape=SHAPE)[0])
+            studio = Studio(home, store, Device(), torch_device="cpu", look_ahead=False)
+            studio.open("case-1", "ann")
+            for axis in (2, 1):
+                studio.draw("case-1", "ann", [truth.slice(SliceRequest(axis, SHAPE[axis] // 2))])
+            studio.draw("case-1", "ann", [PointPrompt((0, 0, 0), 1)])
+            studio.undo("case-1", "ann")
+            assert studio.accept("case-1", "ann").state == "accepted"
+            studio.open("case-2", "ann")
+            studio.draw("case-2", "ann", [PointPrompt((0, 0, 0), 1)])
+            studio.save_label("case-3", "bob", draw_phantom(np.random.default_rng(3), shape=SHAPE)[1])
+            studio.close_all()
+            accepted = store.drawing("case-1", "ann")
+            assert accepted is not None
+            assert [len(step) for step in accepted.drawn] == [1, 1]
+            # The draft of case 2 stays one; what was drawn and what came whole from another viewer count.
+            assert store.counting(review=False) == {"case-1": "ann", "case-3": "bob"}
+        first = train(home, quick(2))
+        assert first.metrics["cases"] == 2
+        assert not same(first.weights, START)
+        assert same(train(home, quick(2)).weights, first.weights)
 
 
 class TestLatestModel:

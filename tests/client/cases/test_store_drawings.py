@@ -258,7 +258,7 @@ class TestReview:
     def test_there_must_be_something_to_review(self, store: CaseStore, state: Any) -> None:
         if state:
             store.save_drawing(drawing(state=state))
-        with pytest.raises(UsageError, match="nothing of ann to review"):
+        with pytest.raises(UsageError, match="nothing of this author to review"):
             store.review("a", "ann", by="rev", verdict="approved")
 
     @pytest.mark.parametrize("wrong", [{"by": ""}, {"verdict": "open"}, {"reason": "he moved"}])

@@ -60,11 +60,33 @@ def test_what_a_crash_left_half_written_is_swept(tmp_path: Path) -> None:
 
 def test_a_site_never_begins_anew_behind_its_own_back(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path)
-    for number in (6, 7):
+    for number in (5, 6, 7):
         snapshots.save(state(number))
     with pytest.raises(StorageError, match="no state from before round 6"):
         snapshots.before(6, capacity=4)
     assert snapshots.before(1, capacity=4).round == 0
+
+
+def test_the_round_in_which_a_site_began_can_be_asked_for_again(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    for _ in range(2):
+        snapshots.save(state(3))
+        assert snapshots.before(3, capacity=7).reservoir == Reservoir(7)
+        assert snapshots.before(2, capacity=7).round == 0
+    snapshots.save(state(5))
+    assert snapshots.before(5, capacity=7).round == 3
+    assert snapshots.before(3, capacity=7).round == 0
+    snapshots.save(state(6))
+    with pytest.raises(StorageError, match="no state from before round 5"):
+        snapshots.before(5, capacity=7)
+
+
+def test_an_older_version_did_not_write_down_where_a_site_began(tmp_path: Path) -> None:
+    Snapshots(tmp_path).save(state(3))
+    file = tmp_path / "round-00003" / "state.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "first"}))
+    with pytest.raises(StorageError, match="no state from before round 3"):
+        Snapshots(tmp_path).before(3, capacity=4)
 
 
 def test_a_damaged_snapshot_is_named_with_its_remedy(tmp_path: Path) -> None:
