@@ -47,6 +47,7 @@ def geodesic_distance(
     weight: float = 0.5,
     sweeps: int = 8,
     known: FloatArray | None = None,
+    bound: FloatArray | None = None,
 ) -> FloatArray:
     """Distance of every voxel from the nearest seed, by raster scans.
 
@@ -75,6 +76,8 @@ def geodesic_distance(
     known
         What this function found before from some of these seeds, all else being equal. The scans then pass over
         whatever the new seeds do not bring nearer; where they end because nothing changes the result is the same.
+    bound
+        ``[I, J, K]``: voxels that are further than this stay infinitely far, and no path leads through them.
 
     Returns
     -------
@@ -87,7 +90,7 @@ def geodesic_distance(
         If an argument is out of its range or the shapes differ.
     """
     _check(image, seeds, spacing, convention, weight)
-    if known is not None and known.shape != image.shape:
+    if any(given is not None and given.shape != image.shape for given in (known, bound)):
         raise UsageError("known distances do not fit the image", "they are of another crop", "leave them out")
     if sweeps < 1:
         raise UsageError(f"cannot scan {sweeps} times", "at least one pair of scans is needed", "try 8")
@@ -103,7 +106,8 @@ def geodesic_distance(
     rows = np.full(padded.shape[:2], -1, dtype=np.int32)
     rows[1:-1, 1:-1][new.any(axis=2)] = 0
     lengths = np.asarray(np.sqrt(np.square(_BEFORE * np.asarray(spacing)).sum(axis=1)), dtype=np.float32)
-    arguments = (padded, distance, rows, _BEFORE, lengths, convention == "additive", np.float32(weight), sweeps)
+    limit = np.zeros(0, dtype=np.float32) if bound is None else np.pad(np.asarray(bound, dtype=np.float32), 1).ravel()
+    arguments = (padded, distance, limit, rows, _BEFORE, lengths, convention == "additive", np.float32(weight), sweeps)
     _run_scans(arguments)
     return np.ascontiguousarray(inner)
 
@@ -193,6 +197,7 @@ def _compiled(keep: bool) -> Callable[..., None]:
 def _scan(  # noqa: PLR0912, PLR0917 - one loop nest, which Numba compiles as it stands
     image: FloatArray,
     distance: FloatArray,
+    limit: FloatArray,
     changed: npt.NDArray[np.int32],
     before: npt.NDArray[np.int64],
     lengths: FloatArray,
@@ -200,12 +205,22 @@ def _scan(  # noqa: PLR0912, PLR0917 - one loop nest, which Numba compiles as it
     weight: np.float32,
     sweeps: int,
 ) -> None:
-    """Lower `distance` in place. All arrays have a rim of one voxel; `changed` holds for every row (i, j) the number of
+    """Lower `distance` in place, nowhere to more than `limit`, which is flat and may be empty.
+
+    All arrays have a rim of one voxel; `changed` holds for every row (i, j) the number of
     the scan that last lowered it, 0 for the seeds and -1 for never, so that rows where nothing is new are passed over.
     """
     one = np.float32(1)
     flat = np.float32(1e-5)
     size_i, size_j, size_k = image.shape
+    intensity, far = image.reshape(-1), distance.reshape(-1)
+    unlimited = limit.size == 0
+    # The way to each neighbour in memory, and the least that a step there costs, whatever the image.
+    ways = np.empty(13, dtype=np.int64)
+    least = np.empty(13, dtype=np.float32)
+    for n in range(13):
+        ways[n] = (before[n, 0] * size_j + before[n, 1]) * size_k + before[n, 2]
+        least[n] = (one - weight) * lengths[n] if additive else np.float32(0)
     seen = np.full((2, size_i, size_j), -1, dtype=np.int32)
     for scan in range(1, 2 * sweeps + 1):
         backward = (scan + 1) % 2
@@ -225,24 +240,23 @@ def _scan(  # noqa: PLR0912, PLR0917 - one loop nest, which Numba compiles as it
                 lowered = False
                 for column in range(1, size_k - 1):
                     k = column if sign > 0 else size_k - 1 - column
-                    best = distance[i, j, k]
-                    centre = image[i, j, k]
+                    here = (i * size_j + j) * size_k + k
+                    best = far[here]
+                    centre = intensity[here]
                     for n in range(13):
-                        ni = i + sign * before[n, 0]
-                        nj = j + sign * before[n, 1]
-                        nk = k + sign * before[n, 2]
-                        start = distance[ni, nj, nk]
-                        if start >= best:
+                        there = here + sign * ways[n]
+                        start = far[there]
+                        if start + least[n] >= best:
                             continue
-                        change = abs(centre - image[ni, nj, nk])
+                        change = abs(centre - intensity[there])
                         if additive:
-                            cost = (one - weight) * lengths[n] + weight * change
+                            cost = least[n] + weight * change
                         else:
                             change += flat
                             cost = lengths[n] * change / ((one - weight) * change + weight)
                         best = min(best, start + cost)
-                    if best < distance[i, j, k]:
-                        distance[i, j, k] = best
+                    if best < far[here] and (unlimited or best <= limit[here]):
+                        far[here] = best
                         lowered = True
                 if lowered:
                     changed[i, j] = scan

@@ -100,9 +100,10 @@ class PropagationSettings:
         The crop ends at multiples of this many voxels. At 1 every drawing that shows a little more of the object moves
         the crop, and nothing that was found for the old one is of use any more.
     continued
-        Whether distances from strokes are taken up where the last drawing left them, see
-        :func:`wardround.client.annotation.seeds.expand`. A stroke then costs what it changes; the proxy is no longer a
-        function of the drawings alone, but of their order, too, within the little that a few scans leave open.
+        Whether distances from strokes are taken up where the last drawing left them, and spread no further than they
+        matter, see :data:`wardround.client.annotation.votes.LIVE_SEEDS`. A stroke then costs what it changes; the proxy
+        is no longer a function of the drawings alone, but of their order, too, within the little that a few scans leave
+        open.
     """
 
     registration: str = "demons"

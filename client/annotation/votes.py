@@ -22,7 +22,7 @@ from wardround.client.annotation.crop import Box
 from wardround.client.annotation.prompts import UNLABELLED, Annotations
 from wardround.client.annotation.registration import DemonsSettings, register
 from wardround.client.annotation.sampling import warp
-from wardround.client.annotation.seeds import SeedStore, expand, seed_map
+from wardround.client.annotation.seeds import SeedSettings, SeedStore, expand, seed_map
 
 FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.uint8]
@@ -32,6 +32,8 @@ VoteKey = tuple[tuple[int, bytes], tuple[int, bytes], float, float]
 
 # Signed distances are cut off at this many pixels of the slice's finer axis.
 DEEPEST = 10.0
+# How strokes spread for a person who waits.
+LIVE_SEEDS = SeedSettings(sweeps=2, rival=4.0)
 # Logits per voxel of signed distance.
 STEEPNESS = 2.0
 
@@ -355,7 +357,8 @@ def seed_vote(
     fixed
         The same of drawn slices and of background outside the extent; strokes go first.
     store
-        Of this crop, for distances that are taken up from the last call; None to begin anew.
+        Of this crop, for distances that are taken up from the last call, and spread no further than they matter; None
+        to begin anew and to spread as far as the defaults say.
 
     Returns
     -------
@@ -364,4 +367,6 @@ def seed_vote(
         :func:`wardround.client.annotation.seeds.expand` returns them.
     """
     seeds = np.where(strokes != UNLABELLED, strokes, fixed)
-    return expand(scene.image, scene.spacing, seeds, scene.labels, store=store)
+    if store is None:
+        return expand(scene.image, scene.spacing, seeds, scene.labels)
+    return expand(scene.image, scene.spacing, seeds, scene.labels, LIVE_SEEDS, store=store)

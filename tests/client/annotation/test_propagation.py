@@ -524,7 +524,9 @@ class TestLive:
             live = propagate(image, known, 3, settings=LIVE, cache=cache)
         fresh = propagate(image, known, 3, settings=replace(LIVE, continued=False))
         assert dice(live.labels > 0, fresh.labels > 0) > 0.99
-        np.testing.assert_allclose(live.probabilities, fresh.probabilities, atol=0.05)
+        difference = np.abs(live.probabilities - fresh.probabilities)
+        assert difference.max() < 0.15
+        assert difference.mean() < 0.001
 
     def test_a_stroke_that_is_gone_has_no_say(self):
         image, labels = scene()
