@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import iter_pixels
-from pydicom.uid import UID, JPEGLSTransferSyntaxes, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, JPEGLSTransferSyntaxes, RLELossless
 
 from wardround.client.cases.dicom.headers import BROKEN, quiet
 from wardround.errors import SeriesRefused
@@ -97,17 +97,17 @@ def _stored(dataset: Dataset, frames: Sequence[int]) -> Iterator[npt.NDArray[np.
     allocated, bits, high = int(dataset.BitsAllocated), int(dataset.BitsStored), int(dataset.HighBit)
     plugin = ""
     if syntax.is_compressed:
+        if high != bits - 1:
+            raise _format(f"its bits are {bits} of {allocated}, up to bit {high}, and compressed")
         _check_streams(dataset, syntax)
         plugin = "pyjpegls" if syntax in JPEGLSTransferSyntaxes else ""
-        if high != bits - 1 and syntax != RLELossless:
-            raise _format(f"its bits are {bits} of {allocated}, up to bit {high}, and compressed")
     try:
-        decoded = iter_pixels(dataset, indices=list(frames), raw=True, decoding_plugin=plugin)
+        if high != bits - 1:
+            decoded = _words(dataset, frames, high + 1 - bits)
+        else:
+            decoded = iter_pixels(dataset, indices=list(frames), raw=True, decoding_plugin=plugin)
         for frame in decoded:
-            values = frame.astype(np.int64)
-            if not syntax.is_compressed or syntax == RLELossless:
-                values >>= high + 1 - bits
-            values &= (1 << bits) - 1
+            values = frame.astype(np.int64) & ((1 << bits) - 1)
             if int(dataset.PixelRepresentation) == 1:
                 values -= (values >> (bits - 1)) << bits
             yield values
@@ -118,6 +118,16 @@ def _stored(dataset: Dataset, frames: Sequence[int]) -> Iterator[npt.NDArray[np.
             "have the archive send them uncompressed or in JPEG Lossless",
             reason="transfer-syntax",
         ) from error
+
+
+def _words(dataset: Dataset, frames: Sequence[int], shift: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Whole words, moved to the right; pydicom clears their upper bits, which here are the ones that count."""
+    size = int(dataset.BitsAllocated) // 8
+    order = ">" if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian and size > 1 else "<"
+    count = int(dataset.Rows) * int(dataset.Columns)
+    for index in frames:
+        words = np.frombuffer(dataset.PixelData, f"{order}u{size}", count, index * count * size)
+        yield words.reshape(int(dataset.Rows), int(dataset.Columns)).astype(np.int64) >> shift
 
 
 def _scaled(dataset: Dataset, index: int, stored: npt.NDArray[np.int64], padding: Padding) -> Values:
