@@ -51,10 +51,15 @@ def _find(root: Path, path: str) -> Path:
     missing = Refused(404, "there is no such file")
     if any(part.startswith(".") or "\\" in part or "\0" in part for part in parts):
         raise missing
-    found = root.joinpath(*(part for part in parts if part)).resolve()
-    if not found.is_relative_to(root):
+    try:
+        found = root.joinpath(*(part for part in parts if part)).resolve()
+        inside, is_file = found.is_relative_to(root), found.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        # A name that no file can have, or links that lead in a circle.
+        raise missing from error
+    if not inside:
         raise missing
-    if found.is_file():
+    if is_file:
         return found
     if "." not in parts[-1] and (root / "index.html").is_file():
         return root / "index.html"
