@@ -300,7 +300,16 @@ def decode(data: bytes) -> Drawing:
             reason=header.reason,
         )
         pixels.check_end()
-    except (ValueError, UsageError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (
+        ValueError,
+        TypeError,
+        UsageError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+    ) as error:
         raise StorageError(
             "a stored drawing cannot be read",
             f"it is damaged, or of another version ({type(error).__name__})",

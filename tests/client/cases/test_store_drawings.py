@@ -444,7 +444,7 @@ class TestMigration:
                 self.check(store)
                 assert [record.author for record in store.drawings("old")] == ["ann", "bob", "eve"]
 
-    @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
     def test_a_kill_while_it_is_migrated_loses_nothing(self, memory: Path, step: int) -> None:
         store_of_version_1(memory / "start")
         outcome = run_script("make", memory / "start", memory, step)
@@ -462,7 +462,7 @@ class TestMigration:
 class TestCrash:
     """Against processes that are really killed; see ``store_crash.py``."""
 
-    @pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.long)])
     def test_a_kill_at_any_line_leaves_drawing_and_label_of_one_moment(self, memory: Path, step: int) -> None:
         with CaseStore(memory / "start") as store:
             store.add_case("old", Volume(np.ones(SHAPE, np.float32), np.diag([-1.0, -1.0, 2.0, 1.0])))

@@ -1,6 +1,7 @@
 """Disk, private files, processes and stores that are well, and such that are not."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.deploy.doctor import machine
@@ -111,6 +113,25 @@ def test_a_file_that_is_gone(folder: Path) -> None:
     found = store(folder)
     assert "3 stored files of 3" in found.problem
     assert "it is gone" in found.cause
+
+
+def test_drawings_are_looked_at_as_well(folder: Path) -> None:
+    with CaseStore(folder) as cases:
+        case = cases.cases()[0]
+        for author in ("ann", "bob"):
+            cases.save_drawing(Drawing(case, author))
+    assert store(folder).note.startswith("3 files and 2 drawings, all")
+    with sqlite3.connect(folder / "store.sqlite") as raw:
+        raw.execute("UPDATE drawings SET content = substr(content, 2) WHERE author = 'bob'")
+    found = store(folder)
+    assert "1 stored file of 5" in found.problem
+    assert found.cause == "drawing 2 (its content has changed)"
+
+
+def test_a_store_from_before_there_were_drawings(folder: Path) -> None:
+    with sqlite3.connect(folder / "store.sqlite") as raw:
+        raw.execute("DROP TABLE drawings")
+    assert store(folder).note.startswith("3 files, all")
 
 
 def test_a_database_that_is_damaged(folder: Path) -> None:
