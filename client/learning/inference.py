@@ -3,11 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-# Longest side of a window in voxels: smaller volumes are predicted in one piece.
-WINDOW_LIMIT = 128
+from wardround.models.windows import FittingInferer
 
 
 def normalise(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
@@ -21,16 +19,6 @@ def normalise(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     values = np.asarray(array, dtype=np.float64)
     deviation = values.std()
     return np.asarray((values - values.mean()) / (deviation if deviation > 0 else 1.0), dtype=np.float32)
-
-
-def padded_shape(shape: tuple[int, ...], stride: int) -> tuple[int, ...]:
-    """Round every side of `shape` up to a multiple of `stride`, and all of them to two where one would do for each.
-
-    A network's lowest level has one voxel a stride, and a single voxel has no variance to normalise by.
-    """
-    if all(side <= stride for side in shape):
-        return (2 * stride,) * len(shape)
-    return tuple(-(-side // stride) * stride for side in shape)
 
 
 def predict(
@@ -57,17 +45,14 @@ def predict(
     amp
         Mixed precision (used on CUDA only).
     window
-        Sides of the window in voxels; by default the volume itself, rounded up and capped at :data:`WINDOW_LIMIT`.
+        Sides of the window in voxels; by default as :class:`~wardround.models.windows.FittingInferer` chooses.
 
     Returns
     -------
     numpy.ndarray
         ``[C, I, J, K]``, float32, sums to one over C.
     """
-    sides = window or tuple(min(side, WINDOW_LIMIT) for side in image.shape)
-    inferer = SlidingWindowInferer(
-        roi_size=padded_shape(sides, stride), sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="constant"
-    )
+    inferer = FittingInferer(stride, window)
     training = network.training
     network.eval()
     try:

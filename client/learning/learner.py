@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from wardround.client.learning.augmentation import Augmentation
-from wardround.client.learning.inference import padded_shape, predict
+from wardround.client.learning.inference import predict
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
 from wardround.errors import UsageError
 from wardround.models.catalogue import architecture, build
 from wardround.models.weights import load_weights, weights_of
+from wardround.models.windows import padded_shape
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 

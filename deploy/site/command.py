@@ -235,6 +235,27 @@ def approve(  # noqa: PLR0917 - one parameter an option
     terminal.print(f"it may run from now on, approved by {escape(name)}")
 
 
+@app.command("export-model")
+def export_model(
+    folder: Annotated[Path, typer.Argument(help="Where to write it; must not be there yet.")],
+    home: Home = _HOME,
+) -> None:
+    """Export the latest global model as a MONAI Bundle, which `python -m monai.bundle run` runs."""
+    from wardround.client.learning.latest import LatestModel, weights_digest
+    from wardround.models.bundle import Origin, write_bundle
+
+    place = _home(home)
+    found = LatestModel(place.site / "model").read()
+    if found is None:
+        raise UsageError("there is no model to export", "the site took part in no round yet", "wait for a round")
+    plan, weights = found
+    names = place.workbench.labels
+    if len(names) != plan.labels - 1:
+        names = tuple(f"label {number}" for number in range(1, plan.labels))
+    write_bundle(folder, plan.model, names, weights, Origin(plan.run, plan.round, weights_digest(weights)))
+    _console().print(f"the model after round {plan.round} of run {escape(plan.run)} is in {escape(str(folder))}")
+
+
 @app.command()
 def doctor(home: Home = _HOME) -> None:
     """Look for what can go wrong at a site: clock, network, TLS, key, disk, store, ledger."""

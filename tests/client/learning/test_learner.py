@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from wardround.client.learning.augmentation import Augmentation
-from wardround.client.learning.inference import normalise, padded_shape, predict
+from wardround.client.learning.inference import normalise, predict
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, _window, resolve_device
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
 from wardround.errors import UsageError
+from wardround.models.windows import padded_shape
 
 CPU = torch.device("cpu")
 

@@ -18,11 +18,14 @@ from wardround.client.gate.gate import Gate
 from wardround.client.gate.policy import load_policy
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
+from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.deploy.cli import run
 from wardround.deploy.coordinator.bundle import write_bundle
 from wardround.deploy.provisioning import Authority, make_invitation, read_enrolment
 from wardround.deploy.provisioning.keys import fingerprint
 from wardround.errors import DataError, GateRefused, StorageError, UsageError
+from wardround.models.catalogue import build
+from wardround.models.weights import weights_of
 
 NOW = datetime.datetime.now(datetime.UTC)
 URL = "https://fed.example.org:8443"
@@ -268,3 +271,18 @@ def test_a_bundle_is_shown_approved_and_revoked(
     assert Approvals(home.path).find(digest).state == "revoked"
     with pytest.raises(GateRefused, match="taken back"):
         gate.admit_app(digest, fab.read_bytes())
+
+
+def test_the_latest_model_is_exported_for_monai(
+    living: SiteHome, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bundle"
+    assert typed(living, "export-model", str(folder)) == UsageError.exit_code
+    assert "took part in no round yet" in capfd.readouterr().err
+    of_round = plan(round=2)
+    weights = weights_of(build(of_round.model, of_round.labels, seed=1))
+    LatestModel(living.site / "model").save(of_round, weights)
+    assert typed(living, "export-model", str(folder)) == 0
+    about = json.loads((folder / "configs" / "metadata.json").read_text())["wardround"]
+    assert (about["run"], about["round"], about["weights-sha256"]) == (of_round.run, 2, weights_digest(weights))
+    assert typed(living, "export-model", str(folder)) == StorageError.exit_code
