@@ -173,13 +173,13 @@ def deidentified(dataset: Dataset, options: Options, register: Register) -> Data
             _declare(found, options)
             _rewrite_meta(found, dataset)
             return found
-    except BROKEN as error:
+    except BROKEN:
         raise SeriesRefused(
             "a header cannot be read to its end",
             "it is damaged, or nested too deeply",
             "export the series again",
             reason="damaged-header",
-        ) from error
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Copier:
         rule = table().get(f"{element.tag:08x}")
         if rule is None:
             return self._unlisted(element)
-        if self._retained(rule):
+        if self._retained(rule) and not ("dates" in rule.options and self._is_prose(element)):
             return self._inside(element)
         if element.VR in _DATES and self.options.dates == "shift" and "dates" in rule.options:
             return self._shifted(element)
@@ -270,6 +270,11 @@ class _Copier:
         if None in moved:
             return self._done(element, "Z")
         return DataElement(element.tag, element.VR, moved if len(moved) > 1 else moved[0])
+
+    @staticmethod
+    def _is_prose(element: DataElement) -> bool:
+        """Whether an attribute that should hold a date or a time holds something else."""
+        return element.VR not in _DATES and not re.fullmatch(r"[\d+\-:./ ]*", str(element.value or ""))
 
     @staticmethod
     def _cleaned(element: DataElement) -> DataElement | None:

@@ -37,7 +37,8 @@ BROKEN = (
     InvalidDicomError,
     BytesLengthException,
 )
-"""Whatever pydicom and the decoders raise on bytes that are no valid image."""
+"""Whatever pydicom and the decoders raise on bytes that are no valid image. Their texts quote values, which may be a
+patient's: what is raised in their place is raised ``from None``."""
 
 # What pydicom says about a file it quotes from it.
 config.settings.reading_validation_mode = config.IGNORE

@@ -63,13 +63,13 @@ def intensities(dataset: Dataset, frames: Sequence[int], padding: Padding = "kee
         try:
             with quiet():
                 image = next(images)
-        except (*BROKEN, StopIteration) as error:
+        except (*BROKEN, StopIteration):
             raise SeriesRefused(
                 "the pixels of an image cannot be read",
                 "the file is damaged or cut short, or the pixels are not what its header says",
                 "export the series again",
                 reason="damaged-pixels",
-            ) from error
+            ) from None
         yield image
 
 
@@ -111,13 +111,13 @@ def _stored(dataset: Dataset, frames: Sequence[int]) -> Iterator[npt.NDArray[np.
             if int(dataset.PixelRepresentation) == 1:
                 values -= (values >> (bits - 1)) << bits
             yield values
-    except NotImplementedError as error:
+    except NotImplementedError:
         raise SeriesRefused(
             "the images are compressed in a way that cannot be read",
             f"their transfer syntax is {syntax.name if syntax.is_transfer_syntax else 'unknown'}",
             "have the archive send them uncompressed or in JPEG Lossless",
             reason="transfer-syntax",
-        ) from error
+        ) from None
 
 
 def _words(dataset: Dataset, frames: Sequence[int], shift: int) -> Iterator[npt.NDArray[np.int64]]:

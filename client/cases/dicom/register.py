@@ -328,12 +328,12 @@ class Register:
         try:
             with quiet():
                 return dcmread(BytesIO(zlib.decompress(header)))
-        except BROKEN as error:
+        except BROKEN:
             raise StorageError(
                 f"cannot read a header in the register {self._folder}",
                 "the file is damaged",
                 "restore the register from a backup",
-            ) from error
+            ) from None
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
         with self._transaction(write=False) as connection:
@@ -375,10 +375,10 @@ def _packed(header: Dataset) -> bytes:
     try:
         with quiet():
             dcmwrite(stream, header, enforce_file_format=True)
-    except BROKEN as error:
+    except BROKEN:
         raise DataError(
             "the header of an image cannot be kept",
             "it holds elements that cannot be written again",
             "export the series from the archive again",
-        ) from error
+        ) from None
     return zlib.compress(stream.getvalue(), 1)

@@ -92,8 +92,8 @@ class _Packed:
         try:
             with self.archive.open(self.entry) as stream:
                 return stream.read(left)
-        except zipfile.BadZipFile as error:
-            raise ValueError("an entry of an archive is damaged") from error
+        except zipfile.BadZipFile:
+            raise ValueError("an entry of an archive is damaged") from None  # whose text holds its name
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,10 @@ def _archive(path: Path, limits: Limits) -> Listing:
         raise _bomb(path, f"its table of contents alone has {directory} bytes")
     try:
         archive = zipfile.ZipFile(path)
-    except (*BROKEN, zipfile.BadZipFile) as error:
+    except (*BROKEN, zipfile.BadZipFile):
         raise DataError(
             f"cannot read {path} as a zip archive", "it is damaged or cut short", "copy it again, or unpack it"
-        ) from error
+        ) from None
     listed = [entry for entry in archive.infolist() if not entry.is_dir()]
     if len(listed) > limits.files:
         raise _too_many(limits)
