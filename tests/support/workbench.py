@@ -269,7 +269,8 @@ class FakeStudio:
             raise UsageError("the case is not open", "", "open it first")
 
     def _save(self, case_id: str, user: str, labels: Volume, source: Any) -> Outcome:
-        self._store.save_drawing(Drawing(case_id, user, state="accepted", source=source), labels)
+        steps = ((self.drawn[case_id, user]),) if (case_id, user) in self.drawn else ()
+        self._store.save_drawing(Drawing(case_id, user, steps=steps, state="accepted", source=source), labels)
         return Outcome(case_id, "accepted", None, self.next_case(user))
 
     def _proxy(self, case_id: str, user: str) -> npt.NDArray[np.uint8]:
