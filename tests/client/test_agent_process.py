@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from deployment import eventually
+from drawn import draw, person
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from living import START, agent_process, answers, arrive, ask, lasting, make_home, plan, same, start_agent
@@ -173,6 +174,30 @@ def test_killed_in_the_middle_of_a_round_it_answers_the_same_when_asked_again(tm
     assert same(weights_from_record(reply.content.array_records[ARRAYS]), expected.weights)
     assert lasting(reply.content.metric_records[METRICS]) == lasting(expected.metrics)
     assert Ledger(home.ledger).verify().ok
+
+
+def test_killed_in_the_middle_of_what_people_drew_it_does_not_see_what_they_drew_since(tmp_path: Path) -> None:
+    home, twin = (make_home(tmp_path / name, cases=0) for name in ("home", "twin"))
+    for place in (home, twin):
+        draw(place, 1, 2)
+    with open_live_site(twin) as site:
+        expected = site.train(plan(1), START)
+    process = start_agent(home)
+    replies: list[Message] = []
+    thread = threading.Thread(target=lambda: replies.append(courier("train", home.path)))
+    thread.start()
+    eventually(lambda: list(home.site.glob("runs/test/memory/*.safetensors")), "the first case of the round")
+    process.kill()
+    process.join()
+    # One draws on, another accepts earlier than before, a third begins with a new case.
+    draw(home, 1, state="open", steps=())
+    draw(home, 2, steps=person(2)[0].steps[:1])
+    draw(home, 3, author="bob")
+    with agent_process(home):
+        thread.join(300)
+    (reply,) = replies
+    assert same(weights_from_record(reply.content.array_records[ARRAYS]), expected.weights)
+    assert lasting(reply.content.metric_records[METRICS]) == lasting(expected.metrics)
 
 
 def test_a_pause_ends_the_round_and_holds_over_a_restart(tmp_path: Path) -> None:

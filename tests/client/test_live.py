@@ -6,17 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn import same_prompt
+from drawn import draw, person, same_prompt
 from living import SHAPE, START, arrive, lasting, make_home, plan, same
 
 from wardround.client.annotation.annotator import Truth
 from wardround.client.annotation.effort import contour_effort
 from wardround.client.annotation.prompts import Annotations, PointPrompt, Prompt, SliceRequest
 from wardround.client.arrivals import IMPORTED, REFERENCE, Arrivals
-from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
-from wardround.client.cases.volume import Volume
 from wardround.client.device import Device
 from wardround.client.home import SiteHome
 from wardround.client.intake import AUTHOR, STORE
@@ -140,33 +138,15 @@ def test_status_counts_what_the_last_run_learnt(tmp_path: Path) -> None:
         assert site.status() == {"cases": 3, "seen": 2, "round": 1}
 
 
-def person(number: int, author: str = "ann", **fields: Any) -> tuple[Drawing, Volume]:
-    """What a person draws on a phantom: three slices in three steps, an extent; and the label that they accept."""
-    labels = draw_phantom(np.random.default_rng(number), shape=SHAPE)[1]
-    truth = Truth(labels)
-    steps = tuple((truth.slice(SliceRequest(axis, SHAPE[axis] // 2)),) for axis in (2, 1, 0))
-    given = {"steps": steps, "extent": truth.extent(), "state": "accepted", "effort_contour": 100.0}
-    return Drawing(f"case-{number}", author, **(given | fields)), labels
-
-
-def drawn(home: SiteHome, *numbers: int, author: str = "ann", label: Volume | None = None, **fields: Any) -> None:
-    """Phantoms without an imported label, drawn on and accepted by a person."""
-    with CaseStore(home.site / STORE) as store:
-        for number in numbers:
-            store.add_case(f"case-{number}", draw_phantom(np.random.default_rng(number), shape=SHAPE)[0])
-            drawing, labels = person(number, author, **fields)
-            store.save_drawing(drawing, (label or labels) if drawing.state == "accepted" else None)
-
-
 class TestPeople:
     """A round learns from what people drew."""
 
     def test_asked_twice_it_gives_the_same_bits_and_another_drawing_others(self, tmp_path: Path) -> None:
         home, twin, other = (make_home(tmp_path / name, cases=0, tests=0) for name in ("home", "twin", "other"))
         for place in (home, twin):
-            drawn(place, 1, 2)
-        drawn(other, 1)
-        drawn(other, 2, steps=person(2)[0].steps[:2])
+            draw(place, 1, 2)
+        draw(other, 1)
+        draw(other, 2, steps=person(2)[0].steps[:2])
         first = train(home, quick(1, updates_per_case=4))
         assert first.metrics["cases"] == 2
         assert first.metrics["num-examples"] == 2
@@ -185,7 +165,7 @@ class TestPeople:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         home = make_home(tmp_path / "home", cases=0, tests=0)
-        drawn(home, 1)
+        draw(home, 1)
         expected = person(1)[0]
         seen: list[tuple[Prompt, ...]] = []
         extents = []
@@ -212,29 +192,29 @@ class TestPeople:
     @pytest.mark.parametrize("fields", [{"source": "whole"}, {"source": "prediction", "steps": ()}])
     def test_a_whole_label_answers_as_an_imported_one_does(self, tmp_path: Path, fields: dict[str, Any]) -> None:
         home, twin = make_home(tmp_path / "home", cases=0, tests=0), make_home(tmp_path / "twin", cases=2, tests=0)
-        drawn(home, 0, 1, extent=None, **fields)
+        draw(home, 0, 1, extent=None, **fields)
         ours, theirs = train(home, quick(1)), train(twin, quick(1))
         assert same(ours.weights, theirs.weights)
         assert lasting(ours.metrics) == lasting(theirs.metrics)
 
     def test_dense_supervision_learns_from_the_accepted_label(self, tmp_path: Path) -> None:
         home, twin = make_home(tmp_path / "home", cases=0, tests=0), make_home(tmp_path / "twin", cases=1, tests=0)
-        drawn(home, 0)
+        draw(home, 0)
         dense = quick(1, supervision="dense")
         assert same(train(home, dense).weights, train(twin, dense).weights)
 
     def test_what_a_person_drew_goes_before_an_imported_label(self, tmp_path: Path) -> None:
         home, twin = make_home(tmp_path / "home", cases=1, tests=0), make_home(tmp_path / "twin", cases=0, tests=0)
         for place in (home, twin):
-            drawn(place, 0)
+            draw(place, 0)
         assert same(train(home, quick(1)).weights, train(twin, quick(1)).weights)
 
     def test_a_draft_waits_until_it_is_accepted(self, tmp_path: Path) -> None:
         home = make_home(tmp_path / "home", cases=1, tests=0)
-        drawn(home, 5, state="open")
-        drawn(home, 6, state="skipped", reason="not-visible")
+        draw(home, 5, state="open")
+        draw(home, 6, state="skipped", reason="not-visible")
         assert train(home, quick(1)).metrics["cases"] == 1
-        drawn(home, 5)
+        draw(home, 5)
         assert train(home, quick(2)).metrics["num-examples"] == 2
 
     def test_under_review_only_an_approved_label_is_learnt(self, tmp_path: Path) -> None:
@@ -242,7 +222,7 @@ class TestPeople:
         text = home.settings_file.read_text()
         home.settings_file.write_text(text.replace("review = false", "review = true"))
         assert SiteHome(home.path).workbench.review
-        drawn(home, 5, 6)
+        draw(home, 5, 6)
         with pytest.raises(DataError, match="nothing to learn from"):
             train(SiteHome(home.path), quick(1))
         with CaseStore(home.site / STORE) as store:
@@ -253,7 +233,7 @@ class TestPeople:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         home = make_home(tmp_path / "home", cases=0, tests=0)
-        drawn(home, 1, 2)
+        draw(home, 1, 2)
         take = Arrivals.take
 
         def withdrawn_meanwhile(arrivals: Arrivals, *arguments: Any) -> list[str]:
@@ -265,14 +245,14 @@ class TestPeople:
 
         monkeypatch.setattr(Arrivals, "take", withdrawn_meanwhile)
         assert train(home, quick(1)).metrics["cases"] == 1
-        drawn(home, 1)
+        draw(home, 1)
         again = train(home, quick(1))
         assert again.metrics["cases"] == 1
         assert train(home, quick(2)).metrics["num-examples"] == 2
 
     def test_more_structures_than_the_plan_end_the_round(self, tmp_path: Path) -> None:
         home = make_home(tmp_path / "home", cases=1, tests=0)
-        drawn(home, 7, steps=((PointPrompt((0, 0, 0), 3),),))
+        draw(home, 7, steps=((PointPrompt((0, 0, 0), 3),),))
         with pytest.raises(LabelError, match="drawn on case case-7 goes up to 3"):
             train(home, quick(1))
 
