@@ -414,7 +414,9 @@ class CaseStore:
         with self._reading() as connection:
             return tuple(DrawingRecord(*row) for row in connection.execute(query))
 
-    def review(self, case_id: str, author: str, *, by: str, verdict: Verdict, reason: str = "") -> None:
+    def review(
+        self, case_id: str, author: str, *, by: str, verdict: Verdict, reason: str = "", seen: str | None = None
+    ) -> None:
         """Approve or reject an accepted drawing; a verdict may be changed, and ends when its author draws on.
 
         Parameters
@@ -423,11 +425,14 @@ class CaseStore:
             Who says so; not empty.
         reason
             One of :data:`~wardround.client.cases.drawings.REASONS`.
+        seen
+            `updated` of the record that was looked at: a verdict on it is none on what was accepted since. None judges
+            whatever is there.
 
         Raises
         ------
         UsageError
-            If there is no such drawing, or it is not accepted.
+            If there is no such drawing, it is not accepted, or it has changed since it was looked at.
         """
         if not by or verdict not in get_args(Verdict):
             raise UsageError(
@@ -441,7 +446,14 @@ class CaseStore:
                     "its author has not accepted it, or draws on it again",
                     "wait until it is accepted",
                 )
-            turn = connection.scalar(sa.select(_drawings.c.turn).where(_mine(_drawings, case_id, author)))
+            columns = sa.select(_drawings.c.turn, _drawings.c.updated).where(_mine(_drawings, case_id, author))
+            turn, updated = connection.execute(columns).one()
+            if seen is not None and seen != updated:
+                raise UsageError(
+                    "this label has changed since it was looked at",
+                    "its author accepted it anew, or somebody else reviewed it",
+                    "look at it again",
+                )
             judged = replace(drawing, state=verdict, reason=reason)
             _replace(connection, _drawings, **(_columns_of(judged) | {"turn": turn, "reviewer": by}))
 

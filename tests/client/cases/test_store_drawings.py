@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -260,6 +262,19 @@ class TestReview:
             store.save_drawing(drawing(state=state))
         with pytest.raises(UsageError, match="nothing of this author to review"):
             store.review("a", "ann", by="rev", verdict="approved")
+
+    def test_a_verdict_is_on_what_was_looked_at(self, store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        accept(store)
+        (looked_at,) = store.drawings("a")
+        later = datetime.now(UTC) + timedelta(seconds=1)
+        monkeypatch.setattr(store_module, "datetime", SimpleNamespace(now=lambda _: later))
+        accept(store, value=2)
+        with pytest.raises(UsageError, match="changed since"):
+            store.review("a", "ann", by="rev", verdict="approved", seen=looked_at.updated)
+        assert states(store) == {"ann": "accepted"}
+        (looked_at,) = store.drawings("a")
+        store.review("a", "ann", by="rev", verdict="approved", seen=looked_at.updated)
+        assert states(store) == {"ann": "approved"}
 
     @pytest.mark.parametrize("wrong", [{"by": ""}, {"verdict": "open"}, {"reason": "he moved"}])
     def test_a_review_that_is_none(self, store: CaseStore, wrong: dict[str, Any]) -> None:
