@@ -1,0 +1,43 @@
+// What is known without ground truth: what was drawn, what changed, and what the model behind does.
+
+import * as api from "./api.js";
+import { $, el, fill } from "./dom.js";
+
+const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
+
+/** The line at the top: which model, of which round, and whether it learns. */
+export function showModel({ model, run, round, learning, updates_left, federation }) {
+  const words = { idle: "", train: "training for the federation", evaluate: "being evaluated for the federation" };
+  const doing = learning ? `learning · ${updates_left} to go` : words[federation] || "ready";
+  fill(
+    $("model"),
+    el("span", { class: learning ? "dot busy" : "dot", "aria-hidden": "true" }),
+    el("span", {}, run ? `Round ${round} of ${run}` : "No federated round yet"),
+    el("span", { class: "quiet" }, `model ${model || "untrained"}`),
+    el("span", { class: "doing" }, doing),
+  );
+}
+
+/** The list in the panel. */
+export function showAnswer(answer) {
+  if (!answer) return fill($("progress"), el("dt", {}, "Nothing is open"));
+  const { effort_contour, effort_share, changed, latency_ms, step, suggestion, progress } = answer;
+  const first = suggestion[0];
+  const meter = el("meter", { min: 0, max: 1, value: Math.min(1, effort_share), "aria-label": "Share of drawing every slice" });
+  const lines = [
+    ["Drawn", `${step} ${step === 1 ? "step" : "steps"}, ${Math.round(effort_contour)} px`],
+    ["Of drawing all", effort_share ? percent(effort_share) : "–", meter],
+    ["Changed", step ? `${percent(changed)} of the label` : "–"],
+    ["Answered in", `${Math.round(latency_ms.total ?? 0)} ms`],
+    ["Learnt", `${progress.updates_done} updates`],
+    ["Suggested", first ? `axis ${"ijk"[first.axis]}, ${first.index + 1}` : "nothing more"],
+  ];
+  fill($("progress"), ...lines.flatMap(([name, text, more]) => [el("dt", {}, name), el("dd", {}, text, more)]));
+}
+
+/** Listen to what changes; `changed` is called with the progress. It goes on by itself when the line is cut. */
+export function listen(changed) {
+  const source = api.events();
+  source.addEventListener("message", (event) => changed(JSON.parse(event.data).progress));
+  return source;
+}

@@ -1,0 +1,74 @@
+// Labels of a case. An annotator is shown their own; a reviewer all of them, and says which are good.
+
+import * as api from "./api.js";
+import { $, el, fill, say } from "./dom.js";
+import { STATES } from "./worklist.js";
+
+export class Review {
+  /** `told`: {show(author, bytes or null), judged(), failed(error)}. */
+  constructor(user, reasons, told) {
+    this.user = user;
+    this.reasons = reasons;
+    this.told = told;
+    this.judges = user.roles.includes("reviewer");
+    this.seen = null;
+  }
+
+  async load(id) {
+    this.id = id;
+    this.seen = null;
+    try {
+      const { labels } = await api.labels(id);
+      if (id !== this.id) return;
+      $("review").hidden = !labels.length || !this.judges;
+      fill($("reviewed"), ...labels.map((one) => this._row(one)));
+    } catch (error) {
+      this.told.failed(error);
+    }
+  }
+
+  _row({ author, state, source, effort, stored }) {
+    const why = el("select", { "aria-label": `Reason to reject the label of ${author}` }, ...this.reasons.map((one) => el("option", { value: one }, one)));
+    why.value = "inaccurate";
+    const can = this.judges && author !== this.user.name && ["accepted", "approved", "rejected"].includes(state);
+    const seen = this.seen === author;
+    return el(
+      "li", {},
+      el("div", {}, el("strong", {}, author), " ", el("span", { class: `state ${state}` }, STATES[state] ?? state)),
+      el("div", { class: "quiet" }, `${source} · ${Math.round(effort)} px`),
+      el(
+        "div", { class: "pair" },
+        stored ? el("button", { type: "button", "aria-pressed": String(seen), onclick: () => this._see(author) }, seen ? "Hide" : "Show") : null,
+        can ? el("button", { type: "button", class: "good", onclick: () => this._judge(author, "approved", "") }, "Approve") : null,
+      ),
+      can ? el("div", { class: "pair" }, why, el("button", { type: "button", onclick: () => this._judge(author, "rejected", why.value) }, "Reject")) : null,
+    );
+  }
+
+  async _see(author) {
+    try {
+      const hide = this.seen === author;
+      this.told.show(author, hide ? null : await api.label(this.id, author));
+      this.seen = hide ? null : author;
+      await this._again();
+    } catch (error) {
+      this.told.failed(error);
+    }
+  }
+
+  async _again() {
+    const { labels } = await api.labels(this.id);
+    fill($("reviewed"), ...labels.map((one) => this._row(one)));
+  }
+
+  async _judge(author, verdict, reason) {
+    try {
+      await api.review(this.id, author, verdict, reason);
+      say(`The label of ${author} is ${verdict}.`);
+      await this.load(this.id);
+      this.told.judged();
+    } catch (error) {
+      this.told.failed(error);
+    }
+  }
+}

@@ -1,0 +1,257 @@
+// NiiVue, as this page needs it: the image on three planes that cut it along its own axes, and a rendering. NiiVue
+// draws the image, and the labels within the rendering; all that lies over the planes is drawn by painter.js, from a
+// slice at a time, so that a stroke never makes anything three-dimensional be computed or uploaded.
+
+import { Grid, PLANES, Tile } from "./geometry.js";
+
+const RENDER = 4;
+const TEXTURE7 = 33991; // where NiiVue keeps the texture of its drawing
+
+export class Viewer {
+  /** `drawn` is called after every frame, whatever caused it. */
+  constructor(canvas, drawn) {
+    this.canvas = canvas;
+    this.drawn = drawn;
+    this.grid = null;
+    this.active = PLANES[0];
+    this.large = true;
+    this.cells = new Map();
+    this.shown = null; // the box of labels within the rendering
+  }
+
+  async start() {
+    const nv = new globalThis.niivue.Niivue({
+      interactive: false,
+      isRadiologicalConvention: true,
+      isOrientationTextVisible: false,
+      crosshairWidth: 0,
+      backColor: [0, 0, 0, 1],
+      loadingText: "",
+      logLevel: "error",
+      show3Dcrosshair: false,
+    });
+    this.nv = nv;
+    // The rendering shows labels, the planes do not: there painter.js does, with outlines and opacities.
+    const draw2D = nv.draw2D.bind(nv);
+    nv.draw2D = (...given) => {
+      const opacity = nv.drawOpacity;
+      nv.drawOpacity = 0;
+      draw2D(...given);
+      nv.drawOpacity = opacity;
+    };
+    // A plane fills its cell, also when it is enlarged, and is never stretched.
+    nv.calculateWidthHeight = (type, scale, width, height) => [width, height];
+    const extent = nv.screenFieldOfViewExtendedVox.bind(nv);
+    nv.screenFieldOfViewExtendedVox = (type) => this._filling(type, extent(type));
+    const drawScene = nv.drawScene.bind(nv);
+    nv.drawScene = (...given) => {
+      const result = drawScene(...given);
+      this.drawn();
+      return result;
+    };
+    await nv.attachToCanvas(this.canvas);
+    nv.drawOpacity = 0.9;
+    nv.setRenderAzimuthElevation(120, 15);
+    this._lay();
+  }
+
+  /** Show an image from the bytes of its file, and learn its geometry. */
+  async load(bytes, labels) {
+    const { nv } = this;
+    while (nv.volumes.length) nv.removeVolume(nv.volumes[0]);
+    this.image = await globalThis.niivue.NVImage.loadFromUrl({ url: "image.nii.gz", name: "image.nii.gz", buffer: bytes });
+    nv.addVolume(this.image);
+    const { hdr, permRAS } = this.image;
+    this.grid = new Grid(hdr.dims.slice(1, 4), Array.from(permRAS));
+    this.spacing = Array.from(hdr.pixDims.slice(1, 4));
+    nv.createEmptyDrawing();
+    this.shown = null;
+    const colours = [[0, 0, 0], ...labels];
+    nv.setDrawColormap({
+      R: colours.map((one) => one[0]),
+      G: colours.map((one) => one[1]),
+      B: colours.map((one) => one[2]),
+      A: colours.map((_, n) => (n ? 255 : 0)),
+      I: colours.map((_, n) => n),
+      labels: colours.map((_, n) => String(n)),
+    });
+    this.fit();
+    return this.grid;
+  }
+
+  clear() {
+    while (this.nv.volumes.length) this.nv.removeVolume(this.nv.volumes[0]);
+    this.grid = this.image = null;
+    this.nv.drawScene();
+  }
+
+  /** Lowest and highest intensity that are told apart. */
+  get window() {
+    return [this.image.cal_min, this.image.cal_max];
+  }
+
+  set window([low, high]) {
+    this.image.cal_min = low;
+    this.image.cal_max = Math.max(high, low + 1e-6);
+    this.nv.updateGLVolume();
+  }
+
+  get range() {
+    const { robust_min, robust_max, global_min, global_max } = this.image;
+    return { robust: [robust_min, robust_max], full: [global_min, global_max] };
+  }
+
+  value([i, j, k]) {
+    const { img, hdr } = this.image;
+    const [columns, rows] = this.grid.shape;
+    const slope = hdr.scl_slope || 1;
+    return img[i + columns * (j + rows * k)] * slope + hdr.scl_inter;
+  }
+
+  /** Show the slices through a voxel. */
+  go(voxel) {
+    const turned = this.grid.toTurned(voxel);
+    this.nv.scene.crosshairPos = turned.map((at, t) => (at + 0.5) / this.grid.turned[t]);
+    this.nv.drawScene();
+  }
+
+  arrange(large, active) {
+    this.large = large;
+    this.active = active;
+    this._lay();
+  }
+
+  fit() {
+    this.nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
+    this.nv.drawScene();
+  }
+
+  /** Enlarge about a voxel, which stays where it is. */
+  zoom(factor, voxel) {
+    const pan = this.nv.scene.pan2Dxyzmm;
+    const zoom = Math.min(20, Math.max(0.5, pan[3] * factor));
+    const at = this._mm(this.grid.toTurned(voxel).map((one, t) => (one + 0.5) / this.grid.turned[t]));
+    this.nv.scene.pan2Dxyzmm = [0, 1, 2].map((t) => pan[t] + at[t] * (pan[3] - zoom)).concat(zoom);
+    this.nv.drawScene();
+  }
+
+  /** Move what a plane shows by pixels. */
+  pan(tile, dx, dy) {
+    const pan = Array.from(this.nv.scene.pan2Dxyzmm);
+    const { plane } = tile;
+    const step = (t, pixels, per) => (pixels / per) * this.spacing[this.grid.axis[t]] * pan[3];
+    pan[plane.h] += step(plane.h, dx, tile.perU);
+    pan[plane.v] += step(plane.v, dy, tile.perV);
+    this.nv.scene.pan2Dxyzmm = pan;
+    this.nv.drawScene();
+  }
+
+  turn(dx, dy) {
+    const { scene } = this.nv;
+    this.nv.setRenderAzimuthElevation(scene.renderAzimuth + dx / 2, Math.max(-90, Math.min(90, scene.renderElevation + dy / 2)));
+  }
+
+  /** The planes as they lie on the screen now, in CSS pixels. */
+  tiles() {
+    if (!this.grid) return [];
+    const dpr = this.nv.uiData.dpr || 1;
+    const zero = this._mm([0, 0, 0]);
+    const one = this._mm([1, 1, 1]);
+    return this.nv.screenSlices
+      .filter((slice) => slice.axCorSag < 3)
+      .map((slice) => {
+        const plane = PLANES[slice.axCorSag];
+        const [x, y, width, height] = slice.leftTopWidthHeight.map((length) => length / dpr);
+        const across = (mm) => x + ((mm - slice.leftTopMM[0]) / slice.fovMM[0]) * width;
+        const up = (mm) => y + (1 - (mm - slice.leftTopMM[1]) / slice.fovMM[1]) * height;
+        return new Tile(plane, [x, y, width, height], this.grid.size(plane), {
+          left: across(zero[plane.h]),
+          right: across(one[plane.h]),
+          bottom: up(zero[plane.v]),
+          top: up(one[plane.v]),
+        });
+      });
+  }
+
+  /** Whether a pixel lies in the rendering. */
+  inRendering(px, py) {
+    const cell = this.cells.get(RENDER);
+    if (!cell) return false;
+    const [x, y] = [px / this.canvas.clientWidth, py / this.canvas.clientHeight];
+    return x >= cell[0] && y >= cell[1] && x < cell[0] + cell[2] && y < cell[1] + cell[3];
+  }
+
+  /** Put a layer of labels into the rendering; only the box that changes is uploaded. */
+  renderLabels(layer) {
+    const { nv, grid } = this;
+    if (!grid || !nv.drawBitmap) return;
+    const [columns, rows] = grid.turned;
+    const put = (box, valueAt) => {
+      const [low, high] = this._turnedBox(box);
+      const size = high.map((one, t) => one - low[t]);
+      if (size.some((one) => one <= 0)) return;
+      const part = new Uint8Array(size[0] * size[1] * size[2]);
+      let n = 0;
+      for (let z = low[2]; z < high[2]; z += 1)
+        for (let y = low[1]; y < high[1]; y += 1)
+          for (let x = low[0]; x < high[0]; x += 1) {
+            const value = valueAt([x, y, z]);
+            part[n++] = value;
+            nv.drawBitmap[x + columns * (y + rows * z)] = value;
+          }
+      const { gl } = nv;
+      gl.activeTexture(TEXTURE7);
+      gl.bindTexture(gl.TEXTURE_3D, nv.drawTexture);
+      gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+      gl.texSubImage3D(gl.TEXTURE_3D, 0, ...low, ...size, gl.RED, gl.UNSIGNED_BYTE, part);
+    };
+    if (this.shown) put(this.shown, () => 0);
+    this.shown = null;
+    if (layer && layer.values.length) {
+      const [i0, i1, j0, j1, k0] = layer.box;
+      const [di, dj] = [i1 - i0, j1 - j0];
+      put(layer.box, (turned) => {
+        const [i, j, k] = grid.toVoxel(turned);
+        return layer.values[i - i0 + di * (j - j0 + dj * (k - k0))];
+      });
+      this.shown = layer.box;
+    }
+    nv.drawScene();
+  }
+
+  _mm(frac) {
+    return this.image.convertFrac2MM(frac, false);
+  }
+
+  _turnedBox([i0, i1, j0, j1, k0, k1]) {
+    const first = this.grid.toTurned([i0, j0, k0]);
+    const last = this.grid.toTurned([i1 - 1, j1 - 1, k1 - 1]);
+    return [first.map((one, t) => Math.min(one, last[t])), first.map((one, t) => Math.max(one, last[t]) + 1)];
+  }
+
+  _lay() {
+    const order = [this.active, ...PLANES.filter((plane) => plane !== this.active)].map((plane) => plane.type);
+    const cells = this.large
+      ? [[0, 0, 0.66, 1], [0.66, 0, 0.34, 0.34], [0.66, 0.34, 0.34, 0.33], [0.66, 0.67, 0.34, 0.33]]
+      : [[0, 0, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]];
+    const types = this.large ? [...order, RENDER] : [0, 1, 2, RENDER];
+    this.cells = new Map(types.map((type, n) => [type, cells[n]]));
+    this.nv.setCustomLayout(types.map((type, n) => ({ sliceType: type, position: cells[n] })));
+  }
+
+  /** The extent of a plane, widened to the proportions of its cell. */
+  _filling(type, extent) {
+    const cell = this.cells.get(type);
+    if (!cell) return extent;
+    const wanted = (cell[2] * this.canvas.width) / (cell[3] * this.canvas.height);
+    const size = [0, 1].map((n) => extent.mxMM[n] - extent.mnMM[n]);
+    const grown = size[0] / size[1] < wanted ? [size[1] * wanted, size[1]] : [size[0], size[0] / wanted];
+    for (const n of [0, 1]) {
+      const middle = (extent.mnMM[n] + extent.mxMM[n]) / 2;
+      extent.mnMM[n] = middle - grown[n] * 0.51;
+      extent.mxMM[n] = middle + grown[n] * 0.51;
+      extent.fovMM[n] = extent.mxMM[n] - extent.mnMM[n];
+    }
+    return extent;
+  }
+}
