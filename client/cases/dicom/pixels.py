@@ -99,7 +99,7 @@ def _stored(dataset: Dataset, frames: Sequence[int]) -> Iterator[npt.NDArray[np.
     if syntax.is_compressed:
         if high != bits - 1:
             raise _format(f"its bits are {bits} of {allocated}, up to bit {high}, and compressed")
-        _check_streams(dataset, syntax)
+        check_streams(dataset, syntax)
         plugin = "pyjpegls" if syntax in JPEGLSTransferSyntaxes else ""
     try:
         if high != bits - 1:
@@ -174,7 +174,7 @@ def _rescale(dataset: Dataset, index: int) -> tuple[float, float]:
     return 1.0, 0.0
 
 
-def _check_streams(dataset: Dataset, syntax: UID) -> None:
+def check_streams(dataset: Dataset, syntax: UID) -> None:
     """Make sure that compressed frames are as large as the header says, before anybody makes room for them."""
     if syntax == RLELossless:
         return
