@@ -19,6 +19,7 @@ folder is given, else phantoms) and phantoms of 128 x 128 x 128 voxels. One thre
 
 import argparse
 import gzip
+import os
 import tempfile
 import threading
 import time
@@ -38,7 +39,7 @@ from wardround.client.cases.nifti import read_image, read_labels
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
-from wardround.client.device import Device
+from wardround.client.device import Device, give_way
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.latest import LatestModel
@@ -129,6 +130,7 @@ def a_round(device: Device, options: Options, image: Volume, truth: Volume) -> I
     sample = Sample("", normalise(image.array), target, np.ones(image.shape, np.float16))
 
     def train() -> None:
+        give_way()
         rng = np.random.default_rng(SEED)
         with device.federated():
             while not stop.is_set():
@@ -147,6 +149,9 @@ def a_round(device: Device, options: Options, image: Volume, truth: Volume) -> I
 def measure(options: Options) -> list[str]:
     """All lines of the report for one size and one way."""
     torch.set_num_threads(1)
+    if options.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        # One core for all threads of this process: they share it as they would on a machine that has no other.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     found = Found()
     with tempfile.TemporaryDirectory() as folder:
         home = SiteHome(Path(folder))

@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from wardround import __version__
 from wardround.client import wire
-from wardround.client.device import Device
+from wardround.client.device import Device, give_way
 from wardround.client.gate import codes
 from wardround.client.gate.gate import Gate
 from wardround.client.home import Participation, SiteHome
@@ -297,6 +297,7 @@ class Agent:
 
     @contextmanager
     def _at_work(self, kind: Kind, plan: RoundPlan) -> Iterator[None]:
+        give_way()
         with self.device.federated():
             with self._state:
                 self._check()  # It may have waited long for the device; whoever pauses now is told that nothing runs.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from wardround.client.device import Device
+from wardround.client.device import Device, give_way
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ class Worker:
             self._thread.start()
 
     def _work(self) -> None:
+        give_way()
         while (task := self._next()) is not None:
             self._changed()
             try:

@@ -1,11 +1,12 @@
 """One device, two users: who computes when. No clock: every step waits for the one before it."""
 
+import os
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from wardround.client.device import Device
+from wardround.client.device import NICER, Device, give_way
 
 LONG = 60.0
 
@@ -197,3 +198,19 @@ def test_no_batch_begins_before_those_beside_have_their_answer() -> None:
         log.append("batch")
     thread.join(LONG)
     assert log == ["answer", "batch"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux knows the priority of a thread")
+def test_a_thread_gives_way_once_and_alone() -> None:
+    before, found = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def behind() -> None:
+        for _ in range(2):
+            give_way()
+        found.append(os.getpriority(os.PRIO_PROCESS, 0))
+
+    thread = threading.Thread(target=behind)
+    thread.start()
+    thread.join(LONG)
+    assert found == [min(19, before + NICER)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

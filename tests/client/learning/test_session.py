@@ -237,3 +237,19 @@ def test_a_model_that_contradicts_this_cases_drawings_has_no_vote_on_it() -> Non
     assert seen[1][0] == 0
     assert np.array_equal(seen[1][1], alone.proxy.probabilities)
     assert np.array_equal(seen[1][2], alone.proxy.confidence)
+
+
+def test_resuming_leads_to_where_the_steps_led() -> None:
+    drawn, resumed = session(), session()
+    for _ in range(2):
+        draw(drawn)
+    draw(resumed)
+    resumed.resume(drawn.steps, drawn.extent)
+    assert drawn.proxy is not None
+    assert resumed.proxy is not None
+    assert np.array_equal(resumed.proxy.probabilities, drawn.proxy.probabilities)
+    assert (resumed.steps, resumed.chosen) == (drawn.steps, drawn.chosen)
+    assert resumed.rng.bit_generator.state == drawn.rng.bit_generator.state
+    assert resumed.disagreement == drawn.disagreement
+    resumed.resume((), drawn.extent)
+    assert (resumed.proxy, resumed.disagreement, resumed.steps) == (None, None, ())

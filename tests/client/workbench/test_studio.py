@@ -25,6 +25,7 @@ from wardround.client.device import Device
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
+from wardround.client.workbench import bench
 from wardround.client.workbench.studio import Studio
 from wardround.errors import DataError, LabelError, UsageError
 from wardround.strategies.plan import RoundPlan
@@ -339,8 +340,9 @@ def test_a_bench_goes_on_after_a_restart_with_what_it_had_learnt(place: Place) -
     assert len(place.studio._bench("ann")._work.memory) == 0, "something damaged is left out"
 
 
-def test_a_rehearsal_reports_its_progress_and_can_be_stopped(place: Place) -> None:
+def test_a_rehearsal_reports_its_progress_and_can_be_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     studio = place.studio
+    monkeypatch.setattr(bench, "TRAINING_UPDATES", 6)
     assert studio.training("ann") is None
     first = studio.train("ann")
     assert studio.wait("ann", LONG)
@@ -364,7 +366,7 @@ def test_a_rehearsal_reports_its_progress_and_can_be_stopped(place: Place) -> No
     assert done is not None
     assert done.status == "DONE"
     assert done.started is not None
-    assert any("48 of 48" in line for line in done.lines)
+    assert any("6 of 6" in line for line in done.lines)
 
 
 def test_inference_without_a_session(place: Place) -> None:
@@ -403,8 +405,7 @@ def test_what_cannot_be_is_refused(place: Place) -> None:
 
 def test_the_next_case_is_the_one_on_which_the_model_contradicts_itself(place: Place) -> None:
     studio = place.studio
-    bench = studio._bench("ann")
-    bench.scores.update({"a": 0.1, "b": 0.1, "c": 0.4})
+    studio._bench("ann").scores.update({"a": 0.1, "b": 0.1, "c": 0.4})
     assert studio.next_case("ann") == "c"
     assert studio.next_case("ann", "first") == "a"
     assert studio.next_case("ann", "random") in CASES
@@ -419,17 +420,17 @@ def test_benches_look_ahead_when_they_have_nothing_to_do(tmp_path: Path) -> None
     place = Place(tmp_path / "home")
     place.studio.close_all()
     studio = Studio(place.home, place.store, place.device, torch_device="cpu")
-    bench = studio._bench("ann")
-    bench.wake()
+    own = studio._bench("ann")
+    own.wake()
     waiting = threading.Event()
     for _ in itertools.repeat(None, int(LONG / 0.05)):
-        if set(bench.scores) == set(CASES):
+        if set(own.scores) == set(CASES):
             break
         waiting.wait(0.05)
     studio.close_all()
     place.store.close()
-    assert set(bench.scores) == set(CASES), "and not those that are held back"
-    assert all(0 <= score <= 1 for score in bench.scores.values())
+    assert set(own.scores) == set(CASES), "and not those that are held back"
+    assert all(0 <= score <= 1 for score in own.scores.values())
 
 
 def test_a_held_back_case_is_not_learnt_from(place: Place) -> None:
