@@ -41,15 +41,15 @@ BROKEN = (
 patient's: what is raised in their place is raised ``from None``."""
 
 # What pydicom says about a file it quotes from it.
-
-
+config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warning leaves the block: those of pydicom quote values, which may be a patient's."""
     with warnings.catch_warnings():
-        pass
+        warnings.simplefilter("ignore")
         yield
 
 
