@@ -7,6 +7,7 @@ in ASK.json; what came back, it says as JSON. Judging is done by who called it.
 import json
 import sys
 from pathlib import Path
+from urllib.parse import quote_plus
 
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException, MONAILabelUtils, bytes_to_str
 
@@ -34,7 +35,11 @@ def main() -> None:
     said["valid"] = client.auth_valid_token()
     said["info"] = client.info()
     said["sample"] = sample = client.next_sample("first", {})
-    # 3D Slicer loads an image by its address.
+    # 3D Slicer loads an image by its address alone: its plug-in shows no token there.
+    status, _, _, headers = MONAILabelUtils.http_method(
+        "GET", ask["url"], f"/datastore/image?image={quote_plus(sample['id'])}"
+    )
+    said["image without a token"] = [status, headers["content-disposition"]]
     status, body, _, headers = MONAILabelUtils.http_method(
         "GET", ask["url"], f"/datastore/image?image={sample['id']}", headers=client._headers
     )

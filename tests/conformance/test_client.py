@@ -92,6 +92,7 @@ def check_protocol(said: dict[str, Any], image: Volume, folder: Path) -> None:
 
     sample = said["sample"]
     assert {"id", "weight", "path", "ts", "name", "checksum"} <= sample.keys()
+    assert said["image without a token"] == said["image"]
     assert sample["path"] == ""
     assert said["image"] == [200, f'attachment; filename="{sample["name"]}"']
     assert nifti.read_image(folder / "image.nii.gz").same_grid(image)
@@ -124,11 +125,11 @@ def check_protocol(said: dict[str, Any], image: Volume, folder: Path) -> None:
 
     assert said["saved"]["image"] == sample["id"]
     assert said["saved"]["x_state"] == "accepted"
-    assert "final" in said["datastore"]["objects"][sample["id"]]["labels"]
+    assert "final" in said["datastore"]["objects"][sample["x_id"]]["labels"]
     saved = nifti.read_labels(Path(said["label"]))
     assert saved.same_grid(image)
     assert (saved.array[4, 4, 4], saved.array[7, 4, 4], saved.array[0, 0, 0]) == (2, 1, 0)
-    assert said["next sample"]["id"] != sample["id"]
+    assert said["next sample"]["x_id"] != sample["x_id"]
 
     assert said["not running"] is False
     for name in ("train", "status", "stopped"):

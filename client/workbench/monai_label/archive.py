@@ -65,7 +65,7 @@ def archive_router(desk: Desk, archive: Archive | None) -> APIRouter:
     def opened() -> tuple[httpx.AsyncClient, str]:
         nonlocal client
         if archive is None:
-            raise Refused(404, "there is no archive", "the site's settings name none", "add [[pacs]] to site.toml")
+            raise Refused(404, "there is no archive", "site.toml names none, or no viewer", "set [[pacs]] and `ohif`")
         if client is None:
             # Neither proxies nor netrc of the environment: the address in site.toml is the whole truth.
             auth = (archive.user, archive.password) if archive.user else None

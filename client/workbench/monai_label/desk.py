@@ -7,8 +7,9 @@ import json
 import re
 import secrets
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ AUTOMATIC = "wardround_auto"
 MODELS = (POINTS, SCRIBBLES, AUTOMATIC)
 PARAMS_LIMIT = 8 << 20
 UPLOAD_LIMIT = 1 << 30
+TICKET_S = 600
 _KEPT_IMAGES = 4
 _IMAGE_ID = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 
@@ -59,6 +61,8 @@ class Desk:
         With which names that viewers give to their images are turned into case ids.
     register
         Of DICOM series, if the site has one.
+    clock
+        Seconds since 1970.
     """
 
     studio: Studio
@@ -67,12 +71,13 @@ class Desk:
     sessions: Sessions
     secret: bytes
     register: SeriesRegister | None = None
+    clock: Callable[[], float] = time.time
     _files: OrderedDict[str, bytes] = field(init=False, default_factory=OrderedDict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def upload_id(self, name: str) -> str:
         """The id of a case that a viewer called `name`, which may hold a patient's: the same for the same name."""
-        return "u" + hmac.new(self.secret, name.encode(), hashlib.sha256).hexdigest()[:16]
+        return "u" + hmac.new(self.secret, f"upload\0{name}".encode(), hashlib.sha256).hexdigest()[:16]
 
     def case(self, image: str, user: str) -> CaseView:
         """The case that an image id means: ours, a SeriesInstanceUID, or what a viewer called the image that it sent.
@@ -87,6 +92,22 @@ class Desk:
                 return self.studio.case(case_id, user)
         raise Refused(404, "there is no such image", "the id is none of a case, nor of a series that was imported")
 
+    def ticketed(self, case_id: str) -> str:
+        """An id of a case that is good for loading its image, without a token, for some minutes.
+
+        3D Slicer's plug-in loads the image of its next sample by a bare address, which holds the id and nothing else,
+        whatever it has signed in with.
+        """
+        expiry = f"{int(self.clock()) + TICKET_S:x}"
+        return f"{case_id}~{expiry}~{self._signature(case_id, expiry)}"
+
+    def ticket(self, image: str) -> tuple[str, bool] | None:
+        """The case of an id that :meth:`ticketed` made, and whether it still opens the image; None for any other."""
+        case_id, *rest = image.rsplit("~", 2)
+        if len(rest) != 2 or not hmac.compare_digest(rest[1].encode(), self._signature(case_id, rest[0]).encode()):
+            return None
+        return case_id, self.clock() < int(rest[0], 16)
+
     def image_file(self, case_id: str) -> bytes:
         """The image of a case as ``.nii.gz``; equal for equal images."""
         with self._lock:
@@ -100,7 +121,13 @@ class Desk:
                 self._files.popitem(last=False)
         return data
 
+    def _signature(self, case_id: str, expiry: str) -> str:
+        return hmac.new(self.secret, f"ticket\0{case_id}\0{expiry}".encode(), hashlib.sha256).hexdigest()
+
     def _candidates(self, image: str) -> tuple[str, ...]:
+        known = self.ticket(image)
+        if known is not None:
+            return (known[0],)
         if not _IMAGE_ID.fullmatch(image):
             return ()
         series = self.register.case_of_series(image) if self.register is not None else None

@@ -144,36 +144,63 @@ def numbered(params: Mapping[str, Any], sent: SentLabels) -> dict[str, int]:
 def renumbered(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str]) -> Labels3D:
     """A finished label map with our numbers.
 
+    The names in the file itself count first, then those of ``label_info``. 3D Slicer's plug-in counts there over all of
+    its segments, while its file has consecutive numbers for those that it saves: where it left one out in between, its
+    ``idx`` are not what is in the file. A map that can be read both ways is refused; a structure under another's name
+    is the worst that a label can be.
+
     Raises
     ------
     Refused
         With 400, if it holds a segment whose name is none of `labels`, or, where segments have no names, a number
-        above theirs.
+        above theirs; with 409, if it can be read in two ways.
     """
     present = {int(number) for number in np.unique(sent.values)} - {0}
-    names = {number: name for name, number in numbered(params, sent).items() if not name.endswith(SCRIBBLES)}
-    if not names:
-        names = dict(enumerate(labels, 1))
+    readings = [
+        {number: found.get(number, "") for number in present}
+        for found in _readings(params, sent, labels)
+        if present <= found.keys()
+    ]
+    if not readings:
+        raise Refused(
+            400,
+            "the label map holds numbers that the plan does not know",
+            f"it holds {', '.join(str(number) for number in sorted(present))}; the plan knows 1 to {len(labels)}",
+            "remove these segments, or say which they are in `label_info`",
+        )
+    if any(other != readings[0] for other in readings[1:]):
+        raise Refused(
+            409,
+            "the label map can be read in two ways",
+            "`label_info` leaves out numbers, and the map may count without the gaps",
+            "remove segments that are no structures before you save, or save as .seg.nrrd",
+        )
     table = np.zeros(256, dtype=np.uint8)
-    for number in present & names.keys():
-        if names[number] not in labels:
+    for number, name in readings[0].items():
+        if name.endswith(SCRIBBLES):
+            continue
+        if name not in labels:
             raise Refused(
                 400,
                 "the label map holds a segment that the plan does not know",
                 f"segment number {number} has another name than {', '.join(labels)}",
                 "rename or remove the segment",
             )
-        table[number] = list(labels).index(names[number]) + 1
-    unknown = present - names.keys() - set(_scribble_numbers(params, sent))
-    if unknown:
-        raise Refused(
-            400,
-            "the label map holds numbers that the plan does not know",
-            f"{', '.join(str(number) for number in sorted(unknown))}; the plan knows 1 to {len(labels)}",
-            "remove these segments, or say which they are in `label_info`",
-        )
+        table[number] = list(labels).index(name) + 1
     found: Labels3D = table[sent.values]
     return found
+
+
+def _readings(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str]) -> list[dict[int, str]]:
+    """What the numbers of a finished map may mean: names by number."""
+    if sent.segments:
+        return [{number: name for name, number in sent.segments.items()}]
+    said = {number: name for name, number in numbered(params, sent).items()}
+    if not any(name in labels for name in said.values()):
+        return [dict(enumerate(labels, 1)) | said]
+    if said.keys() == set(range(1, len(said) + 1)):
+        return [said]
+    return [said, dict(enumerate(said.values(), 1))]
 
 
 def value_of(name: object, labels: Sequence[str]) -> int:
@@ -185,10 +212,6 @@ def value_of(name: object, labels: Sequence[str]) -> int:
     if not isinstance(name, str) or name not in labels:
         raise Refused(400, "the request means a label that the plan does not know", "", f"use {', '.join(labels)}")
     return list(labels).index(name) + 1
-
-
-def _scribble_numbers(params: Mapping[str, Any], sent: SentLabels) -> list[int]:
-    return [number for name, number in numbered(params, sent).items() if name.endswith(SCRIBBLES)]
 
 
 def _index(point: object) -> tuple[int, int, int]:

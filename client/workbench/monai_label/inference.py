@@ -202,6 +202,8 @@ def _params(
         found = np.argwhere(labels == value)
         if found.size:
             centroids[name] = [int(at) for at in np.rint(found.mean(axis=0))]
+    # 3D Slicer gives these names to the numbers that are in the mask, one after the other.
+    names = {name: value for name, value in names.items() if name in centroids}
     latencies = {"pre": 0.0, "infer": infer, "invert": 0.0, "post": 0.0, "write": write, "total": infer + write}
     return {
         "label_names": dict(names),

@@ -24,8 +24,8 @@ def make_router(studio: Studio, store: CaseStore, home: SiteHome, access: Access
     """The protocol of a site, as its settings say: see :func:`protocol_router`."""
     settings = home.workbench
     archive = None
-    if home.pacs:
-        # OHIF knows one archive: the first.
+    if home.pacs and settings.ohif:
+        # OHIF knows one archive: the first. Without OHIF nobody needs a way to it, and there is none.
         pacs = home.pacs[0]
         archive = Archive(pacs.dicomweb, pacs.user, _password(home.pacs_password(pacs.name)) if pacs.user else "")
     ohif = home.path / settings.ohif if settings.ohif else None

@@ -53,7 +53,9 @@ class PlayedArchive(BaseHTTPRequestHandler):
 
 
 def named(dicomweb: str, user: str = "") -> str:
-    return f'[[pacs]]\nname = "archive"\ndicomweb = "{dicomweb}"\n' + (f'user = "{user}"\n' if user else "")
+    return f'ohif = "viewer"\n[[pacs]]\nname = "archive"\ndicomweb = "{dicomweb}"\n' + (
+        f'user = "{user}"\n' if user else ""
+    )
 
 
 def with_password(password: str):
@@ -227,6 +229,15 @@ def test_an_archive_that_is_away(tmp_path: Path) -> None:
         answer = bench.client("ann").get("/proxy/dicom/qido/studies")
     assert answer.status_code == 502
     assert "127.0.0.1" not in answer.text
+
+
+def test_without_a_viewer_nobody_gets_there(tmp_path: Path) -> None:
+    """An archive that the site imports from is not thereby open to everybody with an account."""
+    with listening() as (handler, url):
+        settings = named(f"{url}/dicom-web").replace('ohif = "viewer"', "")
+        with played_workbench(tmp_path / "home", settings=settings) as bench:
+            assert bench.client("adm").get("/proxy/dicom/qido/studies").status_code == 404
+        assert handler.asked == []
 
 
 def test_the_password_is_shown_to_nobody() -> None:

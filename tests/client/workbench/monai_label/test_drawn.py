@@ -114,3 +114,26 @@ def test_a_segment_that_nobody_knows_is_refused(info: list[Any], voxel: tuple[in
     with pytest.raises(Refused) as caught:
         drawn.renumbered({"label_info": info}, sent(voxel), LABELS)
     assert "Erika" not in str(caught.value)
+
+
+def test_the_names_in_a_file_count_first() -> None:
+    """A ``.seg.nrrd`` says itself what its numbers are."""
+    info = [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}]
+    found = drawn.renumbered({"label_info": info}, sent((0, 0, 0, 1), posterior=1), LABELS)
+    assert found[0, 0, 0] == 2
+
+
+def test_3d_slicer_counts_over_a_segment_that_it_leaves_out() -> None:
+    """Its third segment is the second of two in the file: number 3 is nowhere."""
+    info = [{"name": "anterior", "idx": 2}, {"name": "posterior", "idx": 3}]
+    found = drawn.renumbered({"label_info": info}, sent((0, 0, 0, 1), (1, 0, 0, 2)), LABELS)
+    assert (found[0, 0, 0], found[1, 0, 0]) == (1, 2)
+    found = drawn.renumbered({"label_info": info}, sent((0, 0, 0, 2), (1, 0, 0, 3)), LABELS)
+    assert (found[0, 0, 0], found[1, 0, 0]) == (1, 2)
+    with pytest.raises(Refused, match="two ways") as caught:
+        drawn.renumbered({"label_info": info}, sent((0, 0, 0, 2)), LABELS)
+    assert caught.value.status == 409
+
+
+def test_a_map_without_anything_is_all_background() -> None:
+    assert not drawn.renumbered({"label_info": [{"name": "anterior", "idx": 7}]}, sent(), LABELS).any()

@@ -72,7 +72,7 @@ def test_the_reply_has_two_parts(ann: httpx.Client, output: str | None) -> None:
     assert b'name="params"' in params
     assert b"filename" not in params
     reply = json.loads(params.partition(b"\r\n\r\n")[2])
-    assert reply["label_names"] == {"anterior": 1, "posterior": 2}
+    assert reply["label_names"] == {"anterior": 1}, "only what is in the mask: 3D Slicer counts by that"
     assert reply["centroids"] == {"anterior": [5, 4, 3]}
     head, _, mask = image.partition(b"\r\n\r\n")
     assert b'name="image"; filename="' in head
@@ -171,6 +171,36 @@ def test_a_label_on_another_grid_is_not_saved(bench: Workbench, ann: httpx.Clien
     answer = ann.put("/datastore/label", params={"image": "case1"}, files={"label": data})
     assert answer.status_code == 422
     assert "grid" in problem(answer)
+
+
+def test_the_id_of_a_sample_opens_its_image_for_some_minutes(bench: Workbench) -> None:
+    """3D Slicer's plug-in loads the image without the token that it has."""
+    nobody, ann = bench.client(), bench.client("ann")
+    sample = ann.post("/activelearning/first", json={}).json()
+    image = nobody.get("/datastore/image", params={"image": sample["id"]})
+    assert image.status_code == 200
+    assert image.content == ann.get("/datastore/image", params={"image": sample["x_id"]}).content
+    case_id, expiry, signature = sample["id"].split("~")
+    for forged in (
+        case_id,
+        f"case1~{expiry}~{signature}",
+        f"{case_id}~{int(expiry, 16) + 1:x}~{signature}",
+        f"{case_id}~{expiry}~{signature[:-1]}x",
+        f"{case_id}~{expiry}~é",
+        f"{case_id}~~",
+        "~~",
+    ):
+        assert nobody.get("/datastore/image", params={"image": forged}).status_code == 401, forged
+    # It opens nothing else; for those who are signed in it stays an id.
+    assert nobody.get("/datastore/image/info", params={"image": sample["id"]}).status_code == 401
+    assert nobody.head("/datastore/image", params={"image": sample["id"]}).status_code == 401
+    assert infer(nobody, image=sample["id"]).status_code == 401
+    assert infer(ann, image=sample["id"], output="image").status_code == 200
+    # A browser has its cookie.
+    browser = bench.client()
+    assert browser.post("/api/v1/login", json={"name": "ann", "password": password("ann")}).status_code == 200
+    headers = {"sec-fetch-site": "same-origin"}
+    assert browser.post("/activelearning/first", json={}, headers=headers).json()["id"] == case_id
 
 
 def test_images_are_found_and_checked(ann: httpx.Client) -> None:
