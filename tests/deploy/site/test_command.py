@@ -177,7 +177,7 @@ def test_import_names_what_cannot_be_used(tmp_path: Path, home: SiteHome, capfd:
     assert typed(home, "import", str(first), "--test") == UsageError.exit_code
     assert typed(home, "import", str(tmp_path / "gone.nii.gz")) == DataError.exit_code
     assert typed(home, "import", str(first), "--case", "x") == UsageError.exit_code
-    assert typed(home, "import", str(tmp_path), "--label", str(label)) == UsageError.exit_code
+    assert typed(home, "import", str(tmp_path), "--label", str(label)) == DataError.exit_code  # no DICOM in it
     assert typed(home, "import", str(first), "--label", str(label)) == 0
     capfd.readouterr()
     assert typed(home, "import", str(first), "--label", str(other)) == DataError.exit_code
