@@ -17,133 +17,33 @@ A drawing lies in its row. It and the label that its author accepted change toge
 
 import fcntl
 import hashlib
-import json
 import logging
 import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, cast, get_args
+from typing import NamedTuple, Self, cast, get_args
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from wardround import files
-from wardround.client.cases import drawings
-from wardround.client.cases.drawings import Drawing, Source, State
+from wardround.client.cases import rows
+from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.nifti import MAX_LABEL, check_same_grid, decode_image, decode_labels, encode
+from wardround.client.cases.rows import DrawingRecord, LabelRecord, Role, Verdict
 from wardround.client.cases.volume import Volume
 from wardround.errors import DataError, StorageError, UsageError
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["stream", "test"]
-Verdict = Literal["approved", "rejected"]
-
-SCHEMA_VERSION = 2
-"""1 had cases and labels; 2 has drawings as well."""
-BUSY_TIMEOUT_S = 30
+__all__ = ["CaseStore", "DrawingRecord", "LabelRecord", "Role", "Verdict"]
 
 _VOLUMES = "volumes"
-
-_metadata = sa.MetaData()
-
-_cases = sa.Table(
-    "cases",
-    _metadata,
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("id", sa.String, nullable=False, unique=True),
-    sa.Column("role", sa.String, nullable=False),
-    sa.Column("grid", sa.String, nullable=False),  # JSON: shape and affine, which NIfTI would round to 32 bits
-    sa.Column("content", sa.String, nullable=False),  # digest of voxels and grid, whatever the compression
-    sa.Column("file", sa.String, nullable=False, unique=True),
-    sa.Column("sha256", sa.String, nullable=False),
-)
-
-_labels = sa.Table(
-    "labels",
-    _metadata,
-    sa.Column("case_id", sa.ForeignKey("cases.id"), primary_key=True),
-    sa.Column("author", sa.String, primary_key=True),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("effort", sa.Float, nullable=False),
-    sa.Column("file", sa.String, nullable=False, unique=True),
-    sa.Column("sha256", sa.String, nullable=False),
-)
-
-_drawings = sa.Table(
-    "drawings",
-    _metadata,
-    sa.Column("case_id", sa.ForeignKey("cases.id"), primary_key=True),
-    sa.Column("author", sa.String, primary_key=True),
-    sa.Column("state", sa.String, nullable=False),
-    sa.Column("source", sa.String, nullable=False),
-    sa.Column("effort_contour", sa.Float, nullable=False),
-    sa.Column("effort_strict", sa.Float, nullable=False),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("model", sa.String, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
-    sa.Column("reviewer", sa.String, nullable=False),  # empty where nobody has judged
-    sa.Column("updated", sa.String, nullable=False),  # UTC
-    sa.Column("turn", sa.Integer),  # in which order labels were accepted; NULL where none is
-    sa.Column("content", sa.LargeBinary, nullable=False),  # as drawings.encode writes it, with its own checksums
-)
-
-
-@dataclass(frozen=True)
-class LabelRecord:
-    """What is known of a stored label besides its voxels.
-
-    Parameters
-    ----------
-    case_id, author
-        Whose label of which case.
-    round
-        The federation's round in which it was accepted, 0 or above.
-    effort
-        What it cost to draw, in contour pixels, 0 or above; 0 for a label that came with the case.
-    """
-
-    case_id: str
-    author: str
-    round: int
-    effort: float
-
-
-@dataclass(frozen=True)
-class DrawingRecord:
-    """What is known of a drawing besides its prompts; :class:`~wardround.client.cases.drawings.Drawing` has the words.
-
-    Parameters
-    ----------
-    reviewer
-        Who approved or rejected it; empty while nobody has.
-    updated
-        When it changed last: UTC, as ``2026-03-01T12:00:00.000Z``.
-    """
-
-    case_id: str
-    author: str
-    state: State
-    source: Source
-    effort_contour: float
-    effort_strict: float
-    round: int
-    model: str
-    seconds: float
-    reason: str
-    reviewer: str
-    updated: str
-
-
-_RECORD = tuple(_drawings.c[name] for name in DrawingRecord.__dataclass_fields__)
 
 
 class _CaseRow(NamedTuple):
@@ -180,7 +80,7 @@ class CaseStore:
             self._lock: int | None = os.open(folder / "store.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise files.storage_error(error, folder) from error
-        self._engine = _make_engine(folder / "store.sqlite")
+        self._engine = rows.make_engine(folder / "store.sqlite")
         self._writer = self._engine.execution_options(writes=True)
         try:
             self._open()
@@ -218,28 +118,28 @@ class CaseStore:
                 "repair the image, or leave this case out",
             )
         volume = volume.with_array(image)
-        content = _digest(volume)
+        content = rows.digest_of(volume)
         with self._reading() as connection:
             if self._is_stored(connection, case_id, role, content):
                 return
         with self._new_file("image", volume) as (file, sha256), self._writing() as connection:
             # Another process may have added the case while the file was being written.
             if not self._is_stored(connection, case_id, role, content):
-                values = {"id": case_id, "role": role, "grid": _grid_to_json(volume), "content": content}
-                connection.execute(_cases.insert().values(**values, file=file, sha256=sha256))
+                values = {"id": case_id, "role": role, "grid": rows.grid_to_json(volume), "content": content}
+                connection.execute(rows.cases.insert().values(**values, file=file, sha256=sha256))
 
     def cases(self, role: Role | None = None) -> tuple[str, ...]:
         """Ids of the stored cases, or of those in one role, in the order in which they were added."""
-        query = sa.select(_cases.c.id).order_by(_cases.c.position)
+        query = sa.select(rows.cases.c.id).order_by(rows.cases.c.position)
         if role is not None:
-            query = query.where(_cases.c.role == role)
+            query = query.where(rows.cases.c.role == role)
         with self._reading() as connection:
             return tuple(connection.scalars(query))
 
     def labelled(self, author: str) -> frozenset[str]:
         """Ids of the cases of which `author` has saved a label."""
         with self._reading() as connection:
-            return frozenset(connection.scalars(sa.select(_labels.c.case_id).where(_labels.c.author == author)))
+            return frozenset(connection.scalars(sa.select(rows.labels.c.case_id).where(rows.labels.c.author == author)))
 
     def image(self, case_id: str) -> Volume:
         """The image of a case: float32, on the very grid it was added with.
@@ -255,7 +155,7 @@ class CaseStore:
         data = self._verified(row.file, row.sha256)
         if data is None:
             raise self._damaged(row.file, "it is gone")
-        return _on_grid(row.grid, decode_image(data, self._volumes / row.file))
+        return rows.on_grid(row.grid, decode_image(data, self._volumes / row.file))
 
     def grid(self, case_id: str) -> Volume:
         """Shape and affine of a case, with zeros for voxels; nothing is read but a row.
@@ -265,7 +165,7 @@ class CaseStore:
         DataError
             If there is no such case.
         """
-        return _grid_from_json(self._case_row(case_id).grid)
+        return rows.grid_from_json(self._case_row(case_id).grid)
 
     def save_label(self, case_id: str, labels: Volume, author: str, round: int, effort: float) -> None:
         """Store an author's label of a case in place of the same author's earlier one, atomically and durably.
@@ -297,7 +197,7 @@ class CaseStore:
         on_grid = self._checked_label(case_id, labels)
         values = {"case_id": case_id, "author": author, "round": round, "effort": effort}
         with self._new_file("label", on_grid) as (file, sha256), self._writing() as connection:
-            old = _replace(connection, _labels, **values, file=file, sha256=sha256)
+            old = rows.replace_row(connection, rows.labels, **values, file=file, sha256=sha256)
         if old is not None:
             self._discard(old.file)
 
@@ -313,7 +213,7 @@ class CaseStore:
         """
         grid = self._case_row(case_id).grid
         found = self._label_file(case_id, author)
-        return None if found is None else _on_grid(grid, decode_labels(found[1], self._volumes / found[0]))
+        return None if found is None else rows.on_grid(grid, decode_labels(found[1], self._volumes / found[0]))
 
     def label_bytes(self, case_id: str, author: str) -> bytes | None:
         """An author's label of a case as it is stored, a .nii.gz file; None where that author has saved none.
@@ -329,8 +229,8 @@ class CaseStore:
 
     def labels(self, case_id: str) -> tuple[LabelRecord, ...]:
         """What is stored of the labels of a case, by author."""
-        columns = (_labels.c.case_id, _labels.c.author, _labels.c.round, _labels.c.effort)
-        query = sa.select(*columns).where(_labels.c.case_id == case_id).order_by(_labels.c.author)
+        columns = (rows.labels.c.case_id, rows.labels.c.author, rows.labels.c.round, rows.labels.c.effort)
+        query = sa.select(*columns).where(rows.labels.c.case_id == case_id).order_by(rows.labels.c.author)
         with self._reading() as connection:
             return tuple(LabelRecord(*row) for row in connection.execute(query))
 
@@ -370,14 +270,14 @@ class CaseStore:
                 "nothing was drawn on this case yet, or all of it was erased",
                 "draw a slice first",
             )
-        grid = _grid_from_json(self._case_row(drawing.case_id).grid)
+        grid = rows.grid_from_json(self._case_row(drawing.case_id).grid)
         if not drawing.fits(grid.shape):
             raise UsageError(
                 "the drawing does not lie in the image of its case",
                 "it was drawn on another case",
                 "draw on the case that is stored",
             )
-        row = _columns_of(drawing)
+        row = rows.columns_of(drawing)
         with ExitStack() as stack:
             file = sha256 = old = None
             if label is not None:
@@ -385,10 +285,12 @@ class CaseStore:
                 file, sha256 = stack.enter_context(self._new_file("label", labels))
             with self._writing() as connection:
                 if accepted:
-                    row["turn"] = 1 + (connection.scalar(sa.select(sa.func.max(_drawings.c.turn))) or 0)
+                    row["turn"] = 1 + (connection.scalar(sa.select(sa.func.max(rows.drawings.c.turn))) or 0)
                     values = {"round": drawing.round, "effort": drawing.effort_contour, "file": file, "sha256": sha256}
-                    old = _replace(connection, _labels, case_id=drawing.case_id, author=drawing.author, **values)
-                _replace(connection, _drawings, **row)
+                    old = rows.replace_row(
+                        connection, rows.labels, case_id=drawing.case_id, author=drawing.author, **values
+                    )
+                rows.replace_row(connection, rows.drawings, **row)
         if old is not None:
             self._discard(old.file)
 
@@ -404,13 +306,13 @@ class CaseStore:
         """
         self._case_row(case_id)
         with self._reading() as connection:
-            return _drawing_in(connection, case_id, author)
+            return rows.drawing_in(connection, case_id, author)
 
     def drawings(self, case_id: str | None = None) -> tuple[DrawingRecord, ...]:
         """What is known of all drawings, or of those of one case: cases in the order of :meth:`cases`, then authors."""
-        query = sa.select(*_RECORD).join(_cases).order_by(_cases.c.position, _drawings.c.author)
+        query = sa.select(*rows.RECORD).join(rows.cases).order_by(rows.cases.c.position, rows.drawings.c.author)
         if case_id is not None:
-            query = query.where(_drawings.c.case_id == case_id)
+            query = query.where(rows.drawings.c.case_id == case_id)
         with self._reading() as connection:
             return tuple(DrawingRecord(*row) for row in connection.execute(query))
 
@@ -439,23 +341,7 @@ class CaseStore:
                 "this is no review", "it names nobody, or no verdict", "say who approves or rejects the label"
             )
         with self._writing() as connection:
-            drawing = _drawing_in(connection, case_id, author)
-            if drawing is None or drawing.state not in ("accepted", *get_args(Verdict)):
-                raise UsageError(
-                    "there is nothing of this author to review on this case",
-                    "its author has not accepted it, or draws on it again",
-                    "wait until it is accepted",
-                )
-            columns = sa.select(_drawings.c.turn, _drawings.c.updated).where(_mine(_drawings, case_id, author))
-            turn, updated = connection.execute(columns).one()
-            if seen is not None and seen != updated:
-                raise UsageError(
-                    "this label has changed since it was looked at",
-                    "its author accepted it anew, or somebody else reviewed it",
-                    "look at it again",
-                )
-            judged = replace(drawing, state=verdict, reason=reason)
-            _replace(connection, _drawings, **(_columns_of(judged) | {"turn": turn, "reviewer": by}))
+            rows.judge(connection, case_id, author, by, verdict, reason, seen)
 
     def counting(self, review: bool) -> Mapping[str, str]:
         """Whose drawing of a case a round learns from: case id → author, in the order of :meth:`cases`.
@@ -468,18 +354,8 @@ class CaseStore:
         review
             Whether only approved ones count.
         """
-        states = ("approved",) if review else ("approved", "accepted")
-        query = (
-            sa.select(_drawings.c.case_id, _drawings.c.author)
-            .join(_cases)
-            .where(_drawings.c.state.in_(states) & (_cases.c.role == "stream"))
-            .order_by(_cases.c.position, _drawings.c.state == "accepted", _drawings.c.turn)
-        )
-        found: dict[str, str] = {}
         with self._reading() as connection:
-            for row in connection.execute(query):
-                found.setdefault(row.case_id, row.author)
-        return found
+            return rows.counting(connection, review)
 
     def close(self) -> None:
         """Let go of the store. Closing twice is allowed; any other use afterwards raises UsageError."""
@@ -519,7 +395,7 @@ class CaseStore:
     def _version(self) -> int:
         with self._reading() as connection:
             version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-        if version > SCHEMA_VERSION:
+        if version > rows.SCHEMA_VERSION:
             raise StorageError(
                 f"cannot open the case store {self._folder}",
                 "it was written by a newer version of Wardround",
@@ -529,17 +405,17 @@ class CaseStore:
 
     def _create_tables(self) -> None:
         """Make the tables that are missing: all of them, or those that came after the version of this store."""
-        if self._version() == SCHEMA_VERSION:
+        if self._version() == rows.SCHEMA_VERSION:
             return
         with self._translated(), closing(self._engine.raw_connection()) as raw:
             raw.cursor().execute("PRAGMA journal_mode = WAL")  # kept in the file; not possible within a transaction
         with self._writing() as connection:
-            _metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            rows.metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {rows.SCHEMA_VERSION}")
 
     def _repair(self) -> None:
         with self._reading() as connection:
-            named = set(connection.scalars(sa.union_all(sa.select(_cases.c.file), sa.select(_labels.c.file))))
+            named = set(connection.scalars(sa.union_all(sa.select(rows.cases.c.file), sa.select(rows.labels.c.file))))
         try:
             files.sweep(self._volumes)
             ours = [path for kind in ("image", "label") for path in self._volumes.glob(f"{kind}-*.nii.gz")]
@@ -552,7 +428,7 @@ class CaseStore:
             logger.info("removed %d files that an interrupted change left in the case store", len(orphans))
 
     def _case_row(self, case_id: str) -> _CaseRow:
-        query = sa.select(_cases.c.grid, _cases.c.file, _cases.c.sha256).where(_cases.c.id == case_id)
+        query = sa.select(rows.cases.c.grid, rows.cases.c.file, rows.cases.c.sha256).where(rows.cases.c.id == case_id)
         with self._reading() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
@@ -562,7 +438,7 @@ class CaseStore:
         return _CaseRow(*row)
 
     def _is_stored(self, connection: sa.Connection, case_id: str, role: Role, content: str) -> bool:
-        query = sa.select(_cases.c.role, _cases.c.content).where(_cases.c.id == case_id)
+        query = sa.select(rows.cases.c.role, rows.cases.c.content).where(rows.cases.c.id == case_id)
         row = connection.execute(query).one_or_none()
         if row is None:
             return False
@@ -576,13 +452,13 @@ class CaseStore:
 
     def _checked_label(self, case_id: str, labels: Volume) -> Volume:
         labels = _as_labels(labels, case_id)
-        grid = _grid_from_json(self._case_row(case_id).grid)
+        grid = rows.grid_from_json(self._case_row(case_id).grid)
         check_same_grid(grid, labels, f"the label of case {case_id}")
         return grid.with_array(labels.array)
 
     def _label_file(self, case_id: str, author: str) -> tuple[str, bytes] | None:
         """Name and content of the file of a label; None where there is none."""
-        query = sa.select(_labels).where(_mine(_labels, case_id, author))
+        query = sa.select(rows.labels).where(rows.mine(rows.labels, case_id, author))
         missing: str | None = None
         while True:
             with self._reading() as connection:
@@ -613,7 +489,9 @@ class CaseStore:
 
     def _is_named(self, file: str) -> bool:
         """Whether a row names `file`; yes where that cannot be found out, as the next opening will know."""
-        either = sa.union_all(*(sa.select(table.c.file).where(table.c.file == file) for table in (_cases, _labels)))
+        either = sa.union_all(
+            *(sa.select(table.c.file).where(table.c.file == file) for table in (rows.cases, rows.labels))
+        )
         try:
             with self._reading() as connection:
                 return connection.scalar(either) is not None
@@ -677,60 +555,6 @@ class CaseStore:
             raise StorageError(f"cannot use the case store {self._folder}", cause, fix) from error
 
 
-def _make_engine(path: Path) -> sa.Engine:
-    # The driver must not open transactions of its own: it would begin them without the write lock.
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None},
-    )
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:
-        cursor = connection.cursor()
-        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _mine(table: sa.Table, case_id: str, author: str) -> sa.ColumnElement[bool]:
-    return (table.c.case_id == case_id) & (table.c.author == author)
-
-
-def _replace(connection: sa.Connection, table: sa.Table, **values: object) -> sa.Row[Any] | None:
-    """Put a row in the place of the one of the same case and author; the old one, if there was any."""
-    mine = _mine(table, str(values["case_id"]), str(values["author"]))
-    old = connection.execute(sa.select(table).where(mine)).one_or_none()
-    connection.execute(table.delete().where(mine))
-    connection.execute(table.insert().values(**values))
-    return old
-
-
-def _columns_of(drawing: Drawing) -> dict[str, Any]:
-    """The row of a drawing that nobody has judged."""
-    plain = {field: getattr(drawing, field) for field in DrawingRecord.__dataclass_fields__ if hasattr(drawing, field)}
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return plain | {"reviewer": "", "updated": now, "turn": None, "content": drawings.encode(drawing)}
-
-
-def _drawing_in(connection: sa.Connection, case_id: str, author: str) -> Drawing | None:
-    content = connection.scalar(sa.select(_drawings.c.content).where(_mine(_drawings, case_id, author)))
-    if content is None:
-        return None
-    drawing = drawings.decode(content)
-    if (drawing.case_id, drawing.author) != (case_id, author):
-        raise StorageError(
-            "a stored drawing is another one than its row says", "the store is damaged", "restore it from a backup"
-        )
-    return drawing
-
-
 def _as_labels(labels: Volume, case_id: str) -> Volume:
     array = labels.array
     if array.dtype.kind not in "biu" or int(array.min()) < 0 or int(array.max()) > MAX_LABEL:
@@ -740,23 +564,3 @@ def _as_labels(labels: Volume, case_id: str) -> Volume:
             "store the label values",
         )
     return labels.with_array(array.astype(np.uint8))
-
-
-def _digest(volume: Volume) -> str:
-    digest = hashlib.sha256(_grid_to_json(volume).encode())
-    digest.update(np.ascontiguousarray(volume.array).tobytes())
-    return digest.hexdigest()
-
-
-def _grid_to_json(volume: Volume) -> str:
-    # Adding 0 turns -0.0 into 0.0: the same grid must give the same text.
-    return json.dumps({"shape": volume.shape, "affine": (volume.affine + 0.0).tolist()})
-
-
-def _grid_from_json(text: str) -> Volume:
-    grid = json.loads(text)
-    return Volume(np.broadcast_to(np.uint8(0), grid["shape"]), np.array(grid["affine"], dtype=np.float64))
-
-
-def _on_grid(grid: str, volume: Volume) -> Volume:
-    return _grid_from_json(grid).with_array(volume.array)

@@ -22,6 +22,7 @@ import numpy as np
 
 from wardround import files
 from wardround.client.annotation.prompts import SlicePrompt
+from wardround.client.cases import rows
 from wardround.client.cases import store as store_module
 from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.store import CaseStore
@@ -92,7 +93,7 @@ def forked(work: Callable[[], object]) -> int:
 
 def die_at_line(number: int, work: Work, folder: Path, journal: Path) -> None:
     """Do `work` and die before the given line that the store or the atomic files execute."""
-    sources = {store_module.__file__, files.__file__}
+    sources = {store_module.__file__, rows.__file__, files.__file__}
     left = number
 
     def trace(frame: FrameType, event: str, _: object) -> Any:

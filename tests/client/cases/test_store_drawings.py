@@ -29,8 +29,7 @@ from wardround.client.annotation.prompts import (
     ScribblePrompt,
     SlicePrompt,
 )
-from wardround.client.cases import nifti
-from wardround.client.cases import store as store_module
+from wardround.client.cases import nifti, rows
 from wardround.client.cases.drawings import Drawing, encode
 from wardround.client.cases.store import CaseStore, LabelRecord
 from wardround.client.cases.volume import Volume
@@ -267,7 +266,7 @@ class TestReview:
         accept(store)
         (looked_at,) = store.drawings("a")
         later = datetime.now(UTC) + timedelta(seconds=1)
-        monkeypatch.setattr(store_module, "datetime", SimpleNamespace(now=lambda _: later))
+        monkeypatch.setattr(rows, "datetime", SimpleNamespace(now=lambda _: later))
         accept(store, value=2)
         with pytest.raises(UsageError, match="changed since"):
             store.review("a", "ann", by="rev", verdict="approved", seen=looked_at.updated)
@@ -381,8 +380,8 @@ def store_of_version_1(folder: Path) -> None:
 
     for number, (case, role) in enumerate((("old", "stream"), ("held", "test"))):
         volume = image(number)
-        grid = store_module._grid_to_json(volume)
-        row = (number + 1, case, role, grid, store_module._digest(volume), *write(f"image-{number}.nii.gz", volume))
+        grid = rows.grid_to_json(volume)
+        row = (number + 1, case, role, grid, rows.digest_of(volume), *write(f"image-{number}.nii.gz", volume))
         raw.execute("INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         label = write(f"label-{number}.nii.gz", labels(number + 1))
         raw.execute("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?)", (case, "imported", 0, 0.0, *label))
