@@ -121,6 +121,12 @@ class Desk:
         return self.session.annotations
 
     @property
+    def stands(self) -> bool:
+        """Whether anything that was drawn is neither undone nor erased."""
+        known = self.annotations
+        return bool(known.slices or known.scribbles or known.points)
+
+    @property
     def can_undo(self) -> bool:
         """Whether there is a step to take back."""
         return bool(self.session.steps)

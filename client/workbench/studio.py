@@ -238,13 +238,13 @@ class Studio:
         with bench.hands:
             desk = self._desk(bench, case_id)
             labels = desk.labels if source == "proxy" else desk.predicted
-            if labels is None:
+            if labels is None or (source == "proxy" and not desk.stands):
                 raise UsageError(
-                    "there is nothing to accept", "nothing was drawn on this case yet", "draw, or accept the prediction"
+                    "there is nothing to accept", "nothing is drawn on this case", "draw, or accept the prediction"
                 )
             self._store.save_drawing(desk.drawing("accepted", source), desk.session.image.with_array(labels))
             self._verdicts.pop((case_id, user), None)
-            if desk.session.steps:
+            if desk.stands:
                 bench.accept(lambda kept: self._judged(bench, case_id, kept))
             else:
                 bench.leave()

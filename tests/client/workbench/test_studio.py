@@ -268,6 +268,11 @@ def test_an_eraser_takes_strokes_away_and_they_stay_paid(place: Place) -> None:
     layer = studio.layer("a", "ann", "drawn")
     assert layer is not None
     assert not layer.whole().any()
+    with pytest.raises(UsageError, match="nothing to accept"):
+        studio.accept("a", "ann")
+    assert studio.accept("a", "ann", "prediction").state == "accepted"
+    assert studio.wait("ann", LONG)
+    assert studio.kept("a", "ann") is None, "nobody learns from what is erased"
 
 
 def test_a_newer_drawing_replaces_updates_that_have_not_begun(place: Place) -> None:
