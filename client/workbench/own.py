@@ -64,10 +64,11 @@ class Skipped(_Body):
 
 
 class Reviewed(_Body):
-    """What a reviewer says of a label."""
+    """What a reviewer says of a label, as it was at `seen`: the `updated` of the list of labels."""
 
     verdict: Verdict
     reason: Annotated[str, Field(max_length=32)] = ""
+    seen: Annotated[str, Field(max_length=64)] | None = None
 
 
 class Exported(_Body):
@@ -237,7 +238,9 @@ def make_router(  # noqa: PLR0915 - one function a route
     def judge(case: Case, person: Reviewer, author: str, given: Reviewed) -> dict[str, Any]:
         if author == person.name:
             raise ApiError(403, "own-label", "nobody reviews their own label", "", "ask another reviewer")
-        store.review(case.id, author, by=person.name, verdict=given.verdict, reason=_reason(given.reason))
+        store.review(
+            case.id, author, by=person.name, verdict=given.verdict, reason=_reason(given.reason), seen=given.seen
+        )
         return {"case_id": case.id, "author": author, "state": given.verdict}
 
     @router.post("/cases/{case_id}/export", summary="Send a label to the archive, as DICOM SEG")

@@ -166,6 +166,7 @@ class FakeStudio:
         self.undone: dict[tuple[str, str], tuple[Prompt, ...]] = {}
         self.opened: dict[str, str] = {}
         self.version = 0
+        self.trained: TrainView | None = None
         self._changed = threading.Condition()
 
     def progress(self, user: str) -> Progress:
@@ -250,13 +251,14 @@ class FakeStudio:
         return Inference(np.zeros(volume.shape, dtype=np.uint8), {"total": 0.0}, self.progress(user))
 
     def train(self, user: str) -> str:
-        return "00000000-0000-4000-8000-000000000000"
+        self.trained = TrainView("00000000-0000-4000-8000-000000000000", "DONE", 1.0, 2.0, ("done",))
+        return self.trained.id
 
     def stop_training(self, user: str) -> None:
         return None
 
     def training(self, user: str) -> TrainView | None:
-        return None
+        return self.trained
 
     def wait(self, user: str, timeout_s: float) -> bool:
         return True

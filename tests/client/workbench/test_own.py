@@ -214,6 +214,7 @@ def test_a_reviewer_judges_the_labels_of_others(bench: Workbench) -> None:
     (line,) = ann.get("/api/v1/cases/case-0/labels").json()["labels"]
     assert (line["state"], line["reason"], line["reviewer"]) == ("rejected", "inaccurate", "rev")
     assert rev.post(path, json={"verdict": "approved"}).json()["state"] == "approved"
+    assert code(rev.post(path, json={"verdict": "approved", "seen": line["updated"]})) == (409, "not-possible")
     own = "/api/v1/cases/case-1/labels/rev/review"
     assert code(rev.post(own, json={"verdict": "approved"})) == (403, "own-label")
     assert bench.client("adm").post(own, json={"verdict": "approved"}).status_code == 200
