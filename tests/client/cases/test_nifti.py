@@ -143,7 +143,9 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
         nifti.read_image(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b broken gzip", gzip.compress(b"no image", mtime=0), bytes(400)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x1f\x8b broken gzip", gzip.compress(b"no image", mtime=0), bytes(400)]
+)
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.nii\.gz as a NIfTI image"):
