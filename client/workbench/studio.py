@@ -42,7 +42,7 @@ from wardround.client.workbench.views import (
     Strategy,
     TrainView,
 )
-from wardround.errors import StorageError, UsageError
+from wardround.errors import DataError, StorageError, UsageError
 from wardround.strategies.plan import RoundPlan
 
 __all__ = [
@@ -168,6 +168,7 @@ class Studio:
             if found is not None:
                 self._images.move_to_end(case_id)
                 return found
+        self._grid(case_id)
         image = self._store.image(case_id)
         with self._lock:
             self._images[case_id] = image
@@ -216,6 +217,10 @@ class Studio:
         UsageError
             If the case does not lie on the user's bench, or a prompt does not fit it.
         """
+        if not prompts and extent is None:
+            bench = self._bench(user)
+            with bench.hands:
+                return self._answer(bench, self._desk(bench, case_id), Clock())
         return self._act(case_id, user, lambda desk: desk.draw(prompts, extent))
 
     def undo(self, case_id: str, user: str) -> Answer:
@@ -272,6 +277,7 @@ class Studio:
     def save_label(self, case_id: str, user: str, labels: Volume) -> Outcome:
         """Accept a whole label that another viewer drew."""
         bench = self._bench(user)
+        self._grid(case_id)
         check_classes(labels, bench.plan.labels, "the label")
         array = np.asarray(labels.array, dtype=np.uint8)
         with bench.hands:
@@ -303,6 +309,7 @@ class Studio:
 
     def label(self, case_id: str, author: str) -> Volume | None:
         """What `author` has saved of a case."""
+        self._grid(case_id)
         return self._store.label(case_id, author)
 
     def infer(
@@ -480,7 +487,13 @@ class Studio:
     def _grid(self, case_id: str) -> Volume:
         grid = self._grids.get(case_id)
         if grid is None:
-            grid = self._grids[case_id] = self._store.grid(case_id)
+            try:
+                grid = self._grids[case_id] = self._store.grid(case_id)
+            except DataError:
+                # The store's words name a folder, which is no business of somebody at a viewer.
+                raise DataError(
+                    "there is no such case", "it was never added, or its id is another", "take one of the work list"
+                ) from None
         return grid
 
     def _plan(self) -> RoundPlan:

@@ -387,8 +387,10 @@ def test_inference_without_a_session(place: Place) -> None:
 
 def test_what_cannot_be_is_refused(place: Place) -> None:
     studio = place.studio
-    with pytest.raises(DataError):
-        studio.open("nowhere", "ann")
+    for ask in (studio.open, studio.case, studio.label, studio.infer):
+        with pytest.raises(DataError) as caught:
+            ask("nowhere", "ann")
+        assert str(place.home.path) not in str(caught.value), "no path in what a viewer is told"
     with pytest.raises(UsageError):
         studio.open("a", "../ann")
     studio.open("a", "ann")
@@ -405,6 +407,8 @@ def test_what_cannot_be_is_refused(place: Place) -> None:
         studio.draw("a", "ann", [], ExtentPrompt((0, 0, 0), (99, 1, 1)))
     with pytest.raises(UsageError):
         studio.layer("a", "ann", "names")
+    assert studio.draw("a", "ann", []).step == 0
+    assert studio.case("a", "ann").mine == "new", "to say nothing is no draft"
     assert studio.draw("a", "ann", [cut("a", 8)]).step == 1, "nothing of a refused drawing stays"
 
 
