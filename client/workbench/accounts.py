@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -92,8 +93,6 @@ class Accounts:
         self._hashing = threading.Semaphore(_HASHES_AT_ONCE)
         self._lock = threading.Lock()
         self._read: tuple[tuple[int, int, int] | None, _Accounts] = (None, _Accounts())
-        # What an unknown name's password is held against; nobody knows the password of this hash.
-        self._nobody = self._hasher.hash(secrets.token_urlsafe(32))
 
     def add(self, name: str, password: str, role: Role) -> None:
         """Make an account.
@@ -158,12 +157,17 @@ class Accounts:
             If they belong to none; :class:`TooManyTries` if too many were wrong before, whatever is given now.
         """
         with self._patience.trying(name, address) as try_:
-            account = self._known().get(name)
-            hashed = self._nobody if account is None else account.hash
+            nobody, account = self._nobody, self._known().get(name)
+            hashed = nobody if account is None else account.hash
             if not self._fits(hashed, password) or account is None:
                 raise AuthRefused("name and password do not fit", "", "try again, or ask your administrator")
             try_.succeeded()
             return _person(name, account), account.serial
+
+    @cached_property
+    def _nobody(self) -> str:
+        """What an unknown name's password is held against; nobody knows the password of this hash."""
+        return self._hasher.hash(secrets.token_urlsafe(32))
 
     def _fits(self, hashed: str, password: str) -> bool:
         with self._hashing:
