@@ -4,13 +4,13 @@ One event a change, ``data: {"progress": …}``. Each open page holds a thread t
 so that no number of pages keeps a stroke waiting.
 """
 
+import asyncio
 import json
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
-import anyio
-import anyio.to_thread
 from fastapi.responses import StreamingResponse
 
 from wardround.client.workbench import notation
@@ -38,11 +38,12 @@ class Events:
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._waiters = ThreadPoolExecutor(ALL, thread_name_prefix="events")
 
     def end(self) -> None:
         """End all streams: the server stops."""
         self._ended.set()
+        self._waiters.shutdown(wait=False, cancel_futures=True)
 
     def stream(self, user: str, is_signed_in: Callable[[], bool]) -> StreamingResponse:
         """An answer that goes on until the page is closed, or its user is signed in no more.
@@ -65,17 +66,14 @@ class Events:
         with self._lock:
             self._open[user] += 1
         try:
-            if self._limiter is None:
-                self._limiter = anyio.CapacityLimiter(ALL)
+            loop = asyncio.get_running_loop()
             seen, quiet = -1, 0.0
             while not self._ended.is_set() and is_signed_in():
                 before = seen
-                seen = await anyio.to_thread.run_sync(
-                    self._studio.wait_for_change, user, seen, _WAIT_S, limiter=self._limiter, abandon_on_cancel=True
-                )
+                seen = await loop.run_in_executor(self._waiters, self._studio.wait_for_change, user, seen, _WAIT_S)
                 if seen != before:
                     quiet = 0.0
-                    progress = await anyio.to_thread.run_sync(self._studio.progress, user, limiter=self._limiter)
+                    progress = await loop.run_in_executor(self._waiters, self._studio.progress, user)
                     yield f"data: {json.dumps({'progress': notation.progress(progress)})}\n\n"
                     continue
                 quiet += _WAIT_S
@@ -83,7 +81,8 @@ class Events:
                     quiet = 0.0
                     yield ": still here\n\n"
         except Exception as error:  # noqa: BLE001 - its text is not for the log
-            note(error)
+            if not self._ended.is_set():
+                note(error)
         finally:
             with self._lock:
                 self._open[user] -= 1
