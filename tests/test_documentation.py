@@ -62,7 +62,7 @@ def test_the_readmes_commands_do_what_it_says() -> None:
     assert report is not None
     assert "wardround simulate" in report[1]
     assert tests is not None
-    assert tests[1].endswith("pytest")
+    assert tests[1].endswith("pytest -n 2 --dist loadfile")
     assert "command: tests" in (CHECKOUT / ".ci" / "run").read_text()
 
 
