@@ -77,8 +77,8 @@ def read_rtstruct(
             return _read(
                 dataset, image, names=names, only=frozenset(structures), overlaps=overlaps, place=frame_of_reference
             )
-    except BROKEN as error:
-        raise damaged() from error
+    except BROKEN:
+        raise damaged() from None
 
 
 def _read(

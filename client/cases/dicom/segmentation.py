@@ -130,7 +130,7 @@ def write_seg(source: SourceSeries, labels: Volume, names: Sequence[str], origin
             "the label cannot be written as a segmentation",
             f"the headers of its series do not allow it ({type(error).__name__})",
             "export it as NIfTI from the workbench",
-        ) from error
+        ) from None
     return segmentation
 
 

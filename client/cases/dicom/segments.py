@@ -83,8 +83,8 @@ def read_seg(
             return _read(
                 dataset, image, names=names, only=frozenset(segments), overlaps=overlaps, place=frame_of_reference
             )
-    except BROKEN as error:
-        raise damaged() from error
+    except BROKEN:
+        raise damaged() from None
 
 
 def damaged() -> SeriesRefused:
@@ -200,7 +200,7 @@ def _planes(dataset: Dataset, image: Volume, kind: str, known: frozenset[int]) -
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     if not (1 <= count <= MOST_FRAMES and 1 <= rows <= MOST_SIDE and 1 <= columns <= MOST_SIDE) or len(groups) != count:
         raise damaged()
-    to_index = np.linalg.inv(image.affine)
+    to_index: npt.NDArray[np.float64] = np.linalg.inv(image.affine).astype(np.float64)
     lowest = _threshold(dataset, kind)
     for group, stored in zip(groups, _stored(dataset, kind, count, rows, columns), strict=True):
         turn, offset = _placed(to_index, group, shared, (rows, columns))
