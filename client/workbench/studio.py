@@ -42,6 +42,7 @@ from wardround.client.workbench.views import (
     Strategy,
     TrainView,
 )
+from wardround.client.workbench.warmup import warm_up
 from wardround.errors import DataError, StorageError, UsageError
 from wardround.strategies.plan import RoundPlan
 
@@ -114,6 +115,7 @@ class Studio:
         # Whoever kept a layer from before a restart must not take it for a newer one.
         self._versions = itertools.count(time.time_ns() // 1_000_000)
         self._closed = False
+        warm_up()
 
     @property
     def labels(self) -> tuple[str, ...]:

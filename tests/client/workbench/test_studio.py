@@ -326,6 +326,9 @@ def test_a_bench_moves_to_the_next_global_weights_between_two_cases(place: Place
     assert studio.open("b", "ann").progress.round == 3
     assert studio.progress("ann").model == digest[:12]
     assert len(studio._bench("ann")._work.memory) == 1, "what was remembered is not forgotten"
+    next((place.home.site / "model").iterdir()).write_bytes(b"damaged")
+    studio.close("b", "ann")
+    assert studio.open("c", "ann").progress.model == digest[:12], "nobody moves to what cannot be read"
 
 
 def test_a_bench_goes_on_after_a_restart_with_what_it_had_learnt(place: Place) -> None:
