@@ -1,9 +1,9 @@
-"""`wardround site import` of DICOM: what is found, what is left out and why, and which cases came of it."""
+"""`wardround site import` of DICOM, and `deidentify`: what is found, what is left out and why, and what came of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from wardround.client.cases.store import CaseStore, Role
     from wardround.client.cases.volume import Volume
 
+MOST_LABEL_BYTES = 2 << 30
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")
+
+RETAINABLE: Mapping[str, str] = {
+    "uids": "retain_uids",
+    "device": "retain_device_identity",
+    "institution": "retain_institution_identity",
+    "patient": "retain_patient_characteristics",
+}
+"""What ``wardround site deidentify --retain`` takes → the option of the profile."""
 
 Told = Callable[[int, int], None]
 
@@ -64,7 +73,7 @@ def import_dicom(
 
     if label is None and role == "test":
         raise UsageError("a case to be tested on needs a label", "none was given to compare with", "give --label")
-    with _progress(terminal, "looking through files") as told:
+    with progress(terminal, "looking through files") as told:
         report = find_series(source, told=told)
     terminal.print(f"{len(report.volumes)} volumes in {report.files} files{_left_out(report.skipped)}")
     if not report.volumes:
@@ -81,8 +90,8 @@ def import_dicom(
             case_id = register.case_id(volume.series_uid, volume.part)
             known = case_id in register.cases()
             try:
-                with _progress(terminal, f"volume {number} of {len(report.volumes)}") as told:
-                    _import(store, register, volume, role, label, uneven, tilt, told)
+                with progress(terminal, f"volume {number} of {len(report.volumes)}") as told:
+                    _import(store, register, volume, role, label, home.workbench.labels, uneven, tilt, told)
             except SeriesRefused as error:
                 refused += 1
                 terminal.print(f"{case_id} was not imported: {error.reason}", markup=False)
@@ -108,6 +117,7 @@ def _import(  # noqa: PLR0917 - what import_dicom was told
     volume: "FoundVolume",
     role: "Role",
     label: Path | None,
+    names: Sequence[str],
     uneven: "Handling",
     tilt: "Handling",
     told: Told,
@@ -119,19 +129,42 @@ def _import(  # noqa: PLR0917 - what import_dicom was told
     labels = None
     if label is not None:
         # Before anything is stored: a case to be tested on is never there without its label.
-        image, _ = read_series(register, volume, uneven=uneven, tilt=tilt)
-        labels = _label(label, image)
+        image, source = read_series(register, volume, uneven=uneven, tilt=tilt)
+        labels = read_label(label, image, names, source.frame_of_reference_uid)
     case_id = import_series(store, register, volume, role, uneven=uneven, tilt=tilt, told=told)
     if labels is not None:
         add_label(store, case_id, labels, REFERENCE if role == "test" else IMPORTED)
 
 
-def _label(path: Path, image: "Volume") -> "Volume":
+def read_label(path: Path, image: "Volume", names: Sequence[str] = (), frame_of_reference: str = "") -> "Volume":
+    """A label of an image: NIfTI on its grid, DICOM SEG, or an RT Structure Set.
+
+    Parameters
+    ----------
+    names
+        Of labels 1, 2, …; structures of DICOM that have these names become these labels.
+    frame_of_reference
+        UID of the image's; empty if unknown.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or does not lie on the image.
+    """
+    from wardround.client.cases.dicom.headers import read_all
+    from wardround.client.cases.dicom.rtstruct import STRUCTURE_SET, read_rtstruct
+    from wardround.client.cases.dicom.segments import damaged, read_seg
     from wardround.client.cases.nifti import check_same_grid, read_labels
 
-    labels = read_labels(path)
-    check_same_grid(image, labels, str(path))
-    return labels
+    if not path.is_file() or not holds_dicom(path):
+        labels = read_labels(path)
+        check_same_grid(image, labels, str(path))
+        return labels
+    if path.stat().st_size > MOST_LABEL_BYTES or (dataset := read_all(path.read_bytes())) is None:
+        raise damaged()
+    if dataset.get("SOPClassUID") == STRUCTURE_SET:
+        return read_rtstruct(dataset, image, names=names, frame_of_reference=frame_of_reference)
+    return read_seg(dataset, image, names=names, frame_of_reference=frame_of_reference)
 
 
 def _left_out(skipped: Mapping[str, int]) -> str:
@@ -142,9 +175,51 @@ def _left_out(skipped: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def _progress(terminal: Console, what: str) -> Iterator[Told]:
+def progress(terminal: Console, what: str) -> Iterator[Told]:
     """A bar, where there is a terminal to show it on."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def copy_without_patient(
+    home: SiteHome, source: Path, target: Path, terminal: Console, *, retain: Sequence[str], dates: str, words: bool
+) -> None:
+    """Write de-identified copies of the images of a folder, an archive or a file.
+
+    Parameters
+    ----------
+    retain
+        Some of :data:`RETAINABLE`.
+    dates
+        ``remove``, ``shift`` or ``keep``.
+    words
+        Whether descriptions are kept as far as they are words of imaging.
+
+    Raises
+    ------
+    DataError
+        If there is no volume in `source`, or a file of one cannot be copied.
+    UsageError
+        If `target` is not empty, or something cannot be retained.
+    """
+    from wardround.client.cases.dicom.copies import write_copies
+    from wardround.client.cases.dicom.deidentify import Dates, Options
+    from wardround.client.cases.dicom.register import FOLDER, Register
+    from wardround.client.cases.dicom.series import find_series
+
+    if unknown := [what for what in retain if what not in RETAINABLE]:
+        raise UsageError(f"{unknown[0]} cannot be retained", f"one of {', '.join(RETAINABLE)} can", "give one of these")
+    options = Options(
+        **{RETAINABLE[what]: True for what in retain}, dates=cast("Dates", dates), clean_descriptors=words
+    )
+    with progress(terminal, "looking through files") as told:
+        report = find_series(source, told=told)
+    if not report.volumes:
+        raise DataError(
+            f"there is no volume in {source}", "nothing in it is a stack of CT, MR or PET images", "check the path"
+        )
+    with Register(home.site / FOLDER) as register, progress(terminal, "writing copies") as told:
+        count = write_copies(report, target, options, register, told)
+    terminal.print(f"{count} images of {len(report.volumes)} volumes copied{_left_out(report.skipped)}")

@@ -77,7 +77,7 @@ def bring(  # noqa: PLR0917 - one parameter an option
         typer.Argument(help="A NIfTI image, a folder with dataset.json, or DICOM: a folder, zip or file."),
     ],
     home: Home = _HOME,
-    label: Annotated[Path | None, typer.Option(help="NIfTI label of the image, on its grid.")] = None,
+    label: Annotated[Path | None, typer.Option(help="Its label: NIfTI, DICOM SEG or RT Structure Set.")] = None,
     name: Annotated[str | None, typer.Option("--id", help="Id of the case [default: name of the file].")] = None,
     case: Annotated[list[str] | None, typer.Option(help="Of a data set: only this case. May be repeated.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Hold back: score models on it, never learn from it.")] = False,
@@ -113,6 +113,67 @@ def bring(  # noqa: PLR0917 - one parameter an option
         _console().print(f"labels go up to {classes - 1}: a run that knows them has --labels {classes} or more")
     if unlabelled:
         _console().print(f"{unlabelled} have no label: they wait until it is imported, or somebody draws on them")
+
+
+@app.command()
+def deidentify(  # noqa: PLR0917 - one parameter an option
+    source: Annotated[Path, typer.Argument(help="A folder, zip or file of DICOM.")],
+    target: Annotated[Path, typer.Argument(help="A new folder for the copies.")],
+    home: Home = _HOME,
+    retain: Annotated[list[str] | None, typer.Option(help="uids, device, institution or patient; repeatable.")] = None,
+    dates: Annotated[Literal["remove", "shift", "keep"], typer.Option(help="Of a patient, all alike.")] = "remove",
+    words: Annotated[bool, typer.Option("--clean-descriptors", help="Keep known words of descriptions.")] = False,
+) -> None:
+    """Copy images without what names a patient, by DICOM PS3.15 Annex E. The site's register knows who they are."""
+    from wardround.deploy.site.bringing import copy_without_patient
+
+    copy_without_patient(_home(home), source, target, _console(), retain=retain or (), dates=dates, words=words)
+
+
+@app.command()
+def pull(  # noqa: PLR0917 - one parameter an option
+    home: Home = _HOME,
+    pacs: Annotated[str | None, typer.Option(help="Name of the archive in site.toml [default: the first].")] = None,
+    series: Annotated[str | None, typer.Option(help="UID of a series to import.")] = None,
+    study: Annotated[str | None, typer.Option(help="UID of a study: import its CT, MR and PET.")] = None,
+    find: Annotated[
+        list[str] | None,
+        typer.Option(help="Only list series: patient=, accession=, modality= or date=VALUE. May be repeated."),
+    ] = None,
+    label: Annotated[Path | None, typer.Option(help="Its label: NIfTI, DICOM SEG or RT Structure Set.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Hold back: score models on it, never learn from it.")] = False,
+    uneven: Annotated[
+        Literal["refuse", "resample"], typer.Option(help="What to do with slices at uneven distances.")
+    ] = "refuse",
+    tilt: Annotated[
+        Literal["refuse", "resample"], typer.Option(help="What to do with slices of a tilted gantry.")
+    ] = "refuse",
+) -> None:
+    """Take a series or a study from an archive of site.toml, or list what it has."""
+    from wardround.deploy.site import archive
+
+    if (series is not None) + (study is not None) + bool(find) != 1:
+        raise UsageError("say what to take", "one of --series, --study and --find is needed", "give one of them")
+    if find:
+        archive.search(_home(home), _console(), pacs, find)
+        return
+    role: Literal["stream", "test"] = "test" if test else "stream"
+    archive.pull(_home(home), _console(), pacs, series, study, role, label, uneven, tilt)
+
+
+@app.command()
+def export(
+    case: Annotated[str, typer.Argument(help="Id of the case.")],
+    home: Home = _HOME,
+    author: Annotated[str | None, typer.Option(help="Whose label [default: the only one there is].")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="An archive of site.toml, or a new file .dcm [default: the first archive].")
+    ] = None,
+) -> None:
+    """Give an accepted label back as DICOM SEG, on the series that its case came from."""
+    from wardround.deploy.site import archive
+
+    archive.export(_home(home), _console(), case, author, to)
 
 
 @app.command()

@@ -61,10 +61,11 @@ sense sequence series shoulder short sinus skull slab slice slices soft space sp
 sshot stack std stir stress study subtraction suv swan swi systole t t1 t1w t2 t2w tan te temporal thin thigh
 thorax thoracic thyroid ti time tirm tissue tof torso tr trace tra trans transverse trufi tse tumor tumour turbo
 ultra upper vein venous vessel vessels vibe vol volume water wb weighted whole window with without wo wrist x y
-z
+z siemens healthineers philips ge medical systems healthcare toshiba canon hitachi fujifilm samsung hologic
+esaote neusoft shimadzu united imaging bruker agfa carestream konica minolta hyperfine aspect
 """
 WORDS = frozenset(_VOCABULARY.split())
-"""Words that name no patient: what free text is reduced to."""
+"""Words of imaging and names of manufacturers: what free text is reduced to."""
 
 Dates = Literal["remove", "shift", "keep"]
 
@@ -230,15 +231,17 @@ class _Copier:
         if action == "X":
             return None
         if element.VR == "SQ":
-            # References to other images stay, with UIDs of our own; any other sequence loses its items.
-            return self._inside(element) if "U" in action else DataElement(element.tag, "SQ", Sequence())
-        if "U" in action:
-            return self._renamed(element)
-        if "D" not in action:
-            return DataElement(element.tag, element.VR, None)
+            if "U" in action:  # references to other images stay, with UIDs of our own
+                return self._inside(element)
+            # A sequence that must have items is required nowhere that it could be removed.
+            return None if action in ("X/D", "X/Z/D") else DataElement(element.tag, "SQ", Sequence())
+        return self._renamed(element) if "U" in action else self._replaced(element, dummy="D" in action)
+
+    def _replaced(self, element: DataElement, *, dummy: bool) -> DataElement:
+        value = _DUMMIES.get(element.VR, "REMOVED") if dummy else None
         if element.keyword == "PatientID":
-            return DataElement(element.tag, element.VR, self.register.pseudonym(self.patient))
-        return DataElement(element.tag, element.VR, _DUMMIES.get(element.VR, "REMOVED"))
+            value = self.register.pseudonym(self.patient)
+        return DataElement(element.tag, element.VR, value)
 
     def _unlisted(self, element: DataElement) -> DataElement | None:
         if element.VR == "UI":
@@ -247,7 +250,7 @@ class _Copier:
             kept = {"remove": None, "keep": element}
             return self._shifted(element) if self.options.dates == "shift" else kept[self.options.dates]
         if element.VR in _TEXT:
-            return self._cleaned(element)
+            return self._cleaned(element) or DataElement(element.tag, element.VR, None)
         return self._inside(element)
 
     def _inside(self, element: DataElement) -> DataElement:

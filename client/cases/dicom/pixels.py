@@ -74,8 +74,7 @@ def intensities(dataset: Dataset, frames: Sequence[int], padding: Padding = "kee
 
 
 def _images(dataset: Dataset, frames: Sequence[int], padding: Padding) -> Iterator[Values]:
-    _check_format(dataset)
-    for index, stored in zip(frames, _stored(dataset, frames), strict=True):
+    for index, stored in zip(frames, stored_values(dataset, frames), strict=True):
         yield _scaled(dataset, index, stored, padding)
 
 
@@ -91,8 +90,12 @@ def _check_format(dataset: Dataset) -> None:
         raise _format("it is not greyscale")
 
 
-def _stored(dataset: Dataset, frames: Sequence[int]) -> Iterator[npt.NDArray[np.int64]]:
-    """The numbers as stored, in their sign, without whatever else is in their words."""
+def stored_values(dataset: Dataset, frames: Sequence[int]) -> Iterator[npt.NDArray[np.int64]]:
+    """The numbers of some frames as stored, in their sign, without whatever else is in their words.
+
+    Raises what is in ``headers.BROKEN``, and SeriesRefused as :func:`intensities`.
+    """
+    _check_format(dataset)
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     allocated, bits, high = int(dataset.BitsAllocated), int(dataset.BitsStored), int(dataset.HighBit)
     plugin = ""

@@ -13,6 +13,7 @@ import pytest
 from canaries import files, find
 from dicoms import CT, MR, affine_of, encoded, noise, save, series
 from living import make_home
+from pydicom import dcmread
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 
@@ -198,3 +199,22 @@ def test_reading_says_nothing_in_the_log(
     assert bring(home, tmp_path / "dicom") == 0
     assert "QZ" not in caplog.text
     assert not [warning for warning in recwarn if "QZ" in str(warning.message)]
+
+
+def test_copies_are_made_by_the_options_that_were_typed(
+    home: SiteHome, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def patient(dataset: Any, _: int) -> None:
+        dataset.PatientName, dataset.PatientSex, dataset.PatientBirthDate = "DOE^JANE", "F", "19510203"
+
+    source = save(series(noise((4, 4, 3)), AXIAL, change=patient), tmp_path / "dicom")
+    typed = ["site", "deidentify", str(source), str(tmp_path / "copies"), "--home", str(home.path)]
+    assert run([*typed, "--retain", "face"]) == UsageError.exit_code
+    assert run([*typed, "--retain", "patient", "--dates", "shift"]) == 0
+    assert "3 images of 1 volumes copied" in capfd.readouterr().out
+    copies = [dcmread(path) for path in (tmp_path / "copies").rglob("*.dcm")]
+    assert [(copy.PatientSex, copy.PatientName) for copy in copies] == [("F", "")] * 3
+    assert {copy.LongitudinalTemporalInformationModified for copy in copies} == {"MODIFIED"}
+    assert len({copy.StudyDate for copy in copies} - {"20200229"}) == 1
+    assert run([*typed, "--retain", "patient"]) == UsageError.exit_code
+    assert stored(home) == ()

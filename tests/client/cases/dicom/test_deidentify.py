@@ -112,6 +112,8 @@ def test_every_row_of_the_table_is_done(register: Register) -> None:
             assert found[tag].is_empty, name
         elif "U" in rule.action and vr == "UI":
             assert found[tag].value == register.new_uid("1.2.3.4"), name
+        elif vr == "SQ" and rule.action in ("X/D", "X/Z/D"):
+            assert tag not in found, name
         elif vr == "SQ":
             assert len(found[tag].value) == ("U" in rule.action), name
         else:

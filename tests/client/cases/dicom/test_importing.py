@@ -394,6 +394,22 @@ def test_a_changed_series_does_not_replace_the_case(register: Register, store: C
     assert np.array_equal(store.image(case_id).array, noise((5, 4, 6)))
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "reason"),
+    [(65535, 65535, "too-many-voxels"), (20_000, 2, "pixel-format"), (9_000, 9_000, "damaged-pixels")],
+)
+def test_no_room_is_made_for_what_a_header_only_claims(
+    rows: int, columns: int, reason: str, register: Register, tmp_path: Path
+) -> None:
+    def claim(dataset: Any, _: int) -> None:
+        dataset.Rows, dataset.Columns = rows, columns
+
+    save(series(noise((4, 4, 3)), AXIAL, change=claim), tmp_path / "dicom")
+    with pytest.raises(SeriesRefused) as caught:
+        read(register, tmp_path / "dicom")
+    assert caught.value.reason == reason
+
+
 @pytest.mark.parametrize("how", ["cut short", "gone", "replaced", "no pixels"])
 def test_a_file_that_is_not_what_it_was_refuses_the_series(
     how: str, register: Register, store: CaseStore, tmp_path: Path

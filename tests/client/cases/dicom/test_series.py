@@ -344,6 +344,17 @@ def test_an_entry_that_declares_less_than_it_holds_gives_no_more_than_it_declare
     assert sum(report.skipped.values()) == 1
 
 
+def test_encrypted_entries_and_archives_within_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", encoded(of_kind(CT)))
+        archive.writestr("b", b"PK\x03\x04" + bytes(200))
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(bytes(raw))
+    assert find_series(path).skipped == {"encrypted": 1, "archive": 1}
+
+
 def test_a_damaged_archive_and_a_missing_source_are_told(tmp_path: Path) -> None:
     path = tmp_path / "all.zip"
     path.write_bytes(b"PK\x03\x04" + bytes(100))
