@@ -26,7 +26,7 @@ from wardround.client.workbench.events import Events
 from wardround.client.workbench.layers import LayerName
 from wardround.client.workbench.studio import Studio
 from wardround.client.workbench.views import CaseState, CaseView, Source, Strategy
-from wardround.errors import DataError
+from wardround.errors import AuthRefused, DataError
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#ffe119", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#469990")
 """Of labels 1, 2, …; they begin anew when there are more."""
@@ -252,7 +252,10 @@ def make_router(  # noqa: PLR0915 - one function a route
                 409, "no-archive", "there is nowhere to send the label to", "site.toml names no archive",
                 "add a table [[pacs]]",
             )  # fmt: skip
-        return export(case.id, author)
+        try:
+            return export(case.id, author)
+        except AuthRefused as error:  # The archive refuses the site; whoever asks is signed in.
+            raise ApiError(502, "archive-refused", error.problem, error.cause, error.fix) from error
 
     @router.get("/events", summary="What changes, as server-sent events", response_class=Response)
     def stream(request: Request, person: Annotator) -> Response:

@@ -16,7 +16,7 @@ from workbench import FakeStudio, Workbench, password, workbench
 from wardround.client.cases.nifti import decode_image, decode_labels
 from wardround.client.workbench.access import COOKIE
 from wardround.client.workbench.events import EACH
-from wardround.errors import ConnectionFailed
+from wardround.errors import AuthRefused, ConnectionFailed
 
 OURS = {"sec-fetch-site": "same-origin"}
 POINT = {"prompts": [{"kind": "point", "index": [3, 4, 5], "label": 1}]}
@@ -267,10 +267,12 @@ def test_what_is_sent_to_the_archive_is_ones_own_or_a_reviewers_choice(tmp_path:
     def export(case_id: str, author: str) -> dict[str, Any]:
         if case_id == "case-1":
             raise ConnectionFailed("the archive does not answer", "", "start it")
+        if case_id == "case-2":
+            raise AuthRefused("the archive does not accept the site's account", "", "look at its password")
         sent.append((case_id, author))
         return {"instances": 1}
 
-    with workbench(tmp_path / "home", studio=FakeStudio, export=export) as bench:
+    with workbench(tmp_path / "home", cases=3, studio=FakeStudio, export=export) as bench:
         ann, rev = bench.client("ann"), bench.client("rev")
         assert ann.get("/api/v1/site").json()["export"] is True
         assert ann.post("/api/v1/cases/case-0/export", json={}).json() == {"instances": 1}
@@ -278,6 +280,7 @@ def test_what_is_sent_to_the_archive_is_ones_own_or_a_reviewers_choice(tmp_path:
         assert rev.post("/api/v1/cases/case-0/export", json={"author": "ben"}).status_code == 200
         assert sent == [("case-0", "ann"), ("case-0", "ben")]
         assert code(ann.post("/api/v1/cases/case-1/export", json={})) == (502, "archive-not-reached")
+        assert code(ann.post("/api/v1/cases/case-2/export", json={})) == (502, "archive-refused"), "not signed out"
 
 
 def test_without_an_archive_nothing_is_sent(bench: Workbench) -> None:
