@@ -42,7 +42,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generi
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Write named arrays as one safetensors file, atomically."""
-    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
 def load_arrays(path: Path) -> Arrays:
