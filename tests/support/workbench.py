@@ -31,7 +31,7 @@ from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
 from wardround.client.workbench import own
 from wardround.client.workbench.accounts import Accounts, Role
-from wardround.client.workbench.layers import Layer, make_layer
+from wardround.client.workbench.layers import Layer, drawn_bytes, make_layer
 from wardround.client.workbench.server import STATIC, create_app, serving
 from wardround.client.workbench.settings import endpoint
 from wardround.client.workbench.views import (
@@ -224,7 +224,9 @@ class FakeStudio:
         self._check(case_id, user)
         if name not in ("proxy", "drawn") or self.version <= newer_than or not self.drawn.get((case_id, user)):
             return None
-        return make_layer(name, self.version, self._proxy(case_id, user))  # type: ignore[arg-type]
+        drawn = self._drawn(case_id, user)
+        values = drawn_bytes(drawn) if name == "drawn" else self._proxy(case_id, user)
+        return make_layer(name, self.version, values)  # type: ignore[arg-type]
 
     def accept(self, case_id: str, user: str, source: str = "proxy") -> Outcome:
         self._check(case_id, user)
@@ -276,7 +278,11 @@ class FakeStudio:
         return Outcome(case_id, "accepted", None, self.next_case(user))
 
     def _proxy(self, case_id: str, user: str) -> npt.NDArray[np.uint8]:
-        labels = np.zeros(self._store.image(case_id).shape, dtype=np.uint8)
+        drawn = self._drawn(case_id, user)
+        return np.where(drawn == UNLABELLED, 0, drawn).astype(np.uint8)
+
+    def _drawn(self, case_id: str, user: str) -> npt.NDArray[np.uint8]:
+        labels = np.full(self._store.image(case_id).shape, UNLABELLED, dtype=np.uint8)
         known = Annotations().adding(*self.drawn.get((case_id, user), ()))
         for one in (*known.slices, *known.scribbles):
             at = (slice(None),) * one.axis + (one.index,)

@@ -75,8 +75,14 @@ function activate(plane, larger = true) {
 
 function refreshPanel() {
   if (!painter) return;
+  const before = painter.overlays;
   painter.overlays = panel.visible;
   repaint();
+  const more = painter.overlays.some((one, n) => one.shown && !before[n]?.shown);
+  if (more && bench.session?.answer) {
+    bench.session.refresh().catch(failed);
+    showInRendering();
+  }
 }
 
 async function openCase(id) {
@@ -96,12 +102,14 @@ async function openCase(id) {
       tellWhere();
     },
     failed,
+    wanted: () => ["drawn", "proxy", ...["prediction", "residual", "confidence"].filter((name) => panel.shows(name))],
     waiting: (strokes) => {
       painter.waiting = strokes;
       repaint();
     },
   });
   bench.session = session;
+  bench.answer = null;
   bench.ready = false;
   painter.forget();
   panel.offer("reviewed", false);
@@ -121,8 +129,8 @@ async function openCase(id) {
     busy("Asking the model");
     await opening;
     if (session !== bench.session) return;
+    answered(session.answer);
     showInRendering();
-    repaint();
     bench.ready = true;
     await review.load(id);
     worklist.load();
@@ -140,16 +148,38 @@ async function openCase(id) {
   }
 }
 
+/** Put the label into the rendering, when the hand rests: without a graphics card a rendering takes long. */
 function showInRendering() {
-  const proxy = painter.layers.get("proxy");
-  viewer.renderLabels(proxy && proxy.values.length ? proxy : painter.layers.get("prediction"));
+  clearTimeout(bench.rendering);
+  bench.rendering = setTimeout(() => {
+    if (!bench.ready) return;
+    const proxy = painter.layers.get("proxy");
+    const prediction = panel.shows("prediction") ? painter.layers.get("prediction") : null;
+    viewer.renderLabels(proxy && proxy.values.length ? proxy : prediction);
+  }, 350);
+}
+
+/** The prediction of a model that has learnt nothing is noise, and not shown unless somebody asks. */
+function judgeModel({ run, updates_done }) {
+  panel.suggest("prediction", Boolean(run) || updates_done > 0);
+}
+
+function planeOf({ axis, index }) {
+  if (!viewer.grid) return "";
+  const plane = viewer.grid.planeOf(axis);
+  return `${plane.name} ${viewer.grid.along(plane.d, index) + 1}`;
 }
 
 function answered(answer) {
+  const first = answer.step > 0 && !bench.answer?.step;
   bench.answer = answer;
+  bench.asked = 0;
   painter.suggestion = answer.suggestion[0] ?? null;
-  showAnswer(answer);
+  $("failure").hidden = true;
+  judgeModel(answer.progress);
+  showAnswer(answer, planeOf);
   showModel(answer.progress);
+  if (first && bench.ready) worklist.load();
   enable();
   repaint();
 }
@@ -169,7 +199,7 @@ function send(drawing) {
   if (!session?.answer) return;
   say("");
   session.draw(() => drawing.prompts(session.layer("drawn")), drawing.shown).then(() => {
-    if (session === bench.session && session.answer) say(`Answered in ${Math.round(session.answer.latency_ms.total)} ms.`);
+    if (session === bench.session && session.answer) say(`Answered in ${Math.round(session.answer.latency_ms.total)} ms. The draft is saved.`);
   });
 }
 
@@ -188,14 +218,19 @@ function confirmSlice() {
 }
 
 function suggested() {
-  const [first] = bench.answer?.suggestion ?? [];
-  if (!first || !viewer.grid) return;
+  const all = bench.answer?.suggestion ?? [];
+  if (!all.length || !viewer.grid) return;
+  // Asked again where one already is, it goes on to the one that helps next.
+  const on = ({ axis, index }) => painter.cursor[axis] === index && viewer.grid.cut(viewer.active) === axis;
+  if (on(all[bench.asked])) bench.asked = (bench.asked + 1) % all.length;
+  const first = all[bench.asked];
+  painter.suggestion = first;
   const voxel = [...painter.cursor];
   voxel[first.axis] = first.index;
   const plane = viewer.grid.planeOf(first.axis);
   activate(plane);
   go(middleOfLabel(first, voxel));
-  say(`Suggested: ${plane.name}, slice ${viewer.grid.toTurned(voxel)[plane.d] + 1}.`);
+  say(`Suggested: ${planeOf(first)}.`);
 }
 
 /** The middle of the label within a slice, so that the cursor is where there is something to see. */
@@ -265,7 +300,8 @@ async function refreshed(progress) {
   const { session } = bench;
   if (!session?.answer || !bench.ready) return;
   session.answer.progress = progress;
-  showAnswer(session.answer);
+  judgeModel(progress);
+  showAnswer(session.answer, planeOf);
   await session.refresh();
 }
 
@@ -375,7 +411,7 @@ async function begin() {
   await Promise.all([viewer.start(), worklist.load()]);
   bench.events = listen(guarded(refreshed));
   // For those who look into the page from outside, such as its tests.
-  Object.assign(bench, { viewer, painter, panel });
+  Object.assign(bench, { viewer, painter, panel, go });
   globalThis.workbench = bench;
   const asked = decodeURIComponent(location.hash.slice(1));
   const resumed = worklist.shown.some((one) => one.id === asked) ? asked : worklist.draft();

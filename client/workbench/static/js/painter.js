@@ -77,6 +77,9 @@ export class Painter {
     this.dpr = dpr;
     const turned = this.viewer.grid.toTurned(this.cursor);
     for (const tile of this.viewer.tiles()) this._tile(tile, turned);
+    this._identity();
+    context.imageSmoothingEnabled = true;
+    context.drawImage(this.viewer.solid, ...this.viewer.renderingCell);
     this._frames();
   }
 
@@ -113,13 +116,18 @@ export class Painter {
     }
     this._identity();
     context.globalAlpha = overlay.kind === "line" ? overlay.opacity : Math.min(1, overlay.opacity * 2);
-    context.lineWidth = overlay.kind === "line" ? 1.6 : 1;
-    context.setLineDash(overlay.kind === "line" ? [5, 3] : []);
     for (const [label, path] of kept.lines) {
+      const line = this._onScreen(tile, path);
+      if (overlay.kind === "line") {
+        // Dark below bright: to be seen on any tissue, and told from the edge of a filled label.
+        context.strokeStyle = "#000";
+        context.lineWidth = 3.6;
+        context.stroke(line);
+      }
       context.strokeStyle = this._colour(label);
-      context.stroke(this._onScreen(tile, path));
+      context.lineWidth = overlay.kind === "line" ? 1.8 : 1;
+      context.stroke(line);
     }
-    context.setLineDash([]);
     context.globalAlpha = 1;
   }
 

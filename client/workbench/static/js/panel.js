@@ -64,10 +64,19 @@ export class Panel {
   }
 
   toggle(name) {
-    const one = this.overlays.find((overlay) => overlay.name === name);
-    one.shown = !one.shown;
-    $(`show-${name}`).checked = one.shown;
-    this.changed();
+    const one = this._overlay(name);
+    this._show(one, !one.shown);
+    one.chosen = true;
+  }
+
+  /** Show a layer or not, unless the person has said otherwise. */
+  suggest(name, shown) {
+    const one = this._overlay(name);
+    if (!one.chosen && one.shown !== shown) this._show(one, shown);
+  }
+
+  shows(name) {
+    return this._overlay(name).shown;
   }
 
   /** Show the image alone, or all as it was. */
@@ -83,6 +92,16 @@ export class Panel {
 
   offer(name, is) {
     $(`show-${name}`).closest(".overlay").hidden = !is;
+  }
+
+  _overlay(name) {
+    return this.overlays.find((overlay) => overlay.name === name);
+  }
+
+  _show(one, shown) {
+    one.shown = shown;
+    $(`show-${one.name}`).checked = shown;
+    this.changed();
   }
 
   _tools() {
@@ -128,7 +147,7 @@ export class Panel {
         "div", { class: "overlay", hidden: Boolean(one.hidden) },
         el("input", {
           type: "checkbox", id: `show-${one.name}`, checked: one.shown,
-          onchange: (event) => ((one.shown = event.target.checked), this.changed()),
+          onchange: () => this.toggle(one.name),
         }),
         el("label", { for: `show-${one.name}`, class: one.kind }, one.title),
         el("input", {

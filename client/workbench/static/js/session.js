@@ -3,10 +3,8 @@
 import * as api from "./api.js";
 import { Queue } from "./history.js";
 
-export const LAYERS = ["prediction", "proxy", "residual", "confidence", "drawn"];
-
 export class Session {
-  /** `told`: {answered(answer), layered(name, layer), failed(error), waiting(strokes)}. */
+  /** `told`: {answered(answer), layered(name, layer), failed(error), waiting(strokes), wanted() -> names of layers}. */
   constructor(id, told) {
     this.id = id;
     this.told = told;
@@ -49,8 +47,22 @@ export class Session {
     return this.layers.get(name) ?? null;
   }
 
-  /** Fetch layers that are newer than what is here. */
-  async refresh(names = LAYERS) {
+  /** Fetch what is wanted and newer than what is here. Asked again meanwhile, it is done once more, not many times. */
+  async refresh() {
+    this.again = true;
+    if (this.refreshing) return;
+    this.refreshing = true;
+    try {
+      while (this.again && !this.closed) {
+        this.again = false;
+        await this._fetch(this.told.wanted());
+      }
+    } finally {
+      this.refreshing = false;
+    }
+  }
+
+  async _fetch(names) {
     await Promise.all(names.map((name) => this._refresh(name)));
   }
 
@@ -70,8 +82,8 @@ export class Session {
       .filter(([name, version]) => (this.layers.get(name)?.version ?? -1) < version)
       .map(([name]) => name);
     // The stroke is answered when the proxy is seen; the others may follow.
-    await this.refresh(newer.filter((name) => name === "proxy" || name === "drawn"));
-    this.refresh(newer).catch((error) => this.told.failed(error));
+    await this._fetch(newer.filter((name) => name === "proxy" || name === "drawn"));
+    this.refresh().catch((error) => this.told.failed(error));
     if (!this.closed) this.told.answered(answer);
   }
 }

@@ -17,6 +17,8 @@ export class Viewer {
     this.large = true;
     this.cells = new Map();
     this.shown = null; // the box of labels within the rendering
+    this.solid = document.createElement("canvas"); // the rendering as it was drawn last
+    this.stale = true; // whether it has to be drawn anew
   }
 
   async start() {
@@ -45,13 +47,18 @@ export class Viewer {
     nv.screenFieldOfViewExtendedVox = (type) => this._filling(type, extent(type));
     const drawScene = nv.drawScene.bind(nv);
     nv.drawScene = (...given) => {
+      const { width, height } = this.canvas;
+      const renders = Boolean(this.grid) && (this.stale || this.sized !== `${width}x${height}`);
+      nv.customLayout = renders ? this.layout : this.layout?.filter((one) => one.sliceType !== RENDER);
       const result = drawScene(...given);
+      if (renders) this._keepRendering();
       this.drawn();
       return result;
     };
     await nv.attachToCanvas(this.canvas);
     nv.drawOpacity = 0.9;
-    nv.setRenderAzimuthElevation(120, 15);
+    nv.scene.renderAzimuth = 120;
+    nv.scene.renderElevation = 15;
     this._lay();
   }
 
@@ -66,6 +73,7 @@ export class Viewer {
     this.spacing = Array.from(hdr.pixDims.slice(1, 4));
     nv.createEmptyDrawing();
     this.shown = null;
+    this.stale = true;
     const colours = [[0, 0, 0], ...labels];
     nv.setDrawColormap({
       R: colours.map((one) => one[0]),
@@ -93,6 +101,7 @@ export class Viewer {
   set window([low, high]) {
     this.image.cal_min = low;
     this.image.cal_max = Math.max(high, low + 1e-6);
+    this.stale = true;
     this.nv.updateGLVolume();
   }
 
@@ -148,6 +157,7 @@ export class Viewer {
 
   turn(dx, dy) {
     const { scene } = this.nv;
+    this.stale = true;
     this.nv.setRenderAzimuthElevation(scene.renderAzimuth + dx / 2, Math.max(-90, Math.min(90, scene.renderElevation + dy / 2)));
   }
 
@@ -175,10 +185,8 @@ export class Viewer {
 
   /** Whether a pixel lies in the rendering. */
   inRendering(px, py) {
-    const cell = this.cells.get(RENDER);
-    if (!cell) return false;
-    const [x, y] = [px / this.canvas.clientWidth, py / this.canvas.clientHeight];
-    return x >= cell[0] && y >= cell[1] && x < cell[0] + cell[2] && y < cell[1] + cell[3];
+    const [x, y, width, height] = this.renderingCell;
+    return px >= x && py >= y && px < x + width && py < y + height;
   }
 
   /** Put a layer of labels into the rendering; only the box that changes is uploaded. */
@@ -186,37 +194,45 @@ export class Viewer {
     const { nv, grid } = this;
     if (!grid || !nv.drawBitmap) return;
     const [columns, rows] = grid.turned;
-    const put = (box, valueAt) => {
+    const put = (box, values) => {
       const [low, high] = this._turnedBox(box);
       const size = high.map((one, t) => one - low[t]);
       if (size.some((one) => one <= 0)) return;
       const part = new Uint8Array(size[0] * size[1] * size[2]);
-      let n = 0;
-      for (let z = low[2]; z < high[2]; z += 1)
-        for (let y = low[1]; y < high[1]; y += 1)
-          for (let x = low[0]; x < high[0]; x += 1) {
-            const value = valueAt([x, y, z]);
-            part[n++] = value;
-            nv.drawBitmap[x + columns * (y + rows * z)] = value;
-          }
+      if (values) this._turnInto(part, box, values);
+      for (let z = 0; z < size[2]; z += 1)
+        for (let y = 0; y < size[1]; y += 1) {
+          const start = size[0] * (y + size[1] * z);
+          nv.drawBitmap.set(part.subarray(start, start + size[0]), low[0] + columns * (low[1] + y + rows * (low[2] + z)));
+        }
       const { gl } = nv;
       gl.activeTexture(TEXTURE7);
       gl.bindTexture(gl.TEXTURE_3D, nv.drawTexture);
       gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
       gl.texSubImage3D(gl.TEXTURE_3D, 0, ...low, ...size, gl.RED, gl.UNSIGNED_BYTE, part);
     };
-    if (this.shown) put(this.shown, () => 0);
+    if (this.shown) put(this.shown, null);
     this.shown = null;
     if (layer && layer.values.length) {
-      const [i0, i1, j0, j1, k0] = layer.box;
-      const [di, dj] = [i1 - i0, j1 - j0];
-      put(layer.box, (turned) => {
-        const [i, j, k] = grid.toVoxel(turned);
-        return layer.values[i - i0 + di * (j - j0 + dj * (k - k0))];
-      });
+      put(layer.box, layer.values);
       this.shown = layer.box;
     }
+    this.stale = true;
     nv.drawScene();
+  }
+
+  /** A box of stored voxels, in the order of the turned axes. */
+  _turnInto(part, [i0, i1, j0, j1, k0, k1], values) {
+    const sides = [i1 - i0, j1 - j0, k1 - k0];
+    const strides = [1, sides[0], sides[0] * sides[1]];
+    const { axis, flip } = this.grid;
+    const size = axis.map((one) => sides[one]);
+    const step = axis.map((one, t) => (flip[t] ? -strides[one] : strides[one]));
+    let start = axis.reduce((sum, one, t) => sum + (flip[t] ? strides[one] * (sides[one] - 1) : 0), 0);
+    let n = 0;
+    for (let z = 0; z < size[2]; z += 1, start += step[2])
+      for (let y = 0, row = start; y < size[1]; y += 1, row += step[1])
+        for (let x = 0, at = row; x < size[0]; x += 1, at += step[0]) part[n++] = values[at];
   }
 
   _mm(frac) {
@@ -236,7 +252,25 @@ export class Viewer {
       : [[0, 0, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]];
     const types = this.large ? [...order, RENDER] : [0, 1, 2, RENDER];
     this.cells = new Map(types.map((type, n) => [type, cells[n]]));
-    this.nv.setCustomLayout(types.map((type, n) => ({ sliceType: type, position: cells[n] })));
+    this.layout = types.map((type, n) => ({ sliceType: type, position: cells[n] }));
+    this.stale = true;
+    this.nv.drawScene();
+  }
+
+  /** Keep the rendering as a picture: it costs far more than the planes, and changes far less often. */
+  _keepRendering() {
+    const { width, height } = this.canvas;
+    const [x, y, across, down] = this.cells.get(RENDER).map((part, n) => Math.round(part * (n % 2 ? height : width)));
+    Object.assign(this.solid, { width: across, height: down });
+    this.solid.getContext("2d").drawImage(this.canvas, x, y, across, down, 0, 0, across, down);
+    this.stale = false;
+    this.sized = `${width}x${height}`;
+  }
+
+  /** Where the rendering lies, in CSS pixels. */
+  get renderingCell() {
+    const { clientWidth, clientHeight } = this.canvas;
+    return this.cells.get(RENDER).map((part, n) => part * (n % 2 ? clientHeight : clientWidth));
   }
 
   /** The extent of a plane, widened to the proportions of its cell. */

@@ -50,7 +50,7 @@ export class Worklist {
   }
 
   _row({ id, shape, spacing, state, mine, authors, effort, role }) {
-    const size = `${shape.join(" × ")} · ${spacing.map((one) => Number(one.toPrecision(2))).join(" × ")} mm`;
+    const size = `${shape.join("×")} · ${spacing.map((one) => Number(one.toPrecision(2))).join("×")} mm`;
     const others = authors.length - (mine === "new" ? 0 : 1);
     const notes = [
       effort ? `${Math.round(effort)} px drawn` : null,

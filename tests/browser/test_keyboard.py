@@ -1,0 +1,146 @@
+"""The page without a mouse, for eyes that need contrast, and for those who listen to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import chromium
+from workbench import FakeStudio, password, workbench
+from workbench_page import Page, visiting
+
+from wardround.client.annotation.prompts import PointPrompt, ScribblePrompt, SlicePrompt
+
+AWKWARD = "<img src=x onerror=window.hacked=1>"
+# Every piece of text that is seen, with the colours that it is painted in: the ground is the nearest that is opaque.
+CONTRASTS = """() => {
+  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const at = node.parentElement;
+    if (!node.textContent.trim() || !at.checkVisibility() || at.closest('option, :disabled, .hidden, .skip-link')) continue;
+    let ground = [0, 0, 0];
+    for (let up = at; up; up = up.parentElement) {
+      const [r, g, b, a = 1] = parse(getComputedStyle(up).backgroundColor);
+      if (a === 1) { ground = [r, g, b]; break; }
+    }
+    const [one, other] = [light(parse(getComputedStyle(at).color)), light(ground)].sort((a, b) => b - a);
+    found.push([(one + 0.05) / (other + 0.05), node.textContent.trim()]);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("keyboard") / "home"
+    with (
+        workbench(path, cases=2, studio=FakeStudio, labels=("head", AWKWARD)) as bench,
+        chromium() as browser,
+        visiting(browser, bench) as page,
+    ):
+        yield page
+
+
+def _focused(page: Page) -> str:
+    return str(page.ask("document.activeElement.id || document.activeElement.dataset.case || document.activeElement.tagName"))
+
+
+def test_a_case_is_drawn_with_the_keyboard_alone(page: Page) -> None:
+    page.page.goto(page.bench.url)
+    page.page.wait_for_selector("#form")
+    for user, word in (("ann", "not it"), ("ann", password("ann"))):
+        page.page.locator("#name").focus()
+        page.page.keyboard.press("Control+a")
+        page.page.keyboard.type(user)
+        page.keys("Tab")
+        page.page.keyboard.type(word)
+        page.keys("Enter")
+        if word == "not it":
+            page.until("document.getElementById('wrong').textContent.length > 0")
+    page.page.wait_for_selector("body[data-state=ready]", timeout=90_000)
+
+    for _ in range(12):  # Tab alone leads to the list
+        page.keys("Tab")
+        if _focused(page) == "case-0":
+            break
+    assert _focused(page) == "case-0"
+    outline = page.ask("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "focus is seen"
+    page.keys("ArrowDown", "Enter")
+    page.opened("case-1")
+
+    page.page.locator("#view").focus()
+    start = page.ask("workbench.painter.cursor")
+    page.keys("s", "1", "Space", "ArrowRight", "ArrowRight", "ArrowUp", "Space")
+    page.steps(1)
+    stroke = page.bench.studio.drawn["case-1", "ann"][-1]
+    assert isinstance(stroke, ScribblePrompt)
+    assert (stroke.labels == 1).sum() == 4
+    assert stroke.labels[start[0], start[1]] == 1
+    page.keys("p", "Space")
+    page.steps(2)
+    assert isinstance(page.bench.studio.drawn["case-1", "ann"][-1], PointPrompt)
+    page.keys("Enter")
+    page.steps(3)
+    whole = page.bench.studio.drawn["case-1", "ann"][-1]
+    assert isinstance(whole, SlicePrompt)
+    assert (whole.labels == 1).sum() == 4
+    assert np.isin(whole.labels, (0, 1)).all()
+    page.keys("Control+z")
+    page.steps(2)
+
+    before = page.ask("workbench.painter.cursor")
+    page.keys("PageUp")
+    assert page.ask("workbench.painter.cursor") != before
+    page.keys("?")
+    assert page.page.locator("#keys").is_visible()
+    for what in ("Undo", "Suggested slice", "Accept", "Contour"):
+        assert what in page.text("#keys-list")
+    page.keys("Escape")
+    page.keys("Shift+A")
+    page.until("!document.getElementById('empty').hidden || workbench.session?.id === 'case-0'")
+    assert page.bench.store.label("case-1", "ann") is not None
+
+
+def test_text_is_seen_and_named_and_never_code(page: Page) -> None:
+    found = page.ask(CONTRASTS)
+    assert len(found) > 40
+    faint = [(round(ratio, 1), text) for ratio, text in found if ratio < 4.5]
+    assert not faint
+    assert AWKWARD in page.text("#labels")
+    assert page.ask("window.hacked") is None
+    nameless = page.ask(
+        "[...document.querySelectorAll('button, input, select, canvas')].filter((e) => e.checkVisibility()"
+        " && !e.closest('[aria-hidden]') && !e.textContent.trim() && !e.labels?.length"
+        " && !e.getAttribute('aria-label') && !e.title).map((e) => e.outerHTML)"
+    )
+    assert nameless == []
+    assert page.ask("document.querySelectorAll('[aria-live=polite], [role=alert]').length") >= 2
+    overflow = page.ask("document.documentElement.scrollWidth > innerWidth || document.documentElement.scrollHeight > innerHeight")
+    assert not overflow, "it fits 1280 by 800"
+
+
+def test_a_fault_is_told_as_problem_cause_and_fix(page: Page) -> None:
+    if page.ask("workbench.session?.id") != "case-0":
+        page.open("case-0")
+    page.opened("case-0")
+    page.bench.studio.opened.clear()  # as if another window had closed it
+    page.page.locator("#view").focus()
+    page.keys("p", "Space")
+    page.until("!document.getElementById('failure').hidden")
+    assert "not open" in page.text("#problem")
+    assert "open it first" in page.text("#fix")
+    page.page.click("#failure-close")
+    assert not page.page.locator("#failure").is_visible()
+
+
+def test_whoever_is_signed_out_is_asked_again(page: Page) -> None:
+    page.page.click("#leave")
+    page.page.wait_for_selector("#form")
+    page.page.goto(page.bench.url)
+    page.page.wait_for_selector("#form")

@@ -1,0 +1,38 @@
+"""Several people at one case: an annotator sees nobody else's label, a reviewer sees all and judges."""
+
+from pathlib import Path
+
+import pytest
+from browser import chromium
+from workbench import FakeStudio, workbench
+from workbench_page import visiting
+
+
+@pytest.mark.long
+def test_a_reviewer_sees_and_judges_what_others_drew(tmp_path: Path) -> None:
+    with workbench(tmp_path / "home", cases=1, studio=FakeStudio, review=True) as bench, chromium() as browser:
+        for user, row in (("ann", 8.5), ("ben", 12.5)):
+            with visiting(browser, bench) as page:
+                page.sign_in(user)
+                page.open("case-0")
+                page.drag("axial", (4.5, row), (9.5, row))
+                page.steps(1)
+                assert not page.page.locator("#review").is_visible(), "an annotator is shown nobody's label"
+                page.page.click("#accept")
+                page.until(lambda user=user: bench.store.label("case-0", user) is not None)
+        with visiting(browser, bench) as page:
+            page.sign_in("rev")
+            page.open("case-0")
+            page.until("document.querySelectorAll('#reviewed li').length === 2")
+            rows = page.page.locator("#reviewed > li")
+            rows.nth(0).get_by_role("button", name="Show").click()
+            page.until("workbench.painter.layers.has('reviewed')")
+            _, values = page.layer("reviewed")
+            assert (values == bench.store.label("case-0", "ann").array).all()
+            rows.nth(0).get_by_role("button", name="Approve").click()
+            page.until(lambda: bench.store.drawing("case-0", "ann").state == "approved")
+            page.until("document.querySelectorAll('#reviewed .approved').length === 1")
+            rows.nth(1).get_by_role("combobox").select_option("incomplete")
+            rows.nth(1).get_by_role("button", name="Reject").click()
+            page.until(lambda: bench.store.drawing("case-0", "ben").state == "rejected")
+            page.until(lambda: "approved" in page.text("#cases button"))
