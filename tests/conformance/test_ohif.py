@@ -29,6 +29,38 @@ PATIENCE = 180_000
 SHOWN = "Array.from(services.segmentationService.getLabelmapVolume('1').voxelManager.getCompleteScalarDataArray())"
 """The voxels that OHIF lays over the image, x fastest."""
 
+PLACED = (
+    "cornerstoneTools.annotation.state.getAllAnnotations().some(one => one.metadata.toolName === 'ProbeMONAILabel')"
+)
+"""Whether a click has become a point."""
+TRIES = 12
+
+
+def seen(page: Any, condition: str, patience: int) -> bool:
+    """Whether something comes true in the page within `patience` milliseconds."""
+    from playwright.sync_api import TimeoutError as TooLate
+
+    try:
+        page.wait_for_function(condition, timeout=patience)
+    except TooLate:
+        return False
+    return True
+
+
+def asked_for(page: Any, run: Any) -> Any:
+    """The answer to the request that the button makes; None if OHIF makes none, however often it is pressed."""
+    from playwright.sync_api import TimeoutError as TooLate
+
+    path = f"/infer/{POINTS}"
+    for _ in range(TRIES // 2):
+        try:
+            with page.expect_response(lambda one: path in one.url, timeout=2 * PATIENCE // TRIES) as found:
+                run.click()
+        except TooLate:
+            continue
+        return found.value
+    return None
+
 
 def arrive(series: Series, folder: Path, pacs: Orthanc) -> Any:
     """What brings the series into the archive and, by the importer, into a site's store."""
@@ -82,11 +114,15 @@ def click_in_ohif(bench: Workbench, series: Series, folder: Path) -> tuple[list[
         pixel = box["width"] * 0.87 / columns  # OHIF leaves a margin round an image
         x = box["x"] + box["width"] / 2 + (series.centre[0] - columns / 2) * pixel
         y = box["y"] + box["height"] / 2 + (series.centre[1] - rows / 2) * pixel
-        page.mouse.click(x, y)
+        # On a busy machine OHIF takes a click for its tool only after a while, and tells nobody when.
+        for _ in range(TRIES):
+            page.mouse.click(x, y)
+            if seen(page, PLACED, PATIENCE // TRIES):
+                break
         run = page.locator(".tab-content:visible .actionButton", has_text="Run")
-        with page.expect_response(lambda answer: f"/infer/{POINTS}" in answer.url, timeout=PATIENCE) as answered:
-            run.click()
-        answer = answered.value
+        assert page.evaluate(PLACED), "\n".join(["OHIF took no click", *said[-20:]])
+        answer = asked_for(page, run)
+        assert answer is not None, "\n".join(["OHIF asked for no mask", *said[-20:]])
         assert answer.status == 200, answer.text()
         page.get_by_text("Running Inference for Point Prompts - Successful").wait_for(timeout=PATIENCE)
         page.wait_for_function(f"{SHOWN}.some(value => value > 0)", timeout=PATIENCE)
@@ -95,7 +131,7 @@ def click_in_ohif(bench: Workbench, series: Series, folder: Path) -> tuple[list[
         form = answer.request.post_data or ""
         (asked,) = [line for line in form.splitlines() if line.startswith("{")]
         shown = np.array(page.evaluate(SHOWN), dtype=np.uint8).reshape(series.volume.shape, order="F")
-        (click,) = json.loads(asked)["anterior"]
+        *_, click = json.loads(asked)["anterior"]
         return click, nrrd.decode(answer.body()).volume, shown
 
 
