@@ -3,8 +3,11 @@
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from wardround.client.agent import Agent
+from wardround.client.cases.dicom.export import export_label
+from wardround.client.cases.dicom.register import FOLDER, Register
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
@@ -33,7 +36,9 @@ def workbench(home: SiteHome, agent: Agent) -> Iterator[None]:
         store = stack.enter_context(CaseStore(home.site / STORE))
         studio = Studio(home, store, agent.device, torch_device=home.settings.device, federation=lambda: agent.working)
         stack.callback(studio.close_all)
-        app = create_app(home, studio, store, accounts, endpoint=place)
+        register = stack.enter_context(Register(home.site / FOLDER))
+        export = partial(export_label, home, store, register) if home.pacs else None
+        app = create_app(home, studio, store, accounts, endpoint=place, export=export)
         stack.enter_context(serving(app, place))
         log.info("the workbench is at %s", place.url)
         if place.made:
