@@ -14,6 +14,7 @@ from wardround.client.annotation.prompts import (
     ErasePrompt,
     ExtentPrompt,
     PointPrompt,
+    Prompt,
     ScribblePrompt,
     SlicePrompt,
     SliceRequest,
@@ -25,6 +26,8 @@ from wardround.client.device import Device
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
+from wardround.client.learning.round import OnlineRound
+from wardround.client.learning.session import CaseSession
 from wardround.client.workbench import bench
 from wardround.client.workbench.studio import Studio
 from wardround.errors import DataError, LabelError, UsageError
@@ -194,6 +197,20 @@ def test_what_is_undone_is_not_in_the_model(place: Place) -> None:
     assert weights_digest(learner.weights()) == before
 
 
+def test_a_drawing_right_after_an_undo_does_not_bring_it_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio, forgotten = place.studio, []
+    forget = OnlineRound.forget
+    monkeypatch.setattr(OnlineRound, "forget", lambda work, case: (forgotten.append(case.case_id), forget(work, case)))
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [cut("a", 8)])
+    assert studio.wait("ann", LONG)
+    with place.device.interactive():  # The updates after the undo have not begun when the next drawing comes.
+        studio.undo("a", "ann")
+        studio.draw("a", "ann", [cut("a", 4)])
+    assert studio.wait("ann", LONG)
+    assert forgotten == ["a"]
+
+
 def test_a_case_that_is_closed_or_skipped_leaves_no_trace_in_the_model(place: Place) -> None:
     studio = place.studio
     studio.open("a", "ann")
@@ -228,9 +245,20 @@ def test_two_people_on_one_case_do_not_touch_each_other(place: Place) -> None:
     assert place.store.counting(review=False) == {"a": "ann"}
 
 
-def test_many_threads_at_once(place: Place) -> None:
+def test_many_threads_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two people draw, undo and look from several threads each; nothing is lost and nobody is stuck."""
-    studio, failures = place.studio, []
+    studio, failures = place.studio, list[object]()
+    at_work: set[int] = set()
+    answer = CaseSession.answer
+
+    def watched(session: CaseSession, *drawn: Prompt) -> None:
+        if id(session) in at_work:
+            failures.append("two hands on one case at once")
+        at_work.add(id(session))
+        answer(session, *drawn)
+        at_work.discard(id(session))
+
+    monkeypatch.setattr(CaseSession, "answer", watched)
     for user in ("ann", "bob"):
         studio.open("a", user)
 
