@@ -32,7 +32,7 @@ from wardround.client.workbench import own
 from wardround.client.workbench.access import Access
 from wardround.client.workbench.accounts import Accounts, Person
 from wardround.client.workbench.entrance import Entrance
-from wardround.client.workbench.errors import handle_errors
+from wardround.client.workbench.errors import handle_errors, note
 from wardround.client.workbench.events import Events
 from wardround.client.workbench.monai_label import make_router
 from wardround.client.workbench.settings import Endpoint
@@ -42,7 +42,6 @@ from wardround.errors import ConnectionFailed
 log = logging.getLogger(__name__)
 
 STATIC = Path(str(files("wardround.client.workbench").joinpath("static")))
-_STARTED_WITHIN_S = 30.0
 _GRACE_S = 5
 _STOPPED_WITHIN_S = 20.0
 _CONNECTIONS = 512
@@ -157,7 +156,6 @@ class Server:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="workbench", daemon=True)
-        self._up = threading.Event()
 
     def start(self) -> None:
         """Begin to answer."""
@@ -175,7 +173,12 @@ class Server:
             log.warning("the workbench did not stop in time")
 
     def _run(self) -> None:
-        self._server.run(sockets=[self._socket])
+        try:
+            self._server.run(sockets=[self._socket])
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - of a thread, nobody would hear of it
+            note(error)
+        if not self._server.should_exit:
+            log.error("the workbench has ended by itself; the agent goes on without it: restart `wardround site serve`")
 
 
 @contextmanager
