@@ -24,6 +24,7 @@ from wardround.client.annotation.prompts import (
     SlicePrompt,
 )
 from wardround.client.workbench.views import Answer, CaseView, Outcome, Progress
+from wardround.errors import UsageError
 
 MOST_PROMPTS = 256
 """In one drawing."""
@@ -113,6 +114,25 @@ class DrawJson(_Json):
         Field(max_length=MOST_PROMPTS),
     ] = ()
     extent: ExtentJson | None = None
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Refuse planes that are none of an image of `shape`: a few runs can stand for gigabytes.
+
+        Raises
+        ------
+        UsageError
+            If there is one. Nothing was unpacked by then.
+        """
+        for prompt in self.prompts:
+            if isinstance(prompt, PointJson):
+                continue
+            given = prompt.mask if isinstance(prompt, EraseJson) else prompt.labels
+            if given.shape != tuple(side for axis, side in enumerate(shape) if axis != prompt.axis):
+                raise UsageError(
+                    f"a plane on axis {prompt.axis} does not fit an image of shape {shape}",
+                    "it was drawn on another case",
+                    "draw on the case that is open",
+                )
 
     def values(self) -> tuple[tuple[Prompt, ...], ExtentPrompt | None]:
         """As the studio takes it."""

@@ -180,6 +180,7 @@ def make_router(  # noqa: PLR0915 - one function a route
 
     @router.post("/cases/{case_id}/draw", summary="Draw on it")
     def draw(case: Case, person: Annotator, given: notation.DrawJson) -> dict[str, Any]:
+        given.check(case.shape)
         prompts, extent = given.values()
         return notation.answer(studio.draw(case.id, person.name, prompts, extent))
 

@@ -18,6 +18,7 @@ from wardround.client.annotation.prompts import (
     SlicePrompt,
 )
 from wardround.client.workbench.notation import MOST_PROMPTS, DrawJson, PlaneJson, drawn, plane
+from wardround.errors import UsageError
 
 PLANES = hnp.arrays(
     np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 1, 255])
@@ -113,3 +114,23 @@ def test_a_drawing_has_a_limit() -> None:
     DrawJson.model_validate({"prompts": [point] * MOST_PROMPTS})
     with pytest.raises(ValidationError):
         DrawJson.model_validate({"prompts": [point] * (MOST_PROMPTS + 1)})
+
+
+def test_a_few_runs_that_stand_for_gigabytes_are_not_unpacked() -> None:
+    huge = {"shape": [4096, 4096], "rle": [[0, 4096 * 4096]]}
+    for prompt in (
+        {"kind": "slice", "axis": 2, "index": 0, "labels": huge},
+        {"kind": "erase", "axis": 0, "index": 0, "mask": huge},
+    ):
+        given = DrawJson.model_validate({"prompts": [prompt] * MOST_PROMPTS})
+        with pytest.raises(UsageError, match=f"axis {prompt['axis']}"):
+            given.check((16, 24, 16))
+
+
+def test_a_plane_has_the_two_other_sides_of_its_axis() -> None:
+    for axis, shape in enumerate(([24, 12], [16, 12], [16, 24])):
+        labels = {"shape": shape, "rle": [[0, shape[0] * shape[1]]]}
+        given = DrawJson.model_validate({"prompts": [{"kind": "slice", "axis": axis, "index": 0, "labels": labels}]})
+        given.check((16, 24, 12))
+        with pytest.raises(UsageError):
+            given.check((24, 16, 11))

@@ -238,6 +238,14 @@ def test_a_case_that_there_is_not_is_not_found(bench: Workbench) -> None:
     assert bench.studio.asked == []
 
 
+def test_a_plane_of_another_image_is_refused_before_it_is_unpacked(bench: Workbench) -> None:
+    client = bench.client("ann")
+    client.post("/api/v1/cases/case-0/open")
+    huge = {"shape": [4096, 4096], "rle": [[0, 4096 * 4096]]}
+    prompts = [{"kind": "slice", "axis": 2, "index": 0, "labels": huge}] * 256
+    assert code(client.post("/api/v1/cases/case-0/draw", json={"prompts": prompts})) == (409, "not-possible")
+
+
 def test_a_body_that_is_no_drawing_is_refused_and_not_repeated(bench: Workbench) -> None:
     client = bench.client("ann")
     client.post("/api/v1/cases/case-0/open")
