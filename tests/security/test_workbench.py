@@ -322,3 +322,31 @@ def test_no_line_of_the_log_names_anybody(tmp_path: Path, caplog: pytest.LogCapt
     hidden = [CANARIES[key] for key in ("folder", "bug", "file", "password", "agent", "header", "body")]
     for reply in replies:
         assert [word for word in (*hidden, str(tmp_path)) if word in reply.text] == []
+
+
+def test_no_line_of_a_bench_that_learns_names_anybody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the real studio: what is computed and stored, and what goes wrong there."""
+    case, account = CANARIES["case"], CANARIES["account"]
+
+    def prepare(home: SiteHome) -> None:
+        image, _ = draw_phantom(np.random.default_rng(7), shape=SHAPE)
+        with CaseStore(home.site / STORE) as store:
+            store.add_case(case, image)
+
+    caplog.set_level(logging.DEBUG)
+    with workbench(tmp_path / CANARIES["folder"], cases=1, prepare=prepare) as bench:
+        bench.accounts.add(account, CANARIES["password"], "annotator")
+        token = bench.app.state.access.token(account, CANARIES["password"])
+        client = bench.client(headers={"authorization": f"Bearer {token}"})
+        labels = {"shape": [16, 24], "rle": [[0, 100], [1, 40], [0, 244]]}
+        drawn = {"prompts": [{"kind": "slice", "axis": 2, "index": 8, "labels": labels}]}
+        for step, body in (("open", None), ("draw", drawn), ("undo", None), ("redo", None), ("accept", {})):
+            assert client.post(f"/api/v1/cases/{case}/{step}", json=body).status_code == 200
+        assert bench.studio.wait(account, 120)
+        for file in (bench.home.site / STORE / "volumes").iterdir():
+            file.write_bytes(b"damaged")
+        assert client.get(f"/api/v1/cases/{case}/labels/{account}").status_code == 503
+    lines = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    text = "\n".join(logging.Formatter("%(name)s %(message)s").format(record) for record in lines)
+    assert "StorageError" in text
+    assert [word for word in (*CANARIES.values(), str(tmp_path)) if word.lower() in text.lower()] == []
