@@ -6,7 +6,7 @@
         site.toml            settings: name, coordinator, device, annotator; the workbench; archives
         policy.toml          what may come in and go out
         keys/node            the site's private key; node.pub beside it
-        keys/pacs-NAME       password of an archive
+        keys/pacs-NAME       password of an archive; pacs-NAME.crt, whom its certificate comes from
         keys/workbench.pem   key of the workbench's own certificate, workbench.crt
         accounts.json        who may use the workbench, with hashes of their passwords
         coordinator.crt      certificate of the coordinator's authority
