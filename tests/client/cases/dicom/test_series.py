@@ -94,7 +94,10 @@ def test_a_series_of_two_volumes_at_one_place_is_split(
 
 
 def test_two_volumes_that_no_header_tells_apart_stay_together_and_have_duplicates(tmp_path: Path) -> None:
-    save(in_one_series(marked("a"), marked("b")), tmp_path)
+    both = in_one_series(marked("a"), marked("b"))
+    for number, dataset in enumerate(both):
+        dataset.AcquisitionNumber = number  # tells slices apart, not volumes
+    save(both, tmp_path)
     (volume,) = find_series(tmp_path).volumes
     assert volume.stack is not None
     assert volume.stack.duplicates == 5
