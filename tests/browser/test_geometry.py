@@ -7,7 +7,6 @@ on the left of the screen is compared with the affine.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np

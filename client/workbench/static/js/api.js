@@ -53,8 +53,9 @@ export const redo = (id) => post(of(id, "/redo"));
 export const accept = (id, source) => post(of(id, "/accept"), { source });
 export const skip = (id, reason) => post(of(id, "/skip"), { reason });
 export const labels = (id) => json(of(id, "/labels"));
-export const review = (id, author, verdict, reason) =>
-  post(of(id, `/labels/${encodeURIComponent(author)}/review`), { verdict, reason });
+/** `seen` is the label's time of change as the reviewer saw it: nobody approves what was drawn since. */
+export const review = (id, author, verdict, reason, seen) =>
+  post(of(id, `/labels/${encodeURIComponent(author)}/review`), { verdict, reason, seen });
 export const send = (id, author = "") => post(of(id, "/export"), { author });
 
 export function cases({ state = "", offset = 0, limit = 200 } = {}) {

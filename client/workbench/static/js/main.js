@@ -171,15 +171,14 @@ function planeOf({ axis, index }) {
 }
 
 function answered(answer) {
-  const first = answer.step > 0 && !bench.answer?.step;
   bench.answer = answer;
   bench.asked = 0;
   painter.suggestion = answer.suggestion[0] ?? null;
   $("failure").hidden = true;
   judgeModel(answer.progress);
-  showAnswer(answer, planeOf);
+  showAnswer(answer);
   showModel(answer.progress);
-  if (first && bench.ready) worklist.load();
+  worklist.drew(answer);
   enable();
   repaint();
 }
@@ -189,7 +188,9 @@ function enable() {
   const answer = session?.answer;
   $("undo").disabled = !answer?.can_undo;
   $("redo").disabled = !answer?.can_redo;
-  $("suggest").disabled = !answer?.suggestion.length;
+  const [first] = answer?.suggestion ?? [];
+  $("suggest").disabled = !first;
+  $("suggest").textContent = first && viewer.grid ? `Suggested: ${planeOf(first)}` : "Suggested slice";
   $("accept").disabled = !answer?.step;
   for (const id of ["accept-model", "skip", "confirm"]) $(id).disabled = !answer;
 }
@@ -301,7 +302,7 @@ async function refreshed(progress) {
   if (!session?.answer || !bench.ready) return;
   session.answer.progress = progress;
   judgeModel(progress);
-  showAnswer(session.answer, planeOf);
+  showAnswer(session.answer);
   await session.refresh();
 }
 

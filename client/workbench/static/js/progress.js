@@ -19,18 +19,15 @@ export function showModel({ model, run, round, learning, updates_left, federatio
 }
 
 /** The list in the panel. */
-export function showAnswer(answer, planeOf) {
+export function showAnswer(answer) {
   if (!answer) return fill($("progress"), el("dt", {}, "Nothing is open"));
-  const { effort_contour, effort_share, changed, latency_ms, step, suggestion, progress } = answer;
-  const first = suggestion[0];
+  const { effort_contour, effort_share, changed, step, progress } = answer;
   const meter = el("meter", { min: 0, max: 1, value: Math.min(1, effort_share), "aria-label": "Share of drawing every slice" });
   const lines = [
     ["Drawn", `${step} ${step === 1 ? "step" : "steps"}, ${Math.round(effort_contour)} px`],
     ["Of drawing every slice", effort_share ? percent(effort_share) : "–", meter],
     ["Label changed by", step ? percent(changed) : "–"],
     ["Model learnt", `${progress.updates_done} updates`],
-    ["Answered in", `${Math.round(latency_ms.total ?? 0)} ms`],
-    ["Suggested", first ? planeOf(first) : "nothing more"],
   ];
   fill($("progress"), ...lines.flatMap(([name, text, more]) => [el("dt", {}, name), el("dd", {}, text, more)]));
 }

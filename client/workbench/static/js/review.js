@@ -27,7 +27,7 @@ export class Review {
     }
   }
 
-  _row({ author, state, source, effort, stored }) {
+  _row({ author, state, source, effort, stored, updated }) {
     const why = el("select", { "aria-label": `Reason to reject the label of ${author}` }, ...this.reasons.map((one) => el("option", { value: one }, one)));
     why.value = "inaccurate";
     const can = this.judges && author !== this.user.name && ["accepted", "approved", "rejected"].includes(state);
@@ -39,9 +39,9 @@ export class Review {
       el(
         "div", { class: "pair" },
         stored ? el("button", { type: "button", "aria-pressed": String(seen), onclick: () => this._see(author) }, seen ? "Hide" : "Show") : null,
-        can ? el("button", { type: "button", class: "good", onclick: () => this._judge(author, "approved", "") }, "Approve") : null,
+        can ? el("button", { type: "button", class: "good", onclick: () => this._judge(author, "approved", "", updated) }, "Approve") : null,
       ),
-      can ? el("div", { class: "pair" }, why, el("button", { type: "button", onclick: () => this._judge(author, "rejected", why.value) }, "Reject")) : null,
+      can ? el("div", { class: "pair" }, why, el("button", { type: "button", onclick: () => this._judge(author, "rejected", why.value, updated) }, "Reject")) : null,
     );
   }
 
@@ -61,9 +61,9 @@ export class Review {
     fill($("reviewed"), ...labels.map((one) => this._row(one)));
   }
 
-  async _judge(author, verdict, reason) {
+  async _judge(author, verdict, reason, seen) {
     try {
-      await api.review(this.id, author, verdict, reason);
+      await api.review(this.id, author, verdict, reason, seen);
       say(`The label of ${author} is ${verdict}.`);
       await this.load(this.id);
       this.told.judged();

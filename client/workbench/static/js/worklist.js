@@ -41,12 +41,24 @@ export class Worklist {
     this.show();
   }
 
+  /** What the last answer says of its case. */
+  drew({ case_id, step, effort_contour }) {
+    const one = this.shown.find((row) => row.id === case_id);
+    if (!one || !step) return;
+    one.effort = effort_contour;
+    if (one.mine === "new") one.mine = "open";
+    if (one.state === "new") one.state = "open";
+    this.show();
+  }
+
   show() {
     $("count").textContent = `${this.total} ${this.total === 1 ? "case" : "cases"}`;
     $("more").hidden = this.shown.length >= this.total;
     const rows = this.shown.map((one) => this._row(one));
     if (!rows.length) rows.push(el("li", { class: "none" }, $("filter").value ? "No case is in this state." : "No case has arrived yet."));
+    const focused = document.activeElement?.dataset?.case;
     fill($("cases"), ...rows);
+    if (focused) $("cases").querySelector(`[data-case="${CSS.escape(focused)}"]`)?.focus();
   }
 
   _row({ id, shape, spacing, state, mine, authors, effort, role }) {
