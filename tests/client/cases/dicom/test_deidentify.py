@@ -53,6 +53,7 @@ def planted() -> Any:
             dataset.add_new(tag, vr, Sequence([item]))
     block = dataset.private_block(0x0009, CANARY, create=True)
     block.add_new(0x10, "LO", CANARY)
+    block.add_new(0x11, "OB", CANARY.encode())
     dataset.add_new(0x60000022, "LO", CANARY)
     dataset.add_new(0x60003000, "OW", CANARY.encode())
     dataset.add_new(0x50000022, "LO", CANARY)
