@@ -1,15 +1,20 @@
 """Archives: a real Orthanc by DICOMweb and by DIMSE, and one that means harm."""
 
+import ipaddress
 import json
+import ssl
 import threading
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from ct import Series, ct_series
 from orthanc import Orthanc, orthanc
 from pydicom import dcmread
@@ -270,6 +275,40 @@ def test_neither_proxies_nor_passwords_of_the_environment_are_used(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with Hostile((200, JSON, b"[]")) as server:
         assert asking(server.root).find(Wanted()) == ()
+
+
+def test_tls_is_verified(tmp_path: Path) -> None:
+    certificate = _own_certificate(tmp_path)
+    with Hostile((200, JSON, b"[]")) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
+        settings = PacsSettings(name="archive", dicomweb=server.root.replace("http:", "https:"))
+        with pytest.raises(ConnectionFailed, match="certificate"):
+            Pacs(settings).find(Wanted())
+        assert server.asked == []
+        assert Pacs(settings, certificate=certificate).find(Wanted()) == ()
+
+
+def _own_certificate(folder: Path) -> Path:
+    """Certificate and key of 127.0.0.1 that nobody has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "archive")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / "archive.pem"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
+    return path
 
 
 def test_a_password_that_others_may_read_is_not_used(tmp_path: Path) -> None:
