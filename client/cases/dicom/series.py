@@ -1,9 +1,9 @@
 """Find the volumes in a folder, an archive or a file, slice by slice; what is no volume is counted with a reason.
 
-Files are grouped by Series Instance UID, and a series by what must not differ within a volume: size, spacing and
-orientation of its images, frame of reference, kind of object. Where slices then still lie on top of each other, or at
-uneven distances, a header may tell volumes apart (:data:`DISCRIMINATORS`): echoes, phases, acquisitions. Only then is a
-series split by it, so that a number that a scanner counts up for each slice splits nothing.
+Files are grouped by Series Instance UID, and a series by what must not differ within a volume: patient, study, size,
+spacing and orientation of its images, frame of reference, kind of object. Where slices then still lie on top of each
+other, or at uneven distances, a header may tell volumes apart (:data:`DISCRIMINATORS`): echoes, phases, acquisitions.
+Only then is a series split by it, so that a number that a scanner counts up for each slice splits nothing.
 """
 
 import hashlib
@@ -57,6 +57,7 @@ REASONS: Mapping[str, str] = {
     "empty": "empty files",
     "too-large": "files that are too large",
     "encrypted": "encrypted entries of an archive",
+    "compression": "entries of an archive that are packed otherwise than by deflate",
     "archive": "archives within: unpack them and import them by themselves",
     "not-dicom": "files that are not DICOM",
     "unreadable": "DICOM files that cannot be read",
@@ -84,7 +85,8 @@ REASONS: Mapping[str, str] = {
 }
 """Why a file, or a frame, is part of no volume."""
 
-_UID = re.compile(r"[0-9.]{1,64}")
+# With digits between its points: it becomes the name of a file.
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
 
 Told = Callable[[int, int], None]
 """Is told how many of how many files were looked at."""
@@ -194,7 +196,7 @@ def find_series(source: Path, limits: Limits | None = None, told: Told | None = 
     """
     listing = list_files(source, limits)
     skipped = Counter(listing.skipped)
-    found: dict[tuple[str, str], list[Frame]] = defaultdict(list)
+    found: dict[str, list[Frame]] = defaultdict(list)
     known: dict[str, int] = {}
     for number, file in enumerate(listing.files):
         try:
@@ -203,7 +205,8 @@ def find_series(source: Path, limits: Limits | None = None, told: Told | None = 
             if (first := known.setdefault(uid, number)) != number:
                 same = _digest(listing.files[first]) == _digest(file)
                 raise _Skip("repeated" if same else "conflicting")
-            series = (_uid(header, "SeriesInstanceUID"), _uid(header, "StudyInstanceUID"))
+            series = _uid(header, "SeriesInstanceUID")
+            _uid(header, "StudyInstanceUID")
             frames = list(_frames(header, number))
             found[series] += frames
         except _Skip as reason:
@@ -213,12 +216,12 @@ def find_series(source: Path, limits: Limits | None = None, told: Told | None = 
         if told is not None:
             told(number + 1, len(listing.files))
     volumes = []
-    for (series_uid, study_uid), members in sorted(found.items(), key=lambda one: one[0]):
+    for series_uid, members in sorted(found.items()):
         parts = _parts(members)
         kept = [(part, frames) for part, frames in parts if len(frames) > 1]
         skipped["single-image"] += sum(len(frames) == 1 for _, frames in parts)
         for part, frames in kept:
-            *_, place, _, kind = frames[0].fixed
+            _, study_uid, *_, place, _, kind = frames[0].fixed
             stack, refusal = _measured(frames)
             ordered = tuple(frames if stack is None else (frames[index] for index in stack.order))
             # A scout among the slices of a volume does not make another case of it.
@@ -302,6 +305,8 @@ def _frame(places: list[Dataset], file: int, index: int, header: Dataset) -> Fra
         "trigger": _first(places, "TriggerTime", "NominalCardiacTriggerDelayTime"),
     }
     fixed = (
+        _text(header, "PatientID"),
+        _text(header, "StudyInstanceUID"),
         f"{size[0]}x{size[1]}",
         f"{spacing[0]:.5g}x{spacing[1]:.5g}",
         _text(header, "FrameOfReferenceUID"),

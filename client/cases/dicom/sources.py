@@ -22,6 +22,8 @@ _DIRECTORY_END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
 _LONGEST_COMMENT = 0xFFFF
 _ENCRYPTED = 0x1
+# The others are unpacked as a whole before zipfile cuts them to what was asked for.
+_UNPACKED_IN_PIECES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP = b"PK\x03\x04"
 _EMPTY_ZIP = b"PK\x05\x06"
 
@@ -108,7 +110,7 @@ def list_files(source: Path, limits: Limits | None = None) -> Listing:
     """List what may be read in a folder, an archive or a single file.
 
     Reasons for leaving out: ``symlink``, ``not-a-file`` (a pipe, a device), ``empty``, ``too-large``, ``encrypted``,
-    ``unreadable``.
+    ``unreadable``, ``compression`` (an entry of an archive that is packed otherwise than by deflate).
 
     Raises
     ------
@@ -194,6 +196,8 @@ def _archive(path: Path, limits: Limits) -> Listing:
             skipped["symlink"] += 1
         elif entry.flag_bits & _ENCRYPTED:
             skipped["encrypted"] += 1
+        elif entry.compress_type not in _UNPACKED_IN_PIECES:
+            skipped["compression"] += 1
         elif reason := _size_reason(entry.file_size, limits):
             skipped[reason] += 1
         else:

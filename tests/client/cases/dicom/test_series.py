@@ -347,6 +347,12 @@ def test_an_entry_that_declares_less_than_it_holds_gives_no_more_than_it_declare
     assert sum(report.skipped.values()) == 1
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_entry_that_is_unpacked_only_as_a_whole_is_left_out(packing: int, tmp_path: Path) -> None:
+    folder = save(series(noise((4, 4, 3)), AXIAL), tmp_path / "dicom")
+    assert find_series(zipped(folder, tmp_path / "all.zip", compression=packing)).skipped == {"compression": 3}
+
+
 def test_encrypted_entries_and_archives_within_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "all.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -371,6 +377,30 @@ def test_every_reason_in_the_code_is_in_the_list() -> None:
     source = Path(series_module.__file__).read_text()
     used = set(re.findall(r'_Skip\("([a-z-]+)"', source)) | set(series_module._OTHER_CLASSES.values())
     assert used <= set(REASONS)
+
+
+def test_two_patients_or_two_studies_in_one_series_are_two_volumes(tmp_path: Path) -> None:
+    for name in ("PatientID", "StudyInstanceUID"):
+        datasets = series(noise((4, 4, 8)), AXIAL, name=name)
+        for k, dataset in enumerate(datasets):
+            setattr(dataset, name, f"1.2.{k % 2}")
+        save(datasets, tmp_path / name)
+        one, other = find_series(tmp_path / name).volumes
+        assert (len(one.frames), len(other.frames)) == (4, 4)
+        assert one.part != other.part
+        assert places(one) == [0, 4, 8, 12]
+        assert places(other) == [2, 6, 10, 14]
+    assert (one.study_uid, other.study_uid) == ("1.2.0", "1.2.1")
+
+
+@pytest.mark.parametrize("name", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("uid", ["..", ".", "1..2", "/etc", "1.2/3"])
+def test_a_uid_that_could_be_a_path_is_none(name: str, uid: str, tmp_path: Path) -> None:
+    datasets = series(noise((4, 4, 3)), AXIAL)
+    for number, dataset in enumerate(datasets):
+        setattr(dataset, name, uid)
+        (tmp_path / str(number)).write_bytes(encoded(dataset))
+    assert find_series(tmp_path).skipped == {"no-uid": 3}
 
 
 def test_progress_is_told_file_by_file(tmp_path: Path) -> None:
