@@ -153,7 +153,7 @@ def put(
         raise SeriesRefused(
             "structures of the label overlap",
             f"{int(both.sum())} voxels of one plane belong to more than one",
-            "choose the structures that do not, or say which one wins: `--overlaps lowest` or `highest`",
+            "export them so that they do not, or one file a structure",
             reason="overlapping-segments",
         )
     chosen = np.minimum(old, new) if overlaps == "lowest" else np.maximum(old, new)

@@ -205,7 +205,7 @@ BAD_PULLS: dict[str, Reply] = {
     "no DICOM": multipart(b"GIF89a" * 100),
     "another series": multipart(*CT_FILES),
     "nothing": multipart(),
-    "too much": multipart(b"\0" * 300_000),
+    "too much": multipart(b"\0" * 3_000_000),
     "compressed too much": (200, JSON | {"Content-Encoding": "gzip"}, b"\x1f\x8b" + b"\0" * 50),
     "less than it says": (200, multipart()[1] | {"Content-Length": "100000"}, multipart(CT_FILES[0])[2]),
     "a failure": (500, {}, CANARY.encode()),
@@ -215,15 +215,35 @@ BAD_PULLS: dict[str, Reply] = {
 }
 
 
+SAID = {
+    "a redirect": "redirects are not followed",
+    "a redirect for good": "redirects are not followed",
+    "a web page": "not of a kind of DICOMweb",
+    "an entity bomb": "not of a kind of DICOMweb",
+    "another series": "not asked for",
+    "too much": "more than is taken",
+}
+"""In the error, so that it is the right one."""
+
+
 @pytest.mark.parametrize("what", BAD_PULLS)
 def test_a_hostile_answer_to_a_pull_is_an_error_that_says_nothing(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Hostile(BAD_PULLS[what]) as server, pytest.raises(WardroundError) as refused:
         asking(server.root, total_bytes=200_000).pull(WANTED, tmp_path)
+    assert SAID.get(what, "") in str(refused.value)
     assert len(server.asked) == 1, "no second request, least of all elsewhere"
     assert CANARY not in str(refused.value) + caplog.text
     assert "127.0.0.1" not in str(refused.value) + caplog.text
+
+
+def test_a_part_of_a_series_is_not_the_series(tmp_path: Path) -> None:
+    made = ct_series((8, 8, 2))
+    with Hostile(multipart(*made.files)) as server:
+        assert asking(server.root).pull(RemoteSeries(made.study, made.series, "CT", "", 2), tmp_path) == 2
+        with pytest.raises(DataError, match="2 of 3 images"):
+            asking(server.root).pull(RemoteSeries(made.study, made.series, "CT", "", 3), tmp_path)
 
 
 def test_an_answer_names_no_address_that_is_called() -> None:
@@ -245,18 +265,19 @@ def _sequence(tag: str, inner: str, kind: str, value: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "reply",
+    ("reply", "said"),
     [
-        (200, JSON, b"{}"),
-        (200, JSON, _sequence("00081198", "00081197", "US", 272)),
-        (200, JSON, _sequence("00081199", "00081155", "UI", "1.2")),
-        (409, JSON, b"{}"),
-        (200, {}, b""),
+        ((200, JSON, b"{}"), "does not say that it did"),
+        ((200, JSON, _sequence("00081198", "00081197", "US", 272)), "0x0110"),
+        ((200, JSON, _sequence("00081199", "00081155", "UI", "1.2")), "does not say that it did"),
+        ((409, JSON, b"{}"), "answered 409"),
+        ((200, {}, b""), "does not say that it did"),
     ],
-)  # fmt: skip
-def test_a_segmentation_counts_as_kept_only_if_the_archive_says_so(reply: Reply, tmp_path: Path) -> None:
-    with Hostile(reply) as server, pytest.raises(DataError, match="did not keep"):
+)
+def test_a_segmentation_counts_as_kept_only_if_the_archive_says_so(reply: Reply, said: str, tmp_path: Path) -> None:
+    with Hostile(reply) as server, pytest.raises(DataError, match="did not keep") as refused:
         asking(server.root).store(_small_seg(tmp_path))
+    assert said in str(refused.value)
 
 
 def _small_seg(folder: Path) -> Any:
