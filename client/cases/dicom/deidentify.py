@@ -4,7 +4,8 @@ What happens to an attribute stands in ``confidentiality.tsv`` beside this file.
 depends on the kind of object, an attribute is emptied or replaced rather than removed, so that the object stays valid.
 Of what the standard leaves alone, this does less: private attributes go; UIDs, dates and times that the table does not
 name are treated as those that it names; text that it does not name is kept only as far as it is made of words of
-imaging. Pixels are not looked at: an object that says it has text burnt in is refused, and faces stay faces.
+imaging; what stands where a date, a code or a UID belongs and is none is not kept. Pixels are not looked at: an object
+that says it has text burnt in is refused, and faces stay faces.
 
 Not built: cleaning of structured content, of graphics and of private attributes; the basic profile removes these.
 """
@@ -26,9 +27,12 @@ from wardround.client.cases.dicom.headers import BROKEN, quiet
 from wardround.client.cases.dicom.register import Register
 from wardround.errors import SeriesRefused
 
-_STANDARD_UIDS = "1.2.840.10008."
+_STANDARD_UID = re.compile(r"1\.2\.840\.10008\.[0-9.]+")
+_DATE = re.compile(r"[\d+\-:./ ]*")
+_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 _TEXT = frozenset({"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT"})
 _DATES = frozenset({"DA", "DT", "TM"})
+_BYTES = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
 _DUMMIES: Mapping[str, Any] = {
     "AS": "000Y",
     "DA": "19000101",
@@ -247,11 +251,20 @@ class _Copier:
         if element.VR == "UI":
             return element if self.options.retain_uids else self._renamed(element)
         if element.VR in _DATES:
-            kept = {"remove": None, "keep": element}
-            return self._shifted(element) if self.options.dates == "shift" else kept[self.options.dates]
+            if self.options.dates == "remove" or self._is_prose(element):
+                return None
+            return self._shifted(element) if self.options.dates == "shift" else element
         if element.VR in _TEXT:
             return self._cleaned(element) or DataElement(element.tag, element.VR, None)
-        return self._inside(element)
+        return None if self._is_opaque(element) else self._inside(element)
+
+    @staticmethod
+    def _is_opaque(element: DataElement) -> bool:
+        """Whether it is a code that is none, or bytes that are no part of an image."""
+        if element.VR == "CS":
+            return not all(_CODE.fullmatch(str(value or "")) for value in _values(element))
+        shows = element.tag.group == 0x7FE0 or (element.tag.group == 0x0028 and element.VR == "OW")
+        return element.VR in _BYTES and not shows
 
     def _inside(self, element: DataElement) -> DataElement:
         if element.VR != "SQ":
@@ -259,17 +272,19 @@ class _Copier:
         return DataElement(element.tag, "SQ", Sequence([self.copy(item) for item in element.value]))
 
     def _renamed(self, element: DataElement) -> DataElement:
-        uids = [element.value] if isinstance(element.value, str) or not element.value else list(element.value)
         new = [
-            uid if not uid or str(uid).startswith(_STANDARD_UIDS) else self.register.new_uid(str(uid)) for uid in uids
+            uid if not uid or _STANDARD_UID.fullmatch(str(uid)) else self.register.new_uid(str(uid))
+            for uid in _values(element)
         ]
         return DataElement(element.tag, "UI", new if len(new) > 1 else new[0])
 
     def _shifted(self, element: DataElement) -> DataElement | None:
+        if self._is_prose(element):
+            return self._done(element, "Z")
         if element.VR == "TM":
             return element
-        values = [element.value] if isinstance(element.value, str) or not element.value else list(element.value)
-        moved = [_moved(str(value), self.register.date_shift(self.patient)) if value else "" for value in values]
+        days = self.register.date_shift(self.patient)
+        moved = [_moved(str(value), days) if value else "" for value in _values(element)]
         if None in moved:
             return self._done(element, "Z")
         return DataElement(element.tag, element.VR, moved if len(moved) > 1 else moved[0])
@@ -277,15 +292,18 @@ class _Copier:
     @staticmethod
     def _is_prose(element: DataElement) -> bool:
         """Whether an attribute that should hold a date or a time holds something else."""
-        return element.VR not in _DATES and not re.fullmatch(r"[\d+\-:./ ]*", str(element.value or ""))
+        return not all(_DATE.fullmatch(str(value or "")) for value in _values(element))
 
     @staticmethod
     def _cleaned(element: DataElement) -> DataElement | None:
         if element.VR == "UN" or not element.value:
             return None
-        values = [element.value] if not hasattr(element.value, "append") else list(element.value)
-        kept = [" ".join(word for word in _WORD.findall(str(value)) if _is_known(word)) for value in values]
+        kept = [" ".join(word for word in _WORD.findall(str(value)) if _is_known(word)) for value in _values(element)]
         return DataElement(element.tag, element.VR, kept if len(kept) > 1 else kept[0]) if any(kept) else None
+
+
+def _values(element: DataElement) -> list[Any]:
+    return list(element.value) if hasattr(element.value, "append") else [element.value]
 
 
 def _is_known(word: str) -> bool:

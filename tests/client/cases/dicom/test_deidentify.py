@@ -43,6 +43,8 @@ def planted() -> Any:
     for tag, (vr, *_) in DicomDictionary.items():
         if vr in TEXT and tag >> 16 not in (0, 2, 4) and not tag >> 16 >= 0x7F00:
             dataset.add_new(tag, vr, CANARY)
+        elif vr in ("OB", "OW", "OF", "OL") and 4 < tag >> 16 < 0x7F00 and tag >> 16 != 0x0028:
+            dataset.add_new(tag, vr, CANARY.encode())
         elif vr == "SQ" and tag >> 16 > 4:
             item = Dataset()
             item.PatientName = item.ConvolutionKernel = item.CodeMeaning = CANARY
@@ -86,6 +88,26 @@ def test_nothing_that_was_planted_comes_through(options: Options, register: Regi
     assert (b"19510203" in found) == (options.dates == "keep")
     assert dcmread(BytesIO(found)).PatientIdentityRemoved == "YES"
     assert dataset.PatientName == CANARY  # the original stays as it is
+
+
+@pytest.mark.parametrize("dates", ["remove", "shift", "keep"])
+def test_a_name_where_a_date_a_code_or_a_uid_belongs_does_not_come_through(dates: Any, register: Register) -> None:
+    planted = {
+        "AcquisitionTime": ("TM", "DOE^JANE"), "ContentTime": ("TM", ["1011", "DOE^JANE"]),
+        "StudyDate": ("DA", "DOE^JANE"), "SeriesDate": ("DA", "20200301DOE^JANE"),
+        "AcquisitionDateTime": ("DT", "20200301DOE^JANE"), "DateOfSecondaryCapture": ("DA", "DOE^JANE"),
+        "HangingProtocolCreationDateTime": ("DT", "20200301DOE^JANE"), "BodyPartExamined": ("CS", "DOE^JANE"),
+        "ImageType": ("CS", ["ORIGINAL", "PRIMARY", "DOE^JANE"]),
+        "FrameOfReferenceUID": ("UI", "1.2.840.10008.DOE^JANE"),
+    }  # fmt: skip
+    dataset = image()
+    for name, (vr, value) in planted.items():
+        dataset.add_new(name, vr, value)
+    dataset.InstanceCreationDate = ["20200301", "20200302"]
+    found = deidentified(dcmread(BytesIO(encoded(dataset))), Options(dates=dates), register)
+    assert b"JANE" not in encoded(found)
+    if dates == "keep":
+        assert found.InstanceCreationDate == ["20200301", "20200302"]
 
 
 def test_every_row_of_the_table_is_done(register: Register) -> None:
