@@ -106,7 +106,9 @@ def _last(bench: Workbench, case_id: str) -> Any:
 DAILY = ("oblique-sagittal",)  # turned, flipped, oblique and uneven at once
 
 
-@pytest.mark.parametrize("name", [*DAILY, *(pytest.param(one, marks=pytest.mark.long) for one in GRIDS if one not in DAILY)])
+@pytest.mark.parametrize(
+    "name", [*DAILY, *(pytest.param(one, marks=pytest.mark.long) for one in GRIDS if one not in DAILY)]
+)
 def test_a_stroke_arrives_at_the_voxel_that_is_seen(page: Page, name: str) -> None:
     page.open(name)
     page.ask(f"workbench.go({list(BRIGHT)})")
@@ -160,7 +162,9 @@ def test_a_contour_tells_the_whole_slice_and_keeps_what_was_drawn_on_it(page: Pa
     assert (second.labels == 2).sum() == 15
 
 
-@pytest.mark.parametrize("name", ["lps", "flipped", "sagittal"])
+@pytest.mark.parametrize(
+    "name", ["flipped", *(pytest.param(one, marks=pytest.mark.long) for one in ("lps", "sagittal"))]
+)
 def test_the_right_of_the_patient_is_on_the_left_of_the_screen(page: Page, name: str) -> None:
     page.open(name)
     affine = GRIDS[name].affine

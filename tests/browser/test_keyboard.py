@@ -13,14 +13,16 @@ from wardround.client.annotation.prompts import PointPrompt, ScribblePrompt, Sli
 AWKWARD = "<img src=x onerror=window.hacked=1>"
 # Every piece of text that is seen, with the colours that it is painted in: the ground is the nearest that is opaque.
 CONTRASTS = """() => {
-  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+  const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  const light = (c) => { const [r, g, b] = c.map(linear);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
   const found = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const at = node.parentElement;
-    if (!node.textContent.trim() || !at.checkVisibility() || at.closest('option, :disabled, .hidden, .skip-link')) continue;
+    if (!node.textContent.trim() || !at.checkVisibility()) continue;
+    if (at.closest('option, :disabled, .hidden, .skip-link')) continue;
     let ground = [0, 0, 0];
     for (let up = at; up; up = up.parentElement) {
       const [r, g, b, a = 1] = parse(getComputedStyle(up).backgroundColor);
@@ -45,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 def _focused(page: Page) -> str:
-    return str(page.ask("document.activeElement.id || document.activeElement.dataset.case || document.activeElement.tagName"))
+    return str(page.ask("(({ id, dataset, tagName }) => id || dataset.case || tagName)(document.activeElement)"))
 
 
 def test_a_case_is_drawn_with_the_keyboard_alone(page: Page) -> None:
@@ -119,8 +121,13 @@ def test_text_is_seen_and_named_and_never_code(page: Page) -> None:
     )
     assert nameless == []
     assert page.ask("document.querySelectorAll('[aria-live=polite], [role=alert]').length") >= 2
-    overflow = page.ask("document.documentElement.scrollWidth > innerWidth || document.documentElement.scrollHeight > innerHeight")
-    assert not overflow, "it fits 1280 by 800"
+    size = page.ask("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+    assert size == [1280, 800], "it fits"
+    for name in ("list", "panel"):
+        spare = page.ask(
+            f"(({{ clientWidth, scrollWidth }}) => clientWidth - scrollWidth)(document.getElementById('{name}'))"
+        )
+        assert spare >= 0, f"nothing is cut off in the {name}"
 
 
 def test_a_fault_is_told_as_problem_cause_and_fix(page: Page) -> None:

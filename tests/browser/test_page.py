@@ -77,6 +77,7 @@ def test_from_signing_in_to_a_label_in_the_store(tmp_path: Path, browser: Any) -
         page.until(lambda: "accepted" in page.text(f"#cases button[data-case='{case_id}']"))
 
 
+@pytest.mark.long
 def test_a_draft_is_there_again_the_next_day(tmp_path: Path, browser: Any) -> None:
     with workbench(tmp_path / "home", cases=1) as bench:
         with visiting(browser, bench) as page:

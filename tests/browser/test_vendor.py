@@ -17,7 +17,8 @@ def test_the_bundle_is_the_one_that_was_published() -> None:
     digest = hashlib.sha256(bundles[0].read_bytes()).hexdigest()
     assert digest == "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
     assert digest in told
-    assert "BSD 2-Clause License" in told and "Redistributions in binary form" in told
+    assert "BSD 2-Clause License" in told
+    assert "Redistributions in binary form" in told
     assert bundles[0].name in (STATIC / "index.html").read_text()
 
 
@@ -30,11 +31,12 @@ def test_the_page_is_shipped() -> None:
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_written_as_html() -> None:
-    ours = [file for kind in ("*.html", "*.css", "*.js", "*.svg") for file in STATIC.rglob(kind) if file.parent != VENDOR]
+    ours = [file for file in STATIC.rglob("*") if file.is_file() and file.parent != VENDOR]
     assert len(ours) > 15
     for file in ours:
         text = file.read_text().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|//cdn|@import", text), file.name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), file.name
-        assert not re.search(r"<script(?![^>]*\ssrc=)|\son[a-z]+=|\sstyle=|<style", text) or file.suffix == ".js", file.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+        if file.suffix == ".html":
+            assert not re.search(r"<script(?![^>]*\ssrc=)|\son[a-z]+=|\sstyle=|<style", text), file.name
         assert not re.search(r"localStorage|sessionStorage|indexedDB", text), file.name

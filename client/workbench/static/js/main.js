@@ -376,9 +376,10 @@ function bindButtons() {
   on("skip", skip);
   on("next", next);
   on("send", async () => {
-    await api.send(bench.accepted);
+    say("Sending the label to the archive …");
+    const { archive } = await api.send(bench.accepted);
     $("send").hidden = true;
-    say("The label was sent to the archive.");
+    say(`The label of ${bench.accepted} was sent to ${archive}.`);
   });
   on("failure-close", () => ($("failure").hidden = true));
   on("leave", async () => {
@@ -402,7 +403,7 @@ async function begin() {
   painter.overlays = panel.visible;
   windowing = new Windowing(viewer);
   worklist = new Worklist(guarded(openCase), failed);
-  review = new Review(about.user, about.reasons, { show: guarded(showOthers), judged: () => worklist.load(), failed });
+  review = new Review(about.user, about.reasons, about.export, { show: guarded(showOthers), judged: () => worklist.load(), failed });
   hand = new Hand($("view"), { viewer, painter, panel, windowing, go, send, repaint, activate, hint: say, under: tellWhere });
   bindKeys();
   bindButtons();

@@ -2,6 +2,7 @@
 // cost does not depend on the size of the image.
 
 const INK = "#dfe8ec";
+const BACKGROUND = [158, 197, 232];
 
 /** Dark to bright, for how much the model disagrees. */
 const HEAT = ramp([[60, 10, 90], [190, 40, 90], [250, 130, 40], [255, 235, 130]]);
@@ -158,8 +159,8 @@ export class Painter {
       for (let n = 0; n < values.length; n += 1) {
         if (values[n] === 0) continue;
         const label = values[n] + shift;
-        const [r, g, b] = label === 0 ? [235, 240, 242] : this.colours[label - 1] ?? [200, 200, 200];
-        put(n, r, g, b, label === 0 ? 150 : 255);
+        const [r, g, b] = label === 0 ? BACKGROUND : this.colours[label - 1] ?? [200, 200, 200];
+        put(n, r, g, b, label === 0 ? 95 : 255);
       }
     });
   }

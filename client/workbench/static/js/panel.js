@@ -15,7 +15,7 @@ export const OVERLAYS = [
 export class Panel {
   /** `changed` is called when something else is shown or drawn with. */
   constructor(labels, changed) {
-    this.labels = [{ value: 0, name: "Background", colour: "#ebf0f2" }, ...labels];
+    this.labels = [{ value: 0, name: "Background", colour: "#9ec5e8" }, ...labels];
     this.changed = changed;
     this.tool = "scribble";
     this.label = labels.length ? 1 : 0;

@@ -25,7 +25,7 @@ export function showAnswer(answer) {
   const meter = el("meter", { min: 0, max: 1, value: Math.min(1, effort_share), "aria-label": "Share of drawing every slice" });
   const lines = [
     ["Drawn", `${step} ${step === 1 ? "step" : "steps"}, ${Math.round(effort_contour)} px`],
-    ["Of drawing every slice", effort_share ? percent(effort_share) : "–", meter],
+    ["Of a full drawing", effort_share ? percent(effort_share) : "–", meter],
     ["Label changed by", step ? percent(changed) : "–"],
     ["Model learnt", `${progress.updates_done} updates`],
   ];

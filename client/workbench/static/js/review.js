@@ -5,8 +5,9 @@ import { $, el, fill, say } from "./dom.js";
 import { STATES } from "./worklist.js";
 
 export class Review {
-  /** `told`: {show(author, bytes or null), judged(), failed(error)}. */
-  constructor(user, reasons, told) {
+  /** `told`: {show(author, bytes or null), judged(), failed(error)}; `sends`: whether there is an archive. */
+  constructor(user, reasons, sends, told) {
+    this.sends = sends;
     this.user = user;
     this.reasons = reasons;
     this.told = told;
@@ -41,6 +42,9 @@ export class Review {
         stored ? el("button", { type: "button", "aria-pressed": String(seen), onclick: () => this._see(author) }, seen ? "Hide" : "Show") : null,
         can ? el("button", { type: "button", class: "good", onclick: () => this._judge(author, "approved", "", updated) }, "Approve") : null,
       ),
+      this.sends && stored && ["accepted", "approved"].includes(state)
+        ? el("button", { type: "button", onclick: () => this._send(author) }, "Send to the archive")
+        : null,
       can ? el("div", { class: "pair" }, why, el("button", { type: "button", onclick: () => this._judge(author, "rejected", why.value, updated) }, "Reject")) : null,
     );
   }
@@ -59,6 +63,17 @@ export class Review {
   async _again() {
     const { labels } = await api.labels(this.id);
     fill($("reviewed"), ...labels.map((one) => this._row(one)));
+  }
+
+  async _send(author) {
+    try {
+      say("Sending the label to the archive …");
+      const { archive, segments } = await api.send(this.id, author);
+      say(`${segments} ${segments === 1 ? "structure" : "structures"} sent to ${archive}.`);
+    } catch (error) {
+      say("");
+      this.told.failed(error);
+    }
   }
 
   async _judge(author, verdict, reason, seen) {
