@@ -5,6 +5,7 @@ headers, every fault becomes an answer, and one line is logged: method, route, s
 written as it was declared, ``/api/v1/cases/{case_id}``: no id, no name, no address of whoever asked.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable
@@ -43,6 +44,8 @@ WITHOUT_SESSION = frozenset({"/api/v1/login", "/auth/token"})
 """What may be sent to by somebody who is not signed in: name and password."""
 _MIB = 1 << 20
 _OTHERS_LIMIT = 1040 * _MIB
+STRANGERS_WITHIN_S = 20.0
+"""Time that somebody who is not signed in has to send name and password."""
 
 
 class Entrance:
@@ -136,14 +139,19 @@ def _limit(scope: pages.Scope) -> int:
 
 
 def _limited(scope: pages.Scope, receive: pages.Receive) -> pages.Receive:
-    """Count what a body really has; its length may not be said."""
+    """Count what a body really has; its length may not be said. A stranger's comes soon, or not at all."""
     if scope["method"] in SAFE:
         return receive
     so_far, most = 0, _limit(scope)
+    ends = asyncio.get_running_loop().time() + STRANGERS_WITHIN_S if scope["path"] in WITHOUT_SESSION else None
 
     async def counting() -> pages.Message:
         nonlocal so_far
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(ends):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(408) from error
         so_far += len(message.get("body", b""))
         if so_far > most:
             raise HTTPException(413)

@@ -31,6 +31,7 @@ from wardround.client.home import SiteHome
 from wardround.client.workbench import own
 from wardround.client.workbench.access import Access
 from wardround.client.workbench.accounts import Accounts, Person
+from wardround.client.workbench.connections import MOST, Connection
 from wardround.client.workbench.entrance import Entrance
 from wardround.client.workbench.errors import handle_errors, note
 from wardround.client.workbench.events import Events
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 STATIC = Path(str(files("wardround.client.workbench").joinpath("static")))
 _GRACE_S = 5
 _STOPPED_WITHIN_S = 20.0
-_CONNECTIONS = 512
 
 
 def create_app(
@@ -146,7 +146,8 @@ class Server:
             proxy_headers=False,
             ws="none",
             lifespan="off",
-            limit_concurrency=_CONNECTIONS,
+            http=Connection,
+            limit_concurrency=MOST,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_GRACE_S,
             **tls,
