@@ -375,7 +375,13 @@ class Bench:
     def _accept(self, session: CaseSession, judged: Callable[[bool], None]) -> None:
         if not self._work.holds(session):
             return
-        kept = self._work.accept(session)
+        try:
+            kept = self._work.accept(session)
+        except BaseException:
+            # A full disk, say. Were the case still open, the bench would never learn from another one.
+            self._work.abandon(session)
+            self._seen = self._work.updates
+            raise
         self._learnt += 1
         self._work.history.clear()
         self._keep()

@@ -164,7 +164,11 @@ class Worker:
                 if self._tasks:
                     self._running = self._tasks.pop(0)
                     return self._running
-            found = self._idle()
+            try:
+                found = self._idle()
+            except Exception as error:  # noqa: BLE001 - nobody asked for it; the thread must go on
+                log.error("a bench could not look ahead: %s", type(error).__name__)
+                found = None
             with self._state:
                 if found is not None and not self._tasks and not self._stopping:
                     self._running = found

@@ -26,6 +26,7 @@ from wardround.client.device import Device
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
+from wardround.client.learning.replay import ReplayMemory
 from wardround.client.learning.round import OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.workbench import bench
@@ -403,6 +404,30 @@ def test_a_rehearsal_reports_its_progress_and_can_be_stopped(place: Place, monke
     assert done.status == "DONE"
     assert done.started is not None
     assert any("6 of 6" in line for line in done.lines)
+
+
+def test_a_case_that_could_not_be_remembered_does_not_end_the_learning(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    studio = place.studio
+    monkeypatch.setattr(ReplayMemory, "offer", full)
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [cut("a", 8)])
+    assert studio.accept("a", "ann").state == "accepted"
+    assert studio.wait("ann", LONG)
+    monkeypatch.undo()
+    studio.open("b", "ann")
+    assert studio.wait("ann", LONG)
+    before = studio.progress("ann").updates_done
+    studio.draw("b", "ann", [cut("b", 8)])
+    assert studio.wait("ann", LONG)
+    assert studio.progress("ann").updates_done > before
+    studio.accept("b", "ann")
+    assert studio.wait("ann", LONG)
+    assert studio.kept("b", "ann") is not None
 
 
 def test_inference_without_a_session(place: Place) -> None:

@@ -96,3 +96,23 @@ def test_what_nobody_asked_for_ends_when_somebody_asks() -> None:
     assert worker.wait(LONG)
     worker.stop(LONG)
     assert log == ["asked"]
+
+
+def test_a_look_ahead_that_fails_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    log: list[str] = []
+    failed = threading.Event()
+
+    def idle() -> None:
+        failed.set()
+        raise RuntimeError("/home/somebody/Jane_Doe.nii.gz")
+
+    worker = Worker(Device(), lambda: None, idle)
+    try:
+        worker.wake()
+        assert failed.wait(LONG)
+        worker.put(says(log, "next"))
+        assert worker.wait(LONG)
+    finally:
+        worker.stop(LONG)
+    assert log == ["next"]
+    assert "Jane" not in caplog.text
