@@ -66,9 +66,10 @@ def import_series(
     import of the same series goes on from there.
     """
     volume, source = read_series(register, series, uneven=uneven, tilt=tilt, padding=padding, told=told)
-    register.enter(source, _digest(volume))
+    content = _digest(volume)
+    register.enter(source, content)
     store.add_case(source.case_id, volume, role)
-    register.complete(source.case_id)
+    register.complete(source.case_id, content)
     return source.case_id
 
 

@@ -177,7 +177,7 @@ class Register:
         Raises
         ------
         DataError
-            If the case did not come from DICOM.
+            If the case did not come from DICOM, or its import did not end: what is entered may not be what is stored.
         StorageError
             If what was written is damaged.
         """
@@ -185,7 +185,7 @@ class Register:
         with self._transaction(write=False) as connection:
             row = connection.execute(
                 "SELECT series_uid, study_uid, frame_of_reference_uid, part, modality, frames, grid, resampled "
-                "FROM series WHERE case_id = ?",
+                "FROM series WHERE case_id = ? AND complete",
                 (case_id,),
             ).fetchone()
             headers = connection.execute(
@@ -194,8 +194,8 @@ class Register:
         if row is None:
             raise DataError(
                 f"case {case_id} is not in the register",
-                "it did not come from DICOM, or its import did not begin",
-                "import its series",
+                "it did not come from DICOM, or its import did not end",
+                "import its series, again if need be",
             )
         grid = json.loads(row[6])
         return SourceSeries(
@@ -258,10 +258,24 @@ class Register:
             )
         return False
 
-    def complete(self, case_id: str) -> None:
-        """Note that the case of an entered series is in the store."""
+    def complete(self, case_id: str, content: str) -> None:
+        """Note that the case of an entered series is in the store, with the content that was entered.
+
+        Raises
+        ------
+        DataError
+            If another process entered the series with other content meanwhile.
+        """
         with self._transaction() as connection:
-            connection.execute("UPDATE series SET complete = 1 WHERE case_id = ?", (case_id,))
+            done = connection.execute(
+                "UPDATE series SET complete = 1 WHERE case_id = ? AND content = ?", (case_id, content)
+            )
+            if not done.rowcount:
+                raise DataError(
+                    f"the series of case {case_id} is being imported twice",
+                    "another process imports it with other images",
+                    "import it again when no other import runs",
+                )
 
     def new_uid(self, uid: str) -> str:
         """What a UID is replaced by in de-identified objects: always the same at this site. It is written down here."""

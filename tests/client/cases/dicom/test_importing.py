@@ -449,6 +449,41 @@ def test_a_full_disk_leaves_what_the_next_import_finishes(
     assert register.case_of_series(found.series_uid) == case_id
 
 
+@pytest.mark.parametrize("crashed", [False, True])
+def test_headers_of_other_images_than_the_stored_ones_are_never_taken_for_theirs(
+    crashed: bool, register: Register, store: CaseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = series(noise((5, 4, 6)), AXIAL)
+    (some,) = find_series(save(datasets[:4], tmp_path / "some")).volumes
+    (whole,) = find_series(save(datasets, tmp_path / "whole")).volumes
+    case_id = register.case_id(whole.series_uid)
+
+    class Killed(Exception):
+        pass
+
+    def meanwhile(at: Register, case: str, content: str) -> None:
+        if crashed:
+            raise Killed
+        with monkeypatch.context() as patch:
+            patch.setattr(Register, "complete", complete)
+            with pytest.raises(DataError):
+                import_series(store, register, whole)
+        complete(at, case, content)
+
+    complete = Register.complete
+    with monkeypatch.context() as patch:
+        patch.setattr(Register, "complete", meanwhile)
+        with pytest.raises((Killed, DataError)):
+            import_series(store, register, some)
+    if crashed:
+        with pytest.raises(DataError):
+            import_series(store, register, whole)
+    with pytest.raises(DataError, match="not in the register"):
+        register.source(case_id)
+    assert import_series(store, register, some) == case_id
+    assert len(register.source(case_id).instances) == store.image(case_id).shape[2] == 4
+
+
 def die_at_line(number: int, folder: Path, dicom: Path) -> None:
     """Import, and die before the given line that register, store or importing execute."""
     sources = {module.__file__ for module in (importing, register_module, store_module, files)}

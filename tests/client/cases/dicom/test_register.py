@@ -87,13 +87,15 @@ def test_a_series_counts_when_its_import_has_ended(tmp_path: Path) -> None:
         assert register.enter(one, "x") is False
         assert register.enter(one, "y") is False  # what was begun may be begun anew
         assert (register.case_of_series("1.2.3"), register.cases()) == (None, ())
-        register.complete(one.case_id)
+        with pytest.raises(DataError, match="imported twice"):
+            register.complete(one.case_id, "x")
+        register.complete(one.case_id, "y")
         assert register.enter(one, "y") is True
         with pytest.raises(DataError, match="other images"):
             register.enter(one, "z")
         other = source(register, part="echo=2")
         register.enter(other, "x")
-        register.complete(other.case_id)
+        register.complete(other.case_id, "x")
         assert register.case_of_series("1.2.3") == one.case_id
         assert register.cases_of_series("1.2.3") == register.cases() == (one.case_id, other.case_id)
 
@@ -102,6 +104,9 @@ def test_headers_come_back_as_they_were(tmp_path: Path) -> None:
     with Register(tmp_path) as register:
         one = source(register)
         register.enter(one, "x")
+        with pytest.raises(DataError, match="did not end"):
+            register.source(one.case_id)
+        register.complete(one.case_id, "x")
     with Register(tmp_path) as register:
         found = register.source(one.case_id)
     assert found.instances == one.instances
@@ -118,6 +123,7 @@ def test_what_is_not_there_or_damaged_is_told_without_a_word_about_it(tmp_path: 
         with pytest.raises(DataError, match="not in the register"):
             register.source("d0123456789abcdef")
         register.enter(source(register), "x")
+        register.complete(register.case_id("1.2.3"), "x")
     connection = sqlite3.connect(tmp_path / "a" / "register.sqlite")
     connection.execute("UPDATE instances SET header = x'00'")
     connection.commit()
