@@ -92,9 +92,10 @@ def import_dicom(
             try:
                 with progress(terminal, f"volume {number} of {len(report.volumes)}") as told:
                     _import(store, register, volume, role, label, home.workbench.labels, uneven, tilt, told)
-            except SeriesRefused as error:
+            except DataError as error:
                 refused += 1
-                terminal.print(f"{case_id} was not imported: {error.reason}", markup=False)
+                reason = error.reason if isinstance(error, SeriesRefused) else "not-usable"
+                terminal.print(f"{case_id} was not imported: {reason}", markup=False)
                 for part in (error.problem, error.cause, error.fix):
                     terminal.print(f"  {part}", markup=False)
                 continue

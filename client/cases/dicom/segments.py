@@ -128,10 +128,10 @@ def label_values(found: Mapping[int, str], names: Sequence[str]) -> dict[int, in
             "name all of them as in site.toml, or none",
             reason="unclear-names",
         )
-    if found and max(found) > MAX_LABEL:
+    if found and not 1 <= min(found) <= max(found) <= MAX_LABEL:  # a structure of RTSTRUCT may have the number 0
         raise SeriesRefused(
-            "the label has too many structures", f"at most {MAX_LABEL} are taken", "leave some out",
-            reason="too-many-labels",
+            "structures of the label have numbers that no label has", f"labels are 1 to {MAX_LABEL}",
+            "name all of them as in site.toml, or leave some out", reason="too-many-labels",
         )  # fmt: skip
     return {number: number for number in found}
 

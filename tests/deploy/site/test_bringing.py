@@ -70,6 +70,24 @@ def test_what_can_be_imported_is_and_what_cannot_has_a_reason(
     assert "0 new of 2 cases" in capfd.readouterr().out
 
 
+def test_a_series_that_has_changed_does_not_keep_the_others_out(
+    home: SiteHome, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    datasets = series(noise((4, 4, 5)), AXIAL)
+    for dataset in datasets:
+        dataset.SeriesInstanceUID = "1.2.1"  # the first in the order of UIDs
+    assert bring(home, save(datasets[:3], tmp_path / "before")) == 0
+    save(datasets, tmp_path / "dicom")
+    save(series(noise((4, 4, 5)), AXIAL, kind=MR, name="other"), tmp_path / "dicom")
+    capfd.readouterr()
+    assert bring(home, tmp_path / "dicom") == DataError.exit_code
+    said = capfd.readouterr()
+    assert "was not imported: not-usable" in said.out
+    assert "imported before, with other images" in said.out
+    assert "1 new of 2 cases" in said.out
+    assert len(stored(home)) == 2
+
+
 def test_an_archive_and_a_label_that_lies_on_the_grid(
     home: SiteHome, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,15 @@ def test_structures_that_overlap_or_lie_elsewhere_are_refused() -> None:
     assert refused.value.reason == "other-frame-of-reference"
 
 
+def test_a_structure_of_number_0_is_a_label_by_its_name_or_refused() -> None:
+    one = structure_set({"a": [contour(SQUARE, 2)]})
+    one.StructureSetROISequence[0].ROINumber = one.ROIContourSequence[0].ReferencedROINumber = 0
+    assert read_rtstruct(one, IMAGE, names=["a"]).array.any()
+    with pytest.raises(SeriesRefused) as refused:
+        read_rtstruct(one, IMAGE)
+    assert refused.value.reason == "too-many-labels"
+
+
 def test_a_contour_of_many_crossings_is_given_up() -> None:
     zigzag = np.tile([[5.0, 1.0], [6.0, 30.0]], (50, 1))
     with pytest.raises(SeriesRefused) as refused:
