@@ -5,6 +5,7 @@ times: of one name from one address, where few are free; from one address, whate
 the addresses, where many are, so that nobody is easily locked out by somebody else. What is counted lives in memory.
 """
 
+import ipaddress
 import threading
 import time
 from collections import OrderedDict
@@ -78,6 +79,7 @@ class Patience:
         TooManyTries
             If it has to wait.
         """
+        address = _place(address)
         keys = {
             "name at address": ("name at address", f"{address} {name}"),
             "address": ("address", address),
@@ -85,10 +87,10 @@ class Patience:
         }
         with self._lock:
             now = self._clock()
-            counts = {kind: self._count(key, now) for kind, key in keys.items()}
-            wait = max(count.until for count in counts.values()) - now
+            wait = max(self._counts[key].until if key in self._counts else 0.0 for key in keys.values()) - now
             if wait > 0:
-                raise TooManyTries(int(wait) + 1)
+                raise TooManyTries(int(wait) + 1)  # And nothing new is counted, that others would be forgotten for.
+            counts = {kind: self._count(key, now) for kind, key in keys.items()}
             # Counted before it is looked at: tries that come at once are none for free.
             for kind, count in counts.items():
                 count.wrong += 1
@@ -119,3 +121,16 @@ class Patience:
         while len(self._counts) > _MOST:
             self._counts.popitem(last=False)
         return count
+
+
+def _place(address: str) -> str:
+    """What is counted as one address: of IPv6 the network, as whoever is in it may take any number of addresses."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.version == 4:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found), 64), strict=False))

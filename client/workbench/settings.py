@@ -82,7 +82,8 @@ def endpoint(home: SiteHome, now: datetime.datetime | None = None) -> Endpoint:
         If one cannot be written.
     """
     settings = home.workbench
-    names = settings.names
+    # A name that it listens on is one to ask for; of an address nobody need be told.
+    names = tuple(dict.fromkeys((*settings.names, settings.host)))
     if settings.certificate or settings.key:
         given = (home.path / settings.certificate, home.path / settings.key)
         _check(*given)
@@ -90,7 +91,7 @@ def endpoint(home: SiteHome, now: datetime.datetime | None = None) -> Endpoint:
     if _is_this_machine(settings.host):
         return Endpoint(settings.host, settings.port, names)
     made = (home.path / "workbench.crt", home.keys / "workbench.pem")
-    _make(*made, _names_of(settings.host, names), now or datetime.datetime.now(datetime.UTC))
+    _make(*made, _names_of(settings.host, settings.names), now or datetime.datetime.now(datetime.UTC))
     return Endpoint(settings.host, settings.port, (*names, socket.gethostname()), *made, made=True)
 
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from wardround.client.workbench import patience as patience_module
 from wardround.client.workbench.patience import FORGOTTEN_AFTER_S, FREE, LONGEST_S, Patience, TooManyTries
 
 
@@ -133,3 +134,27 @@ def test_tries_at_the_same_time_are_counted_before_they_are_looked_at() -> None:
     for thread in threads:
         thread.join(30)
     assert len(refused) == 20 - FREE["name at address"]
+
+
+def test_a_network_of_ipv6_is_one_address() -> None:
+    patience = Patience(Clock())
+    for number in range(FREE["name at address"]):
+        fail(patience, address=f"2001:db8::{number + 1:x}")
+    assert wait_of(patience, address="2001:db8::ffff")
+    fail(patience, address="2001:db8:0:1::1")
+    for _ in range(FREE["name at address"] - 1):
+        fail(patience, address="10.0.0.7")
+    fail(patience, address="::ffff:10.0.0.7")
+    assert wait_of(patience, address="10.0.0.7")
+
+
+def test_tries_that_are_refused_push_nobody_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience_module, "_MOST", 100)
+    patience = Patience(Clock())
+    for _ in range(FREE["name at address"]):
+        fail(patience, "ann", "10.0.0.1")
+    for number in range(FREE["address"]):
+        fail(patience, f"nobody-{number}", "10.0.0.2")
+    for number in range(200):
+        wait_of(patience, f"other-{number}", "10.0.0.2")
+    assert wait_of(patience, "ann", "10.0.0.1")

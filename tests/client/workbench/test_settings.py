@@ -111,3 +111,9 @@ def test_a_certificate_that_cannot_be_used_is_said_at_once(tmp_path: Path, wrong
             key = str(_given(second)[1])
     with pytest.raises(DataError):
         endpoint(home(tmp_path, f'certificate = "{certificate}"', f'key = "{key}"'))
+
+
+def test_a_name_that_it_listens_on_is_one_to_ask_for(tmp_path: Path) -> None:
+    place = endpoint(home(tmp_path, 'host = "wb.example.org"'))
+    assert "wb.example.org" in place.names
+    assert "wb.example.org" in place.url
