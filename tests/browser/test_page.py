@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from browser import chromium
 from workbench import workbench
-from workbench_page import Page, visiting
+from workbench_page import SMALL, Page, visiting
 
 from wardround.client.cases.nifti import read_image
 from wardround.client.cases.store import CaseStore
@@ -57,7 +57,7 @@ def _draw(page: Page) -> None:
 
 
 def test_from_signing_in_to_a_label_in_the_store(tmp_path: Path, browser: Any) -> None:
-    with workbench(tmp_path / "home", cases=2) as bench, visiting(browser, bench) as page:
+    with workbench(tmp_path / "home", cases=2) as bench, visiting(browser, bench, SMALL) as page:
         page.sign_in("ann")
         assert page.page.locator("#cases button").count() == 2
         assert page.text("#site") == "north"
@@ -80,14 +80,14 @@ def test_from_signing_in_to_a_label_in_the_store(tmp_path: Path, browser: Any) -
 @pytest.mark.long
 def test_a_draft_is_there_again_the_next_day(tmp_path: Path, browser: Any) -> None:
     with workbench(tmp_path / "home", cases=1) as bench:
-        with visiting(browser, bench) as page:
+        with visiting(browser, bench, SMALL) as page:
             page.sign_in("ann")
             page.open("case-0")
             page.drag("axial", (4.5, 8.5), (10.5, 8.5))
             page.steps(1)
             drawn = page.layer("drawn")[1]
         bench.studio.close("case-0", "ann")
-        with visiting(browser, bench) as page:
+        with visiting(browser, bench, SMALL) as page:
             page.sign_in("ann")
             page.opened("case-0")
             assert "draft" in page.text("#cases button")
@@ -110,7 +110,7 @@ def test_a_real_hippocampus_is_drawn_on(tmp_path: Path, browser: Any) -> None:
         with CaseStore(home.site / STORE) as store:
             store.add_case("hippocampus", read_image(images[0]), "stream")
 
-    with workbench(tmp_path / "home", cases=0, prepare=bring) as bench, visiting(browser, bench) as page:
+    with workbench(tmp_path / "home", cases=0, prepare=bring) as bench, visiting(browser, bench, SMALL) as page:
         page.sign_in("ann")
         page.open("hippocampus")
         _draw(page)

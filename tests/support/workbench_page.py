@@ -5,7 +5,7 @@ The page's policy forbids ``eval``, and with it Playwright's ``wait_for_function
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from workbench import Workbench, password
 
 PATIENCE_S = 90.0
 SIZE = {"width": 1280, "height": 800}
+SMALL = {"width": 900, "height": 560}
+"""Of a window that a processor without a graphics card fills sooner."""
 PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -133,9 +135,9 @@ class Page:
 
 
 @contextmanager
-def visiting(browser: Any, bench: Workbench) -> Iterator[Page]:
+def visiting(browser: Any, bench: Workbench, size: Mapping[str, int] = SIZE) -> Iterator[Page]:
     """Somebody's own window at the page, with cookies of their own; afterwards nothing may have been complained of."""
-    with browser.new_context(viewport=SIZE) as context:
+    with browser.new_context(viewport=dict(size)) as context:
         page = Page(context.new_page(), bench)
         yield page
         assert page.complaints == []
