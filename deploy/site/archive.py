@@ -72,6 +72,8 @@ def pull(  # noqa: PLR0917 - one parameter an option
     ------
     DataError
         If there is no such series, it did not come whole, or one was refused; others of a study are then imported.
+    UsageError
+        If a label is given for more than one series.
     """
     from wardround.client.cases.dicom.archives import MODALITIES, Wanted
 
@@ -80,6 +82,8 @@ def pull(  # noqa: PLR0917 - one parameter an option
         found = [one for one in archive.find(wanted) if series or one.modality in MODALITIES]
         if not found:
             raise DataError("the archive has no such series", "", "look for it with --find")
+        if label is not None and len(found) > 1:
+            raise UsageError("--label is for one series", f"{len(found)} were found", "pull that series alone")
         refused = 0
         for one in found:
             try:

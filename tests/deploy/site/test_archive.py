@@ -10,7 +10,9 @@ from orthanc import Orthanc, orthanc
 from pydicom import dcmread
 
 from wardround.client.arrivals import IMPORTED
+from wardround.client.cases.dicom.archives import RemoteSeries
 from wardround.client.cases.dicom.export import export_label
+from wardround.client.cases.dicom.pacs import Pacs
 from wardround.client.cases.dicom.register import FOLDER, Register
 from wardround.client.cases.dicom.segments import read_seg
 from wardround.client.cases.drawings import Drawing
@@ -130,6 +132,15 @@ def test_a_pull_that_fails_leaves_nothing(
     monkeypatch.undo()
     assert typed(home, "pull", "--series", "1.2.3.4") == DataError.exit_code
     assert "1.2.3.4" not in "".join(capfd.readouterr())
+
+
+def test_a_label_is_not_given_to_every_series_of_a_study(
+    home: SiteHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    two = [RemoteSeries("1.2", f"1.2.{number}", "MR", "", 3) for number in (1, 2)]
+    monkeypatch.setattr(Pacs, "find", lambda *_: two)
+    monkeypatch.setattr(Pacs, "pull", lambda *_: pytest.fail("nothing is to be taken"))
+    assert typed(home, "pull", "--study", "1.2", "--label", str(tmp_path / "label.nii")) == UsageError.exit_code
 
 
 @pytest.mark.parametrize(
