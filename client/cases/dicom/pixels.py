@@ -184,24 +184,27 @@ def check_streams(dataset: Dataset, syntax: UID) -> None:
     size = (int(dataset.Rows), int(dataset.Columns))
     count = int(dataset.get("NumberOfFrames") or 1)
     for frame in generate_frames(dataset.PixelData, number_of_frames=count):
-        if (declared := _declared_size(frame)) is not None and declared != size:
-            raise _format("a compressed image is of another size than its header says")
+        if _declared_size(frame) != size:
+            raise _format("a compressed image is of another size than its header says, or does not say its own")
 
 
 def _declared_size(stream: bytes) -> tuple[int, int] | None:
-    """Rows and columns in the first frame header of a JPEG, JPEG-LS or JPEG 2000 stream; None where none is found."""
-    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 24:
+    """Rows and columns in the first frame header of a JPEG, JPEG-LS or JPEG 2000 stream of one component.
+
+    None where there is none: also in a stream with boxes of a JP2 file around it, which DICOM forbids (PS3.5, A.4.4).
+    """
+    if stream.startswith(b"\xff\x4f\xff\x51") and len(stream) >= 42:
         right, bottom, left, top = struct.unpack_from(">4L", stream, 8)
-        return bottom - top, right - left
+        return (bottom - top, right - left) if struct.unpack_from(">H", stream, 40)[0] == 1 else None
     at = 2
-    while at + 9 <= len(stream) and stream[at] == 0xFF:
+    while at + 10 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
         if marker == 0xFF:
             at += 1
             continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             rows, columns = struct.unpack_from(">2H", stream, at + 5)
-            return rows, columns
+            return (rows, columns) if stream[at + 9] == 1 else None
         at += 2 + int(struct.unpack_from(">H", stream, at + 2)[0])
     return None
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ import SimpleITK as sitk
 from dicoms import CT, MR, PET, affine_of, convert, encoded, enhanced, noise, rotation, save, series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom.uid import JPEGLSLossless, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from wardround import files
 from wardround.client.cases import store as store_module
@@ -447,6 +449,35 @@ def test_a_full_disk_leaves_what_the_next_import_finishes(
     assert register.case_of_series(found.series_uid) is None
     case_id = import_series(store, register, found)
     assert register.case_of_series(found.series_uid) == case_id
+
+
+def _siz(rows: int, columns: int, components: int) -> bytes:
+    return b"\xff\x4f\xff\x51" + struct.pack(">2H8LH", 41, 0, columns, rows, 0, 0, columns, rows, 0, 0, components)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\0jp2c" + _siz(60_000, 60_000, 1),
+        _siz(60_000, 60_000, 1),
+        _siz(4, 5, 16_384),
+        b"\xff\xd8\xff\xc0\0\x0b\x08\0\4\0\5\xff",
+        b"nothing at all",
+    ],
+    ids=["in boxes", "larger", "many components", "many components of JPEG", "no stream"],
+)
+def test_no_decoder_sees_a_stream_that_is_larger_than_its_header_says_or_does_not_say(
+    stream: bytes, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = series(noise((5, 4, 3)), AXIAL)
+    for dataset in datasets:
+        dataset.PixelData = encapsulate([stream])
+        dataset["PixelData"].VR = "OB"
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    monkeypatch.setattr("wardround.client.cases.dicom.pixels.iter_pixels", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(SeriesRefused) as caught:
+        read(register, save(datasets, tmp_path / "dicom"))
+    assert caught.value.reason == "pixel-format"
 
 
 @pytest.mark.parametrize("crashed", [False, True])
