@@ -64,6 +64,8 @@ class Events:
 
     async def _lines(self, user: str, is_signed_in: Callable[[], bool]) -> AsyncIterator[str]:
         with self._lock:
+            if self._open[user] >= EACH or self._open.total() >= ALL:
+                return  # It was asked for together with others, that began first.
             self._open[user] += 1
         try:
             loop = asyncio.get_running_loop()

@@ -1,11 +1,12 @@
 """Our own API, over HTTP, with a studio that is played: what each route takes and gives."""
 
+import asyncio
 import gzip
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -15,7 +16,9 @@ from workbench import FakeStudio, Workbench, password, workbench
 
 from wardround.client.cases.nifti import decode_image, decode_labels
 from wardround.client.workbench.access import COOKIE
-from wardround.client.workbench.events import EACH
+from wardround.client.workbench.events import EACH, Events
+from wardround.client.workbench.studio import Studio
+from wardround.client.workbench.views import Progress
 from wardround.errors import AuthRefused, ConnectionFailed
 
 OURS = {"sec-fetch-site": "same-origin"}
@@ -330,3 +333,22 @@ def test_nobody_opens_pages_without_end(bench: Workbench) -> None:
             return again.status_code == 200
 
     eventually(opens, "room for a page")
+
+
+def test_pages_that_are_opened_at_once_are_no_more_than_there_may_be() -> None:
+    class Still:
+        def wait_for_change(self, user: str, seen: int, timeout_s: float) -> int:
+            return seen + 1
+
+        def progress(self, user: str) -> Progress:
+            return Progress("", "", 0, False, 0, 0, "idle")
+
+    async def begun() -> int:
+        events = Events(cast(Studio, Still()))
+        # All are let in before the first has begun.
+        streams = [events.stream("ann", lambda: True).body_iterator for _ in range(EACH + 3)]
+        first = [await anext(aiter(one), None) for one in streams]
+        events.end()
+        return sum(one is not None for one in first)
+
+    assert asyncio.run(begun()) == EACH
