@@ -26,6 +26,8 @@ from wardround.errors import SeriesRefused
 ORIENTATION_TOLERANCE = 2e-4
 """Direction cosines of one volume differ by no more: a fifteenth of a pixel at the edge of 512."""
 MOST_FRAMES = 100_000
+MOST_ORIENTATIONS = 500
+"""Of one series; where there are more, as no scanner writes them, each image is one by itself."""
 DISCRIMINATORS = ("stack", "echo", "time", "b-value", "type", "acquisition", "trigger")
 
 VOLUME_CLASSES = frozenset(
@@ -325,6 +327,8 @@ def _parts(frames: list[Frame]) -> list[tuple[str, list[Frame]]]:
     for frame in ordered:
         like = next((one for one in turned if _parallel(one, frame)), None)
         if like is None:
+            if len(turned) == MOST_ORIENTATIONS:
+                return [("", [one]) for one in ordered]
             turned.append(like := frame)
         name = ",".join(f"{value + 0.0:.3f}" for value in like.orientation)
         fixed["|".join((*frame.fixed, name))].append(frame)

@@ -393,6 +393,17 @@ def test_two_patients_or_two_studies_in_one_series_are_two_volumes(tmp_path: Pat
     assert (one.study_uid, other.study_uid) == ("1.2.0", "1.2.1")
 
 
+def test_a_series_of_countless_orientations_is_no_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def turn(dataset: Any, k: int) -> None:
+        dataset.ImageOrientationPatient = [np.cos(k // 2), np.sin(k // 2), 0, -np.sin(k // 2), np.cos(k // 2), 0]
+
+    save(series(noise((4, 4, 8)), AXIAL, change=turn), tmp_path)
+    monkeypatch.setattr(series_module, "MOST_ORIENTATIONS", 4)
+    assert len(find_series(tmp_path).volumes) == 4
+    monkeypatch.setattr(series_module, "MOST_ORIENTATIONS", 3)
+    assert find_series(tmp_path).skipped == {"single-image": 8}
+
+
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
 @pytest.mark.parametrize("uid", ["..", ".", "1..2", "/etc", "1.2/3"])
 def test_a_uid_that_could_be_a_path_is_none(name: str, uid: str, tmp_path: Path) -> None:
