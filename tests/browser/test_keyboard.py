@@ -52,7 +52,7 @@ def _focused(page: Page) -> str:
 
 def test_a_case_is_drawn_with_the_keyboard_alone(page: Page) -> None:
     page.page.goto(page.bench.url)
-    page.page.wait_for_selector("#form")
+    page.page.wait_for_selector("#form button:enabled")
     for user, word in (("ann", "not it"), ("ann", password("ann"))):
         page.page.locator("#name").focus()
         page.page.keyboard.press("Control+a")
@@ -142,6 +142,20 @@ def test_a_fault_is_told_as_problem_cause_and_fix(page: Page) -> None:
     assert "open it first" in page.text("#fix").lower()
     page.page.click("#failure-close")
     assert not page.page.locator("#failure").is_visible()
+
+
+def test_a_password_never_gets_into_an_address(page: Page) -> None:
+    """Whoever types faster than the script comes: the form does not send itself, and never in an address."""
+    context = page.page.context.browser.new_context(java_script_enabled=False)
+    other = context.new_page()
+    other.goto(page.bench.url + "/login.html")
+    other.fill("#name", "ann")
+    other.fill("#password", password("ann"))
+    other.keyboard.press("Enter")
+    other.wait_for_timeout(300)
+    assert other.url == page.bench.url + "/login.html"
+    assert other.get_attribute("#form", "method") == "post"
+    context.close()
 
 
 def test_whoever_is_signed_out_is_asked_again(page: Page) -> None:

@@ -62,7 +62,7 @@ class Page:
     def sign_in(self, user: str, at: str = "/") -> None:
         """Come to the page, type name and password, and wait for the work list."""
         self.page.goto(self.bench.url + at)
-        self.page.wait_for_selector("#form")
+        self.page.wait_for_selector("#form button:enabled")
         self.page.fill("#name", user)
         self.page.fill("#password", password(user))
         self.page.keyboard.press("Enter")

@@ -3,6 +3,8 @@
 import { login } from "./api.js";
 import { $, el, fill } from "./dom.js";
 
+// Until this runs the button is off: a form that the browser sent by itself would be none of ours.
+$("form").querySelector("button").disabled = false;
 $("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = event.target.querySelector("button");

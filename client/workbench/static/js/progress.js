@@ -25,8 +25,8 @@ export function showAnswer(answer) {
   const meter = el("meter", { min: 0, max: 1, value: Math.min(1, effort_share), "aria-label": "Share of drawing every slice" });
   const lines = [
     ["Drawn", `${step} ${step === 1 ? "step" : "steps"}, ${Math.round(effort_contour)} px`],
-    ["Of a full drawing", effort_share ? percent(effort_share) : "–", meter],
-    ["Label changed by", step ? percent(changed) : "–"],
+    ["Of all slices", effort_share ? percent(effort_share) : "–", meter],
+    ["Label changed", step ? percent(changed) : "–"],
     ["Model learnt", `${progress.updates_done} updates`],
   ];
   fill($("progress"), ...lines.flatMap(([name, text, more]) => [el("dt", {}, name), el("dd", {}, text, more)]));
