@@ -85,7 +85,7 @@ class Page:
 
     def steps(self, count: int) -> None:
         """Wait until so many steps are answered, and all that was drawn is shown."""
-        self.until(f"workbench.session.answer.step === {count} && workbench.session.strokes.length === 0")
+        self.until(f"workbench.session.answer.step === {count} && !workbench.session.queue.busy")
 
     def layer(self, name: str) -> tuple[int, npt.NDArray[np.uint8]]:
         """Version and box of values of a layer, as the page holds it."""
