@@ -5,6 +5,7 @@ A volume's array is ``[i, j, k]`` with an affine to LPS millimetres, as everywhe
 """
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
@@ -112,6 +113,9 @@ def encoded(dataset: Dataset) -> bytes:
 def convert(folder: Path, target: Path, *command: str) -> Path:
     """Run a converter on every file: `command` is called with the names of the old and the new file behind it."""
     target.mkdir(parents=True)
+    # A package of Python brings its commands along, also where its environment is not active.
+    beside = Path(sys.executable).parent / command[0]
+    command = (str(beside) if beside.exists() else command[0], *command[1:])
     for path in sorted(folder.iterdir()):
         subprocess.run([*command, str(path), str(target / path.name)], check=True, capture_output=True, timeout=60)
     return target
