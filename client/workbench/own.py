@@ -52,9 +52,10 @@ class SignIn(_Body):
 
 
 class Accepted(_Body):
-    """What becomes the label: what the drawings say, or what the model says."""
+    """What becomes the label: what the drawings say, or what the model says; `shown` is the version that was seen."""
 
     source: Source = "proxy"
+    shown: int | None = None
 
 
 class Skipped(_Body):
@@ -208,7 +209,7 @@ def make_router(  # noqa: PLR0915 - one function a route
 
     @router.post("/cases/{case_id}/accept", summary="Its label is done: store it, and learn from it")
     def accept(case: Case, person: Annotator, given: Accepted) -> Mapping[str, Any]:
-        return notation.outcome(studio.accept(case.id, person.name, given.source))
+        return notation.outcome(studio.accept(case.id, person.name, given.source, given.shown))
 
     @router.post("/cases/{case_id}/skip", summary="Put it aside")
     def skip(case: Case, person: Annotator, given: Skipped) -> Mapping[str, Any]:

@@ -237,19 +237,34 @@ class Studio:
         """A layer of an open case; None if there is none, or none with a version above `newer_than`."""
         return self._desk(self._bench(user), case_id).layer(name, newer_than)
 
-    def accept(self, case_id: str, user: str, source: Source = "proxy") -> Outcome:
-        """Store what was drawn and the label durably, then learn from the case."""
+    def accept(self, case_id: str, user: str, source: Source = "proxy", shown: int | None = None) -> Outcome:
+        """Store what was drawn and the label durably, then learn from the case.
+
+        Parameters
+        ----------
+        shown
+            Version of the layer of that name which the person looked at; None for whatever it is now.
+
+        Raises
+        ------
+        UsageError
+            If nothing is drawn, or the layer is not that version any more: nobody accepts what they have not seen.
+        """
         if source not in get_args(Source):
             raise UsageError(f"{source!r} is no label", "", f"accept one of {', '.join(get_args(Source))}")
         bench = self._bench(user)
         with bench.hands:
             desk = self._desk(bench, case_id)
-            labels = desk.labels if source == "proxy" else desk.predicted
-            if labels is None or (source == "proxy" and not desk.stands):
+            layer = desk.layer(source, -1) if source == "prediction" or desk.stands else None
+            if layer is None:
                 raise UsageError(
                     "there is nothing to accept", "nothing is drawn on this case", "draw, or accept the prediction"
                 )
-            self._store.save_drawing(desk.drawing("accepted", source), desk.session.image.with_array(labels))
+            if shown is not None and layer.version != shown:
+                raise UsageError(
+                    "this label is another one by now", "the model went on learning", "look at it again, and accept it"
+                )
+            self._store.save_drawing(desk.drawing("accepted", source), desk.session.image.with_array(layer.whole()))
             self._verdicts.pop((case_id, user), None)
             if desk.stands:
                 bench.accept(lambda kept: self._judged(bench, case_id, kept))

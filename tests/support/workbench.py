@@ -228,7 +228,7 @@ class FakeStudio:
         values = drawn_bytes(drawn) if name == "drawn" else self._proxy(case_id, user)
         return make_layer(name, self.version, values)  # type: ignore[arg-type]
 
-    def accept(self, case_id: str, user: str, source: str = "proxy") -> Outcome:
+    def accept(self, case_id: str, user: str, source: str = "proxy", shown: int | None = None) -> Outcome:
         self._check(case_id, user)
         labels = self._store.image(case_id).with_array(self._proxy(case_id, user))
         return self._save(case_id, user, labels, source)

@@ -337,7 +337,10 @@ def test_the_prediction_can_be_accepted_as_it_is(place: Place) -> None:
         studio.accept("a", "ann")
     predicted = studio.layer("a", "ann", "prediction")
     assert predicted is not None
-    assert studio.accept("a", "ann", "prediction").state == "accepted"
+    with pytest.raises(UsageError, match="another one by now"):
+        studio.accept("a", "ann", "prediction", shown=predicted.version - 1)
+    assert place.store.label("a", "ann") is None
+    assert studio.accept("a", "ann", "prediction", shown=predicted.version).state == "accepted"
     label = place.store.label("a", "ann")
     assert label is not None
     assert np.array_equal(label.array, predicted.whole())

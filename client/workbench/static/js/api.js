@@ -50,7 +50,7 @@ export const open = (id) => post(of(id, "/open"));
 export const draw = (id, prompts) => post(of(id, "/draw"), { prompts });
 export const undo = (id) => post(of(id, "/undo"));
 export const redo = (id) => post(of(id, "/redo"));
-export const accept = (id, source) => post(of(id, "/accept"), { source });
+export const accept = (id, source, shown) => post(of(id, "/accept"), { source, shown });
 export const skip = (id, reason) => post(of(id, "/skip"), { reason });
 export const labels = (id) => json(of(id, "/labels"));
 /** `seen` is the label's time of change as the reviewer saw it: nobody approves what was drawn since. */

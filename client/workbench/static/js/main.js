@@ -276,7 +276,15 @@ function offerSending(id) {
   $("send").hidden = false;
 }
 
-const accept = (source) => finish((session) => api.accept(session.id, source), "Accepted. The label is stored.");
+async function accept(source) {
+  // A prediction may change while it is looked at; the label so far changes by the person's own hand alone.
+  const seen = source === "prediction" && panel.shows(source) ? painter.layers.get(source)?.version : undefined;
+  if (source === "prediction" && seen === undefined) {
+    say("Show the prediction first (M), and look at it.");
+    return;
+  }
+  await finish((session) => api.accept(session.id, source, seen), "Accepted. The label is stored.");
+}
 const skip = () => finish((session) => api.skip(session.id, $("reason").value), "Skipped.");
 
 async function next() {
