@@ -15,7 +15,7 @@ from wardround.client.annotation.prompts import Annotations, ExtentPrompt, Promp
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.annotation.seeds import drawn_labels
 from wardround.client.cases.drawings import Drawing, Source, State
-from wardround.client.learning.session import CaseSession
+from wardround.client.learning.session import CaseSession, Step
 from wardround.client.workbench.layers import (
     Bytes3D,
     Layer,
@@ -216,6 +216,17 @@ class Desk:
         if not self._undone:
             raise UsageError("there is nothing to redo", "no step was taken back since the last drawing", "")
         self.session.answer(*self._undone.pop())
+
+    def kept(self) -> tuple[Sequence[Step], ExtentPrompt | None, Sequence[tuple[Prompt, ...]]]:
+        """What :meth:`restore` comes back to."""
+        return self.session.steps, self.session.extent, tuple(self._undone)
+
+    def restore(self, kept: tuple[Sequence[Step], ExtentPrompt | None, Sequence[tuple[Prompt, ...]]]) -> None:
+        """Be as before, where what was done since could not be stored: it is drawn again, or not, but never twice."""
+        steps, extent, undone = kept
+        self.session.resume(steps, extent)
+        self._undone = list(undone)
+        self.publish()
 
     def publish(self) -> None:
         """Make the layers of the new proxy known, the proxy itself ready to be sent."""

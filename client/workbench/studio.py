@@ -43,7 +43,7 @@ from wardround.client.workbench.views import (
     TrainView,
 )
 from wardround.client.workbench.warmup import warm_up
-from wardround.errors import DataError, StorageError, UsageError
+from wardround.errors import DataError, StorageError, UsageError, WardroundError
 from wardround.strategies.plan import RoundPlan
 
 __all__ = [
@@ -394,12 +394,17 @@ class Studio:
         with bench.hands:
             desk = self._desk(bench, case_id)
             clock.lap("wait")
+            before = desk.kept()
             with self._device.beside():
                 act(desk)
                 clock.lap("propagate")
                 desk.publish()
                 clock.lap("encode")
-                self._store.save_drawing(desk.drawing("open"))
+                try:
+                    self._store.save_drawing(desk.drawing("open"))
+                except WardroundError:
+                    desk.restore(before)
+                    raise
                 clock.lap("persist")
                 answer = self._answer(bench, desk, clock)
             bench.learn(desk, anew=anew)

@@ -31,7 +31,7 @@ from wardround.client.learning.round import OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.workbench import bench
 from wardround.client.workbench.studio import Studio
-from wardround.errors import DataError, LabelError, UsageError
+from wardround.errors import DataError, LabelError, StorageError, UsageError
 from wardround.strategies.plan import RoundPlan
 
 SHAPE = (20, 24, 16)
@@ -328,6 +328,28 @@ def test_a_whole_label_of_another_viewer_counts(place: Place) -> None:
     assert studio.kept("b", "ann") is True
     with pytest.raises(LabelError):
         studio.save_label("b", "ann", labels.with_array(np.full(SHAPE, 7, dtype=np.uint8)))
+
+
+def test_what_could_not_be_stored_is_not_on_the_desk_either(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio = place.studio
+    studio.open("a", "ann")
+    first = studio.draw("a", "ann", [stroke(6)])
+    studio.draw("a", "ann", [stroke(7)])
+    undone = studio.undo("a", "ann")
+
+    def full(*_: object) -> None:
+        raise StorageError("cannot write", "the disk is full", "make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.store, "save_drawing", full)
+        for act in (lambda: studio.draw("a", "ann", [stroke(8)]), lambda: studio.redo("a", "ann")):
+            with pytest.raises(StorageError):
+                act()
+    again = studio.redo("a", "ann")
+    assert (undone.step, again.step) == (1, 2), "what was taken back before is still there to be drawn again"
+    last = studio.draw("a", "ann", [stroke(8)])
+    assert last.step == 3
+    assert last.effort_contour == 3 * first.effort_contour, "a stroke that is tried again is charged once"
 
 
 def test_the_prediction_can_be_accepted_as_it_is(place: Place) -> None:
