@@ -39,7 +39,7 @@ def test_a_round_over_the_network_is_the_round_of_a_site_that_is_called(site: Ho
     assert lines == [(kind, code) for kind in ("train", "evaluate") for code in ("admitted", "released", "sent")]
     assert Ledger(site.home.ledger).verify().ok
     apps = {(line.sha256, line.code) for line in Ledger(site.home.ledger).entries() if line.kind == "app"}
-    assert apps == {(digest(build_bundle()), "admitted")}
+    assert apps == {(digest(build_bundle()), code) for code in ("approved", "admitted")}
 
 
 def test_a_site_that_pauses_says_so_and_nothing_else(site: Hospital) -> None:
