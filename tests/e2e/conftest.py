@@ -1,5 +1,7 @@
 """The command line as a user starts it: processes that are waited for, and that no test leaves behind."""
 
+import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -7,6 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Whatever is started meanwhile hears Ctrl-C, as from a terminal.
+
+    A shell without a terminal starts what it puts behind (`pytest &`) with SIGINT ignored, and a child inherits that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class CommandLine:
@@ -19,13 +34,14 @@ class CommandLine:
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "wardround.deploy.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with listening():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "wardround.deploy.cli", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
         self._started.append(process)
         return process
 
