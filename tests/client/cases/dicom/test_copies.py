@@ -31,8 +31,12 @@ def register(tmp_path: Path) -> Iterator[Register]:
         yield opened
 
 
+# Long, and with letters: four digits are now and then among the forty of a new UID.
+WORDS = ("KOWALCZYK", "Kowalczyk", "HOSPITAL-0815-QZ")
+
+
 def patient(dataset: Any, _: int) -> None:
-    dataset.PatientName, dataset.PatientID, dataset.StudyDescription = "DOE^JANE", "0815", "for DOE"
+    dataset.PatientName, dataset.PatientID, dataset.StudyDescription = "KOWALCZYK^JANE", WORDS[2], "for KOWALCZYK"
     words = np.frombuffer(dataset.PixelData, "<u2") | np.uint16(0xF000)  # an overlay in the upper bits
     dataset.PixelData = words.tobytes()
 
@@ -44,8 +48,8 @@ def test_a_copy_is_the_same_image_of_nobody(packed: str, register: Register, tmp
         for dataset in datasets:
             dataset.compress(JPEGLSLossless, generate_instance_uid=False)
             (stream,) = generate_frames(dataset.PixelData, number_of_frames=1)
-            dataset.PixelData = encapsulate([stream[:2] + b"\xff\xfe\x00\x06DOE^" + stream[2:]])  # a comment
-    folder = save(datasets, tmp_path / "Doe Jane")
+            dataset.PixelData = encapsulate([stream[:2] + b"\xff\xfe\x00\x0cKOWALCZYK^" + stream[2:]])  # a comment
+    folder = save(datasets, tmp_path / "Kowalczyk Jane")
     if packed == "big endian":
         if shutil.which("dcmconv") is None:
             pytest.skip("dcmtk is not installed")
@@ -54,16 +58,18 @@ def test_a_copy_is_the_same_image_of_nobody(packed: str, register: Register, tmp
     assert write_copies(report, tmp_path / "copies", Options(), register) == 4
     paths = [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
     assert len(paths) == 4
+    before = [path.read_bytes() for path in folder.iterdir()]
+    assert all(word.encode() in data for data in before for word in (WORDS[0], WORDS[2])), "there is something to find"
     for path in paths:
         data = path.read_bytes()
-        assert not any(word in data for word in (b"DOE", b"Doe", b"0815", datasets[0].StudyInstanceUID.encode()))
+        assert not any(word.encode() in data for word in (*WORDS, str(datasets[0].StudyInstanceUID)))
         assert dcmread(path).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
         assert (np.frombuffer(dcmread(path).PixelData, "<u2") < 4096).all()
-        assert not any(word in str(path.relative_to(tmp_path)) for word in ("Doe", datasets[0].SeriesInstanceUID))
-    (before,) = report.volumes
+        assert not any(word in str(path.relative_to(tmp_path)) for word in (*WORDS, datasets[0].SeriesInstanceUID))
+    (old,) = report.volumes
     (after,) = find_series(tmp_path / "copies").volumes
-    assert after.series_uid == register.new_uid(before.series_uid)
-    one, other = read_series(register, before)[0], read_series(register, after)[0]
+    assert after.series_uid == register.new_uid(old.series_uid)
+    one, other = read_series(register, old)[0], read_series(register, after)[0]
     assert np.array_equal(one.array, other.array)
     assert np.array_equal(one.affine, other.affine)
 
