@@ -81,17 +81,27 @@ def endpoint(home: SiteHome, now: datetime.datetime | None = None) -> Endpoint:
     StorageError
         If one cannot be written.
     """
+    place = planned(home)
+    if place.made and place.certificate is not None and place.key is not None:
+        settings = home.workbench
+        names = _names_of(settings.host, settings.names)
+        _make(place.certificate, place.key, names, now or datetime.datetime.now(datetime.UTC))
+    elif place.certificate is not None and place.key is not None:
+        check_pair(place.certificate, place.key)
+    return place
+
+
+def planned(home: SiteHome) -> Endpoint:
+    """What site.toml says alone: no certificate is looked at, and none is made."""
     settings = home.workbench
     # A name that it listens on is one to ask for; of an address nobody need be told.
     names = tuple(dict.fromkeys((*settings.names, settings.host)))
     if settings.certificate or settings.key:
         given = (home.path / settings.certificate, home.path / settings.key)
-        _check(*given)
         return Endpoint(settings.host, settings.port, names, *given)
     if _is_this_machine(settings.host):
         return Endpoint(settings.host, settings.port, names)
     made = (home.path / "workbench.crt", home.keys / "workbench.pem")
-    _make(*made, _names_of(settings.host, settings.names), now or datetime.datetime.now(datetime.UTC))
     return Endpoint(settings.host, settings.port, (*names, socket.gethostname()), *made, made=True)
 
 
@@ -136,7 +146,7 @@ def _make(certificate: Path, key: Path, names: Sequence[str], now: datetime.date
 
 def _serves(certificate: Path, key: Path, names: Sequence[str], now: datetime.datetime) -> bool:
     try:
-        _check(certificate, key)
+        check_pair(certificate, key)
         found = _read(certificate)
         said = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (DataError, x509.ExtensionNotFound):
@@ -158,8 +168,14 @@ def _read(certificate: Path) -> x509.Certificate:
         raise _unusable(certificate, error) from error
 
 
-def _check(certificate: Path, key: Path) -> None:
-    """See whether a server could use them, with words for where it could not."""
+def check_pair(certificate: Path, key: Path) -> None:
+    """See whether a server could use them.
+
+    Raises
+    ------
+    DataError
+        If it could not, with words for why.
+    """
     _read(certificate)
     try:
         if os.stat(key).st_mode & 0o077:
