@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from wardround.errors import ConnectionFailed
+from wardround import listening
 
 HEADER_PATIENCE = 15.0
 """Seconds from the first byte of a request, or from the connection, to the end of its headers."""
@@ -108,8 +107,7 @@ def listener(application: Any, *, certificate: str, key: str, headers: dict[str,
         timeout_graceful_shutdown=5,
     )
     config.load()
-    if isinstance(config.ssl, ssl.SSLContext):
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    listening.modern(config.ssl)
     return Listener(config)
 
 
@@ -121,17 +119,5 @@ def bind(host: str, port: int) -> socket.socket:
     ConnectionFailed
         If it cannot be had.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        taken.bind((host, port))
-    except OSError as error:
-        taken.close()
-        raise ConnectionFailed(
-            f"cannot listen on {host}:{port}",
-            error.strerror or type(error).__name__,
-            "end what uses the port, or choose another in coordinator.toml",
-        ) from error
-    taken.set_inheritable(False)
-    return taken
+    fix = "end what uses the port, or choose another in coordinator.toml"
+    return listening.bind(host, port, who="the coordinator", fix=fix)

@@ -21,6 +21,7 @@ GROUND = (
     "wardround.files",
     "wardround.flower",
     "wardround.leftovers",
+    "wardround.listening",
     "wardround.pages",
     "wardround.processes",
 )

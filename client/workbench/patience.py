@@ -79,7 +79,7 @@ class Patience:
         TooManyTries
             If it has to wait.
         """
-        address = _place(address)
+        address = network(address)
         keys = {
             "name at address": ("name at address", f"{address} {name}"),
             "address": ("address", address),
@@ -123,7 +123,7 @@ class Patience:
         return count
 
 
-def _place(address: str) -> str:
+def network(address: str) -> str:
     """What is counted as one address: of IPv6 the network, as whoever is in it may take any number of addresses."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])

@@ -10,8 +10,6 @@
 """
 
 import logging
-import socket
-import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,14 +29,14 @@ from wardround.client.home import SiteHome
 from wardround.client.workbench import own
 from wardround.client.workbench.access import Access
 from wardround.client.workbench.accounts import Accounts, Person
-from wardround.client.workbench.connections import MOST, Connection
+from wardround.client.workbench.connections import MOST, Connection, HallServer
 from wardround.client.workbench.entrance import Entrance
 from wardround.client.workbench.errors import handle_errors, note
 from wardround.client.workbench.events import Events
 from wardround.client.workbench.monai_label import make_router
 from wardround.client.workbench.settings import Endpoint
 from wardround.client.workbench.studio import Studio
-from wardround.errors import ConnectionFailed
+from wardround.listening import bind, modern
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +129,12 @@ class Server:
 
     def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
         self._events: Events = app.state.events
-        self._socket = _bind(endpoint.host, endpoint.port)
+        self._socket = bind(
+            endpoint.host,
+            endpoint.port,
+            who="the workbench",
+            fix="end what uses the port, or choose another `port` under [workbench] in site.toml",
+        )
         self.port: int = self._socket.getsockname()[1]
         tls: Mapping[str, Any] = {}
         if endpoint.certificate is not None:
@@ -153,14 +156,13 @@ class Server:
             **tls,
         )
         config.load()
-        if isinstance(config.ssl, ssl.SSLContext):
-            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._server = uvicorn.Server(config)
+        modern(config.ssl)
+        self._server = HallServer(config)
         self._thread = threading.Thread(target=self._run, name="workbench", daemon=True)
 
     def start(self) -> None:
         """Begin to answer."""
-        self._socket.listen()  # From now on nobody is turned away; who comes early waits.
+        self._socket.listen(MOST)  # From now on nobody is turned away; who comes early waits.
         self._thread.start()
 
     def stop(self) -> None:
@@ -207,20 +209,3 @@ class _Page(StaticFiles):
 
 def _no_page() -> Response:
     return HTMLResponse("<!doctype html><title>Wardround</title><p>This build has no page. The API is there.")
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        taken.bind((host, port))
-    except OSError as error:
-        taken.close()
-        raise ConnectionFailed(
-            f"the workbench cannot listen on {host}:{port}",
-            error.strerror or type(error).__name__,
-            "end what uses the port, or choose another `port` under [workbench] in site.toml",
-        ) from error
-    taken.set_inheritable(False)
-    return taken

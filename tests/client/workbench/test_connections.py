@@ -2,13 +2,17 @@
 
 import contextlib
 import socket
+import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from workbench import FakeStudio, Workbench, workbench
 
 from wardround.client.workbench import connections, entrance
+from wardround.client.workbench.settings import endpoint
 
 
 @pytest.fixture
@@ -95,3 +99,43 @@ def test_a_stranger_has_a_while_to_send_a_password(bench: Workbench, monkeypatch
             head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\ncontent-length: 99\r\n"
             line.sendall(f"{head}connection: close\r\n\r\n{{".encode())
             assert ended(line).startswith(b"HTTP/1.1 408")
+
+
+def test_a_handshake_counts_and_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MOST_OF_AN_ADDRESS", 3)
+    monkeypatch.setattr(connections, "_is_this_machine", lambda address: False)
+    with workbench(tmp_path / "home", studio=FakeStudio, settings='host = "0.0.0.0"') as bench:
+        trust = ssl.create_default_context(cafile=endpoint(bench.home).certificate)
+
+        def answers() -> bool:
+            try:
+                return bench.client(verify=trust).get("/health").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        silent = [opened(bench) for _ in range(3)]
+        assert not answers(), "three connections are in their handshake, and there is room for three"
+        silent.pop().close()
+        deadline = time.monotonic() + 60
+        while not answers():
+            assert time.monotonic() < deadline, "a handshake that was given up keeps its place"
+        for line in silent:
+            line.close()
+        monkeypatch.setattr(connections, "HANDSHAKE_WITHIN_S", 0.05)
+        monkeypatch.setattr(connections, "MOST_OF_AN_ADDRESS", 100)
+        with opened(bench) as line:
+            line.sendall(b"\x16\x03\x01")
+            assert ended(line) == b""
+
+
+def test_addresses_of_one_network_are_counted_together() -> None:
+    hall = connections.Hall()
+    places = [hall.admit(f"2001:db8::{index:x}") for index in range(connections.MOST_OF_AN_ADDRESS)]
+    assert None not in places
+    assert hall.admit("2001:db8::ffff") is None
+    assert hall.admit("2001:db8:0:1::1") is not None
+    assert places[0] is not None
+    places[0].leave()
+    places[0].leave()
+    assert hall.admit("2001:db8::ffff") is not None
+    assert hall.admit("2001:db8::ffff") is None
