@@ -35,6 +35,7 @@ from wardround.client.workbench.layers import Layer, drawn_bytes, make_layer
 from wardround.client.workbench.server import STATIC, create_app, serving
 from wardround.client.workbench.settings import endpoint
 from wardround.client.workbench.views import (
+    STATES,
     Answer,
     CaseView,
     Inference,
@@ -164,6 +165,7 @@ class FakeStudio:
         self.asked: list[tuple[str, str, str]] = []
         self.drawn: dict[tuple[str, str], tuple[Prompt, ...]] = {}
         self.undone: dict[tuple[str, str], tuple[Prompt, ...]] = {}
+        self.extents: dict[tuple[str, str], ExtentPrompt | None] = {}
         self.opened: dict[str, str] = {}
         self.version = 0
         self.trained: TrainView | None = None
@@ -188,8 +190,9 @@ class FakeStudio:
             raise DataError(f"there is no case {case_id}", "", "")
         found = {one.author: one for one in self._store.drawings(case_id)}
         mine = found[user].state if user in found else "new"
+        furthest = max((one.state for one in found.values()), key=STATES.index, default="new")
         shape = self._store.image(case_id).shape
-        return CaseView(case_id, shape, (1.0, 1.0, 1.0), mine, mine, tuple(found), 0.0, "stream")
+        return CaseView(case_id, shape, (1.0, 1.0, 1.0), furthest, mine, tuple(found), 0.0, "stream")
 
     def image(self, case_id: str) -> Volume:
         return self._store.image(case_id)
@@ -206,7 +209,8 @@ class FakeStudio:
         self._check(case_id, user)
         key = (case_id, user)
         self.drawn[key] = (*self.drawn.get(key, ()), *prompts)
-        return self._answer("draw", case_id, user, extent)
+        self.extents[key] = extent or self.extents.get(key)
+        return self._answer("draw", case_id, user)
 
     def undo(self, case_id: str, user: str) -> Answer:
         self._check(case_id, user)
@@ -291,13 +295,13 @@ class FakeStudio:
             labels[point.index] = point.label
         return labels
 
-    def _answer(self, what: str, case_id: str, user: str, extent: ExtentPrompt | None = None) -> Answer:
+    def _answer(self, what: str, case_id: str, user: str) -> Answer:
         self.asked.append((what, case_id, user))
         with self._changed:
             self.version += 1
             self._changed.notify_all()
         key = (case_id, user)
-        annotations = replace(Annotations().adding(*self.drawn.get(key, ())), extent=extent)
+        annotations = replace(Annotations().adding(*self.drawn.get(key, ())), extent=self.extents.get(key))
         return Answer(
             case_id=case_id,
             step=len(self.drawn.get(key, ())),
