@@ -9,6 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from wardround.client import wire
+from wardround.client.cases.dicom.archives import PullLimits
 from wardround.client.gate.approvals import Approvals
 from wardround.client.gate.ledger import Ledger
 from wardround.client.gate.policy import load_policy
@@ -17,6 +18,7 @@ from wardround.deploy.doctor import line, machine, trust
 from wardround.deploy.doctor.dialogue import ask, judge
 from wardround.deploy.doctor.finding import Finding, bad, good, of_error
 from wardround.deploy.doctor.store import store
+from wardround.deploy.doctor.workbench import workbench
 from wardround.deploy.provisioning.authority import certificate_facts
 from wardround.deploy.provisioning.keys import read_private_key
 from wardround.errors import WardroundError
@@ -47,12 +49,13 @@ def site_doctor(path: Path) -> Iterator[Finding]:
             found = of_error("private key", error)
     yield found
     yield _policy(home)
-    yield machine.disk(home.path)
+    yield machine.disk(home.path, machine.LEAST_FREE + (PullLimits().total_bytes if home.pacs else 0))
     yield _device(settings.device)
     yield store(home.site / "store")
     yield _ledger(home)
     yield _bundles(home)
     yield from _processes(home)
+    yield from workbench(home)
     yield _authority(home)
     yield from _line(settings.coordinator, home.ca, key)
 
