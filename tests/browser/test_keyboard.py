@@ -9,6 +9,7 @@ from workbench import FakeStudio, password, workbench
 from workbench_page import Page, visiting
 
 from wardround.client.annotation.prompts import PointPrompt, ScribblePrompt, SlicePrompt
+from wardround.errors import UsageError
 
 AWKWARD = "<img src=x onerror=window.hacked=1>"
 # Every piece of text that is seen, with the colours that it is painted in: the ground is the nearest that is opaque.
@@ -134,12 +135,20 @@ def test_a_fault_is_told_as_problem_cause_and_fix(page: Page) -> None:
     if page.ask("workbench.session?.id") != "case-0":
         page.open("case-0")
     page.opened("case-0")
-    page.bench.studio.opened.clear()  # as if another window had closed it
+    studio = page.bench.studio
+
+    def refuse(*_: object) -> None:
+        raise UsageError("the point does not lie in the image", "it was set on another case", "Set it once more")
+
+    studio.draw = refuse
     page.page.locator("#view").focus()
     page.keys("p", "Space")
     page.until("!document.getElementById('failure').hidden")
-    assert "not open" in page.text("#problem")
-    assert "open it first" in page.text("#fix").lower()
+    del studio.draw
+    assert "does not lie in the image" in page.text("#problem").lower()
+    assert "another case" in page.text("#cause").lower()
+    assert "once more" in page.text("#fix").lower()
+    assert page.ask("workbench.session.strokes.length") == 0, "what was refused is shown no longer"
     page.page.click("#failure-close")
     assert not page.page.locator("#failure").is_visible()
 

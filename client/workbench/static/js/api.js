@@ -43,11 +43,15 @@ const of = (id, what = "") => `/cases/${encodeURIComponent(id)}${what}`;
 
 export const login = (name, password) => post("/login", { name, password });
 export const logout = () => post("/logout");
+export const me = () => json("/me");
+export const password = (old, fresh) => post("/password", { old, new: fresh });
+export const entrance = () => json("/entrance");
 export const site = () => json("/site");
 export const nextCase = (strategy) => json(`/cases/next?strategy=${strategy}`);
 export const oneCase = (id) => json(of(id));
 export const open = (id) => post(of(id, "/open"));
-export const draw = (id, prompts) => post(of(id, "/draw"), { prompts });
+/** `extent` is left as it is where none is given. */
+export const draw = (id, prompts, extent = null) => post(of(id, "/draw"), { prompts, extent });
 export const undo = (id) => post(of(id, "/undo"));
 export const redo = (id) => post(of(id, "/redo"));
 export const accept = (id, source, shown) => post(of(id, "/accept"), { source, shown });
@@ -100,5 +104,14 @@ export async function layer(id, name, version) {
     values: new Uint8Array(await response.arrayBuffer()),
   };
 }
+
+/** For administrators. A password that is answered is shown once, and never told again. */
+export const accounts = {
+  list: () => json("/accounts"),
+  add: (name, role) => post("/accounts", { name, role }),
+  role: (name, role) => post(`/accounts/${encodeURIComponent(name)}/role`, { role }),
+  disabled: (name, disabled) => post(`/accounts/${encodeURIComponent(name)}/disabled`, { disabled }),
+  reset: (name) => post(`/accounts/${encodeURIComponent(name)}/reset`),
+};
 
 export const events = () => new EventSource(`${ROOT}/events`);

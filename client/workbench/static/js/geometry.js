@@ -13,6 +13,12 @@ export const PLANES = [
   { name: "sagittal", type: 2, h: 1, v: 2, d: 0, ends: ["P", "A", "I", "S"] },
 ];
 
+/** The voxel in the middle of a layer's box; null where it holds nothing. */
+export function middleOf(layer) {
+  if (!layer?.values.length) return null;
+  return [0, 1, 2].map((n) => Math.floor((layer.box[2 * n] + layer.box[2 * n + 1] - 1) / 2));
+}
+
 export class Grid {
   /** `perm`: for each turned axis the stored axis, counted from 1, negative where it runs the other way. */
   constructor(shape, perm) {

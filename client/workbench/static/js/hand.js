@@ -1,6 +1,9 @@
 // The hand on the images: a mouse or a pen, or the keyboard alone.
 
+import { Boxing } from "./extent.js";
 import { Drawing } from "./tools.js";
+
+const GRIP = 7; // pixels around the side of a box in which a hand takes hold of it
 
 export class Hand {
   /** `bench`: {viewer, painter, panel, windowing, go(voxel), send(drawing), repaint(), hint(text)}. */
@@ -27,7 +30,7 @@ export class Hand {
   cancel() {
     this.drawing = this.drag = null;
     this.penDown = false;
-    this.bench.painter.stroke = null;
+    this.bench.painter.stroke = this.bench.painter.box = null;
     this.bench.repaint();
   }
 
@@ -97,10 +100,10 @@ export class Hand {
       this.drag = { ...start, kind: "look", tile: at.tile };
       this._look(at);
     } else {
-      if (!at.inside && panel.tool !== "contour") return;
+      if (!at.inside && !["contour", "extent"].includes(panel.tool)) return;
       this.bench.activate(at.tile.plane, false);
       this.drag = { ...start, kind: "draw", tile: at.tile };
-      this._begin(at.tile);
+      this._begin(at.tile, [GRIP / Math.abs(at.tile.perU), GRIP / Math.abs(at.tile.perV)]);
       this._to([at.u, at.v]);
       if (panel.tool === "point") this._end();
     }
@@ -163,8 +166,12 @@ export class Hand {
     this.bench.under(at && at.inside ? at : null);
   }
 
-  _begin(tile) {
+  _begin(tile, near) {
     const { viewer, painter, panel } = this.bench;
+    if (panel.tool === "extent") {
+      this.drawing = new Boxing({ plane: tile.plane, grid: viewer.grid, extent: painter.extent, near });
+      return;
+    }
     const depth = viewer.grid.toTurned(painter.cursor)[tile.plane.d];
     const { grid, spacing } = viewer;
     this.drawing = new Drawing({ tool: panel.tool, plane: tile.plane, depth, label: panel.label, mm: panel.mm, grid, spacing });
@@ -173,7 +180,8 @@ export class Hand {
   _to([u, v]) {
     if (!this.drawing) return;
     this.drawing.to(u, v);
-    this.bench.painter.stroke = this.drawing.shown;
+    if (this.drawing.box) this.bench.painter.box = this.drawing.box;
+    else this.bench.painter.stroke = this.drawing.shown;
     this.bench.repaint();
   }
 
@@ -181,8 +189,9 @@ export class Hand {
     const { drawing } = this;
     this.drawing = null;
     this.penDown = false;
-    this.bench.painter.stroke = null;
+    this.bench.painter.stroke = this.bench.painter.box = null;
     if (drawing?.end()) this.bench.send(drawing);
+    else if (drawing?.tool === "extent") this.bench.hint("Drag a box round the object");
     else if (drawing?.tool === "contour") this.bench.hint("The contour holds no voxel: draw round the structure");
     this.bench.repaint();
   }

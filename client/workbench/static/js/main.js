@@ -1,26 +1,34 @@
 // The page: it joins the parts, and holds which case is open.
 
 import * as api from "./api.js";
-import { $, el, fill, oncePerFrame, rgb, say } from "./dom.js";
-import { PLANES } from "./geometry.js";
+import { Account } from "./account.js";
+import { bindButtons, bindKeys, tellSite } from "./bindings.js";
+import { Connection } from "./connection.js";
+import { $, oncePerFrame, rgb, say } from "./dom.js";
+import { withEnd } from "./extent.js";
+import { middleOf } from "./geometry.js";
 import { Hand } from "./hand.js";
-import { Keyboard } from "./keyboard.js";
 import { Painter } from "./painter.js";
 import { Panel } from "./panel.js";
-import { listen, showAnswer, showModel } from "./progress.js";
+import { showAnswer, showModel } from "./progress.js";
 import { Review } from "./review.js";
 import { Session } from "./session.js";
-import { TOOLS, complete } from "./tools.js";
+import { complete } from "./tools.js";
 import { Viewer } from "./viewer.js";
 import { Windowing } from "./windowing.js";
 import { Worklist } from "./worklist.js";
 
 const bench = { session: null };
-let panel, viewer, painter, windowing, hand, worklist, review, colours, about;
+let panel, viewer, painter, windowing, hand, worklist, review, colours, about, connection;
 
 function failed(error) {
   if (error.name === "AbortError") return;
-  if (error.code === "not-signed-in") return location.replace(`login.html${location.hash}`);
+  if (error.code === "change-password") return location.replace("login.html?change");
+  if (error.code === "not-signed-in") {
+    if (!connection) return location.replace(`login.html${location.hash}`);
+    connection.signIn().then(() => say("You are signed in again: please do that once more."));
+    return;
+  }
   $("problem").textContent = error.problem ?? "the page met a fault of its own";
   $("cause").textContent = error.cause ?? error.message;
   $("fix").textContent = error.fix ?? "load the page again; what you drew before is kept";
@@ -102,8 +110,12 @@ async function openCase(id) {
       tellWhere();
     },
     failed,
+    patiently: (act) => connection.patiently(act),
+    elsewhere: () => session === bench.session && say("Another window has a case open: draw here to go on with this one."),
+    reopened: () => say("Another window had closed this case. It is open here again."),
     wanted: () => ["drawn", "proxy", ...["prediction", "residual", "confidence"].filter((name) => panel.shows(name))],
     waiting: (strokes) => {
+      connection.waiting(strokes.length);
       painter.waiting = strokes;
       repaint();
     },
@@ -120,7 +132,8 @@ async function openCase(id) {
   try {
     const opening = session.open();
     opening.catch(() => {});
-    const bytes = await api.image(id, (got, total) => busy("Loading the image", total ? got / total : null));
+    const loading = (got, total) => busy("Loading the image", total ? got / total : null);
+    const bytes = await connection.patiently(() => api.image(id, loading));
     if (session !== bench.session) return;
     const grid = await viewer.load(bytes, colours);
     panel.fit(viewer.spacing, grid.shape);
@@ -153,10 +166,11 @@ function showInRendering() {
   clearTimeout(bench.rendering);
   bench.rendering = setTimeout(() => {
     if (!bench.ready) return;
+    if (hand.drawing || bench.session?.strokes.length) return showInRendering();
     const proxy = painter.layers.get("proxy");
     const prediction = panel.shows("prediction") ? painter.layers.get("prediction") : null;
     viewer.renderLabels(proxy && proxy.values.length ? proxy : prediction);
-  }, 350);
+  }, Math.min(5000, Math.max(350, 4 * viewer.cost)));
 }
 
 /** The prediction of a model that has learnt nothing is noise, and not shown unless somebody asks. */
@@ -174,6 +188,7 @@ function answered(answer) {
   bench.answer = answer;
   bench.asked = 0;
   painter.suggestion = answer.suggestion[0] ?? null;
+  painter.extent = answer.extent;
   $("failure").hidden = true;
   judgeModel(answer.progress);
   showAnswer(answer);
@@ -192,17 +207,41 @@ function enable() {
   $("suggest").disabled = !first;
   $("suggest").textContent = first && viewer.grid ? `Suggested: ${planeOf(first)}` : "Suggested slice";
   $("accept").disabled = !answer?.step;
-  for (const id of ["accept-model", "skip", "confirm"]) $(id).disabled = !answer;
+  for (const id of ["accept-model", "skip", "confirm", "first", "last", "whole"]) $(id).disabled = !answer;
 }
 
 function send(drawing) {
   const { session } = bench;
   if (!session?.answer) return;
   say("");
+  if (drawing.tool === "extent") return extend(drawing.box);
   session.draw(() => drawing.prompts(session.layer("drawn")), drawing.shown).then(() => {
     if (session === bench.session && session.answer) say(`Answered in ${Math.round(session.answer.latency_ms.total)} ms. The draft is saved.`);
   });
 }
+
+/** Say where the object is; it is shown at once, and as it was where the workbench refuses it. */
+function extend(extent) {
+  const { session } = bench;
+  if (!session?.answer) return;
+  painter.extent = extent;
+  repaint();
+  session.extend(extent).then((done) => {
+    if (session !== bench.session) return;
+    painter.extent = session.answer.extent;
+    repaint();
+    if (done) say("The extent is known.");
+  });
+}
+
+/** The slice that is shown is the object's first, or its last. */
+function end(last) {
+  if (!bench.session?.answer || !painter.cursor) return;
+  const { grid, active: plane } = viewer;
+  extend(withEnd(grid, painter.extent, plane, grid.toTurned(painter.cursor)[plane.d], last));
+}
+
+const wholeImage = () => painter.extent && extend({ lower: [0, 0, 0], upper: viewer.grid.shape.map((side) => side - 1) });
 
 function confirmSlice() {
   const { session } = bench;
@@ -226,30 +265,23 @@ function suggested() {
   if (on(all[bench.asked])) bench.asked = (bench.asked + 1) % all.length;
   const first = all[bench.asked];
   painter.suggestion = first;
-  const voxel = [...painter.cursor];
-  voxel[first.axis] = first.index;
   const plane = viewer.grid.planeOf(first.axis);
   activate(plane);
-  go(middleOfLabel(first, voxel));
+  go(middleOfLabel().with(first.axis, first.index));
   say(`Suggested: ${planeOf(first)}.`);
 }
 
-/** The middle of the label within a slice, so that the cursor is where there is something to see. */
-function middleOfLabel({ axis, index }, otherwise) {
+/** The middle of the label, so that the cursor is where there is something to see. */
+function middleOfLabel() {
   const proxy = painter.layers.get("proxy");
-  const layer = proxy?.values.length ? proxy : painter.layers.get("prediction");
-  if (!layer?.values.length) return otherwise;
-  const { box } = layer;
-  const middle = [0, 1, 2].map((n) => Math.floor((box[2 * n] + box[2 * n + 1] - 1) / 2));
-  middle[axis] = index;
-  return middle;
+  return middleOf(proxy?.values.length ? proxy : painter.layers.get("prediction")) ?? painter.cursor;
 }
 
 async function finish(act, done) {
   const { session } = bench;
   if (!session?.answer) return;
   await session.queue.idle();
-  const outcome = await act(session);
+  const outcome = await session.finish(act, () => worklist.next());
   session.closed = true;
   say(done);
   if (outcome.next) {
@@ -314,96 +346,31 @@ async function refreshed(progress) {
   await session.refresh();
 }
 
-function bindKeys() {
-  const keyboard = new Keyboard();
-  keyboard.add("Draw", [
-    ...TOOLS.map(({ name, title, key }) => [[key], title, () => panel.choose(name)]),
-    [["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "Label of that number", (event) => panel.take(Number(event.key))],
-    [["["], "Smaller brush", () => panel.resize(-1)],
-    [["]"], "Larger brush", () => panel.resize(1)],
-    [[" "], "Pen down; again: send", () => hand.pen()],
-    [["Enter"], "This slice is right as it is shown", confirmSlice],
-    [["Escape"], "Leave a stroke", () => hand.cancel()],
-    [["z", "Ctrl+Z"], "Undo", () => bench.session?.undo()],
-    [["y", "Ctrl+Y", "Ctrl+Shift+Z"], "Redo", () => bench.session?.redo()],
-  ]);
-  keyboard.add("Move", [
-    [["ArrowLeft"], "Cursor to the left", () => hand.step(-1, 0)],
-    [["ArrowRight"], "Cursor to the right", () => hand.step(1, 0)],
-    [["ArrowUp"], "Cursor up", () => hand.step(0, 1)],
-    [["ArrowDown"], "Cursor down", () => hand.step(0, -1)],
-    [["Shift+ArrowLeft"], "Five to the left", () => hand.step(-5, 0)],
-    [["Shift+ArrowRight"], "Five to the right", () => hand.step(5, 0)],
-    [["Shift+ArrowUp"], "Five up", () => hand.step(0, 5)],
-    [["Shift+ArrowDown"], "Five down", () => hand.step(0, -5)],
-    [["PageUp", "."], "Next slice", () => hand.scroll(viewer.active, 1)],
-    [["PageDown", ","], "Slice before", () => hand.scroll(viewer.active, -1)],
-    [["n"], "Suggested slice", suggested],
-  ]);
-  keyboard.add("View", [
-    [["a"], "Axial plane", () => activate(PLANES[0])],
-    [["f"], "Coronal plane (frontal)", () => activate(PLANES[1])],
-    [["l"], "Sagittal plane (lateral)", () => activate(PLANES[2])],
-    [["g"], "One large, or four equal views", () => layout()],
-    [["Plus", "="], "Enlarge", () => viewer.grid && viewer.zoom(1.2, painter.cursor)],
-    [["-"], "Reduce", () => viewer.grid && viewer.zoom(1 / 1.2, painter.cursor)],
-    [["Home"], "Fit to the window", () => viewer.fit()],
-    [["w"], "Next window", () => windowing.next()],
-    [["x"], "Label so far", () => panel.toggle("proxy")],
-    [["m"], "Prediction", () => panel.toggle("prediction")],
-    [["d"], "What was drawn", () => panel.toggle("drawn")],
-    [["r"], "Disagreement", () => panel.toggle("residual")],
-    [["k"], "Confidence", () => panel.toggle("confidence")],
-    [["h"], "The image alone", () => panel.hideAll()],
-  ]);
-  keyboard.add("Case", [
-    [["Shift+N"], "Next case", guarded(next)],
-    [["Shift+A"], "Accept", () => $("accept").click()],
-    [["Shift+P"], "Accept the prediction", () => $("accept-model").click()],
-    [["Shift+S"], "Skip", () => $("skip").click()],
-    [["?"], "This list", () => keyboard.help()],
-  ]);
-  $("help").addEventListener("click", () => keyboard.help());
-}
-
 function layout() {
   viewer.arrange(!viewer.large, viewer.active);
   painter.paint();
 }
 
-function bindButtons() {
-  const on = (id, act) => $(id).addEventListener("click", guarded(act));
-  on("layout", layout);
-  on("fit", () => viewer.fit());
-  on("undo", () => bench.session?.undo());
-  on("redo", () => bench.session?.redo());
-  on("suggest", suggested);
-  on("confirm", confirmSlice);
-  on("accept", () => accept("proxy"));
-  on("accept-model", () => accept("prediction"));
-  on("skip", skip);
-  on("next", next);
-  on("send", async () => {
-    say("Sending the label to the archive …");
-    const { archive } = await api.send(bench.accepted);
-    $("send").hidden = true;
-    say(`The label of ${bench.accepted} was sent to ${archive}.`);
-  });
-  on("failure-close", () => ($("failure").hidden = true));
-  on("leave", async () => {
-    await bench.session?.queue.idle();
-    await api.logout();
-    location.replace("login.html");
-  });
+async function sendToArchive() {
+  say("Sending the label to the archive …");
+  const { archive } = await api.send(bench.accepted);
+  $("send").hidden = true;
+  say(`The label of ${bench.accepted} was sent to ${archive}.`);
+}
+
+async function leave() {
+  if (connection.lost && connection.strokes) return say("Drawings wait here to be sent: wait for the workbench first.");
+  await bench.session?.queue.idle();
+  await api.logout();
+  location.replace("login.html");
 }
 
 async function begin() {
   about = await api.site();
-  $("site").textContent = about.site;
-  $("person").textContent = `${about.user.name} · ${about.user.roles.includes("admin") ? "administrator" : about.user.roles.includes("reviewer") ? "reviewer" : "annotator"}`;
+  tellSite(about);
+  connection = new Connection(about.user.name);
+  new Account(about.user);
   colours = about.labels.map((one) => rgb(one.colour));
-  fill($("reason"), ...about.reasons.map((one) => el("option", { value: one }, one.replaceAll("-", " "))));
-  $("reason").value = "image-quality";
   panel = new Panel(about.labels, refreshPanel);
   viewer = new Viewer($("images"), () => repaint());
   painter = new Painter($("marks"), viewer);
@@ -413,15 +380,16 @@ async function begin() {
   worklist = new Worklist(guarded(openCase), failed);
   review = new Review(about.user, about.reasons, about.export, { show: guarded(showOthers), judged: () => worklist.load(), failed });
   hand = new Hand($("view"), { viewer, painter, panel, windowing, go, send, repaint, activate, hint: say, under: tellWhere });
-  bindKeys();
-  bindButtons();
+  const acts = { activate, layout, next, suggested, confirmSlice, end, wholeImage, accept, skip, sendToArchive, leave };
+  bindKeys({ bench, viewer, painter, panel, windowing, hand, acts, guarded });
+  bindButtons({ bench, viewer, acts, guarded });
   showModel(about.progress);
   showAnswer(null);
   enable();
   await Promise.all([viewer.start(), worklist.load()]);
-  bench.events = listen(guarded(refreshed));
+  connection.listen(guarded(refreshed), guarded(() => bench.session?.resume()));
   // For those who look into the page from outside, such as its tests.
-  Object.assign(bench, { viewer, painter, panel, go });
+  Object.assign(bench, { viewer, painter, panel, go, connection });
   globalThis.workbench = bench;
   const asked = decodeURIComponent(location.hash.slice(1));
   const resumed = worklist.shown.some((one) => one.id === asked) ? asked : worklist.draft();

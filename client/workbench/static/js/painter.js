@@ -1,7 +1,10 @@
 // What lies over the planes: labels, heat, strokes, the cursor. One slice at a time on a canvas of its own, so that its
 // cost does not depend on the size of the image.
 
+import { tells, turnedBox } from "./extent.js";
+
 const INK = "#dfe8ec";
+const EXTENT = "#cdb4ff";
 const BACKGROUND = [158, 197, 232];
 
 /** Dark to bright, for how much the model disagrees. */
@@ -57,6 +60,8 @@ export class Painter {
     this.waiting = []; // strokes on their way: {plane, depth, values, what}
     this.stroke = null; // the stroke under the hand, in the same form, with .trace for a contour
     this.brush = null; // {tile, u, v, mm}
+    this.extent = null; // {lower, upper}: where the object is
+    this.box = null; // the same, while it is being drawn
     this._kept = new Map();
   }
 
@@ -64,7 +69,7 @@ export class Painter {
     this.layers.clear();
     this._kept.clear();
     this.waiting = [];
-    this.stroke = this.brush = this.suggestion = this.cursor = null;
+    this.stroke = this.brush = this.suggestion = this.cursor = this.extent = this.box = null;
   }
 
   paint() {
@@ -97,6 +102,7 @@ export class Painter {
     for (const one of [...this.waiting, this.stroke]) {
       if (one && one.plane === plane && one.depth === depth) this._stroke(tile, one);
     }
+    this._extent(tile, depth);
     this._cursor(tile, turned);
     this._brush(tile);
     this._text(tile, depth);
@@ -251,6 +257,27 @@ export class Painter {
       context.lineTo(cell[0] + cell[2], y);
     }
     context.stroke();
+    context.setLineDash([]);
+  }
+
+  /** The box about the object; fainter on slices in front of it and behind. */
+  _extent(tile, depth) {
+    const { context } = this;
+    const { grid } = this.viewer;
+    const extent = this.box ?? this.extent;
+    if (!tells(grid, extent)) return;
+    const { h, v, d } = tile.plane;
+    const [low, high] = turnedBox(grid, extent);
+    const [x0, y0] = tile.toScreen(low[h], low[v]);
+    const [x1, y1] = tile.toScreen(high[h] + 1, high[v] + 1);
+    const within = depth >= low[d] && depth <= high[d];
+    this._identity();
+    context.setLineDash(within ? [7, 4] : [2, 5]);
+    for (const [colour, width] of [["rgba(0, 0, 0, 0.7)", 3.5], [within ? EXTENT : "#8d7fae", 1.5]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width;
+      context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+    }
     context.setLineDash([]);
   }
 

@@ -1,6 +1,5 @@
 // What is known without ground truth: what was drawn, what changed, and what the model behind does.
 
-import * as api from "./api.js";
 import { $, el, fill } from "./dom.js";
 
 const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
@@ -21,20 +20,14 @@ export function showModel({ model, run, round, learning, updates_left, federatio
 /** The list in the panel. */
 export function showAnswer(answer) {
   if (!answer) return fill($("progress"), el("dt", {}, "Nothing is open"));
-  const { effort_contour, effort_share, changed, step, progress } = answer;
+  const { effort_contour, effort_strict, effort_share, changed, step, progress } = answer;
   const meter = el("meter", { min: 0, max: 1, value: Math.min(1, effort_share), "aria-label": "Share of drawing every slice" });
   const lines = [
     ["Drawn", `${step} ${step === 1 ? "step" : "steps"}, ${Math.round(effort_contour)} px`],
+    ["With looks, clicks", `${Math.round(effort_strict)}`],
     ["Of all slices", effort_share ? percent(effort_share) : "–", meter],
     ["Label changed", step ? percent(changed) : "–"],
     ["Model learnt", `${progress.updates_done} updates`],
   ];
   fill($("progress"), ...lines.flatMap(([name, text, more]) => [el("dt", {}, name), el("dd", {}, text, more)]));
-}
-
-/** Listen to what changes; `changed` is called with the progress. It goes on by itself when the line is cut. */
-export function listen(changed) {
-  const source = api.events();
-  source.addEventListener("message", (event) => changed(JSON.parse(event.data).progress));
-  return source;
 }

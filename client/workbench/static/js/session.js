@@ -1,10 +1,16 @@
 // The case that is open: its answers, its layers, and what waits to be answered.
 
 import * as api from "./api.js";
+import { passes } from "./connection.js";
 import { Queue } from "./history.js";
 
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
 export class Session {
-  /** `told`: {answered(answer), layered(name, layer), failed(error), waiting(strokes), wanted() -> names of layers}. */
+  /**
+   * `told`: {answered(answer), layered(name, layer), failed(error), waiting(strokes), elsewhere(), reopened(),
+   * wanted() -> names of layers, patiently(act)}.
+   */
   constructor(id, told) {
     this.id = id;
     this.told = told;
@@ -20,7 +26,12 @@ export class Session {
   }
 
   async open() {
-    await this._answered(await api.open(this.id));
+    await this._answered(await this.told.patiently(() => api.open(this.id)));
+  }
+
+  /** Open it once more: the workbench may have been started anew, or another window had the case. */
+  resume() {
+    return this.queue.add(async () => !this.closed && this.answer && this.open());
   }
 
   /** Send what was drawn. `prompts` is asked when all before it was answered; `shown` is painted until then. */
@@ -28,19 +39,42 @@ export class Session {
     this.strokes.push(shown);
     this.told.waiting(this.strokes);
     return this.queue.add(async () => {
-      const answer = await api.draw(this.id, prompts());
-      await this._answered(answer);
+      const { step } = this.answer;
+      await this._answered(await this._asked(() => api.draw(this.id, prompts()), (found) => found.step > step));
       this.strokes = this.strokes.filter((one) => one !== shown);
       this.told.waiting(this.strokes);
     });
   }
 
+  /** Say where the object begins and ends. */
+  extend(extent) {
+    const ask = () => this._asked(() => api.draw(this.id, [], extent), (found) => same(found.extent, extent));
+    return this.queue.add(async () => this._answered(await ask()));
+  }
+
   undo() {
-    return this.queue.add(async () => this.answer.can_undo && this._answered(await api.undo(this.id)));
+    return this._back("can_undo", () => api.undo(this.id), (found, step) => found.step < step);
   }
 
   redo() {
-    return this.queue.add(async () => this.answer.can_redo && this._answered(await api.redo(this.id)));
+    return this._back("can_redo", () => api.redo(this.id), (found, step) => found.step > step);
+  }
+
+  /**
+   * Accept or skip it: the outcome of `act`, also where the line was cut: then the case tells whether that was heard,
+   * and `next` which one comes next.
+   */
+  async finish(act, next) {
+    for (;;) {
+      try {
+        return await act(this);
+      } catch (error) {
+        if (!passes(error)) throw error;
+        const { mine } = await this.told.patiently(() => api.oneCase(this.id));
+        if (mine === "accepted" || mine === "skipped") return { next: await next() };
+        await this.resume();
+      }
+    }
   }
 
   layer(name) {
@@ -57,8 +91,38 @@ export class Session {
         this.again = false;
         await this._fetch(this.told.wanted());
       }
+    } catch (error) {
+      // Nobody waits for this: what is missing comes with the next answer.
+      if (error.status === 409) this.told.elsewhere();
+      else if (!passes(error)) throw error;
     } finally {
       this.refreshing = false;
+    }
+  }
+
+  _back(can, act, arrived) {
+    return this.queue.add(async () => {
+      const { step } = this.answer;
+      if (this.answer[can]) await this._answered(await this._asked(act, (found) => arrived(found, step)));
+    });
+  }
+
+  /**
+   * The answer to `act`, whatever happens to the line. Where it was cut nobody knows whether `act` was heard: the case
+   * is opened again, and `arrived` is asked. A case that another window has closed is opened again once.
+   */
+  async _asked(act, arrived) {
+    for (let tries = 0; ; tries += 1) {
+      try {
+        return await act();
+      } catch (error) {
+        const shut = error.status === 409 && error.code === "not-possible" && tries === 0;
+        if (this.closed || (!passes(error) && !shut)) throw error;
+        const found = await this.told.patiently(() => api.open(this.id));
+        if (!shut && arrived(found)) return found;
+        await this._answered(found);
+        if (shut) this.told.reopened();
+      }
     }
   }
 
@@ -82,7 +146,8 @@ export class Session {
       .filter(([name, version]) => (this.layers.get(name)?.version ?? -1) < version)
       .map(([name]) => name);
     // The stroke is answered when the proxy is seen; the others may follow.
-    await this._fetch(newer.filter((name) => name === "proxy" || name === "drawn"));
+    const first = newer.filter((name) => name === "proxy" || name === "drawn");
+    await this.told.patiently(() => this._fetch(first));
     this.refresh().catch((error) => this.told.failed(error));
     if (!this.closed) this.told.answered(answer);
   }

@@ -9,6 +9,7 @@ export const TOOLS = [
   { name: "brush", title: "Brush", key: "b", hint: "Paint an area; [ and ] change the size" },
   { name: "contour", title: "Contour", key: "c", hint: "Draw round it: inside has the label, and the slice counts as complete" },
   { name: "point", title: "Point", key: "p", hint: "One click gives one voxel its label" },
+  { name: "extent", title: "Extent", key: "t", hint: "Drag a box round the object, or one of its sides; I and O set its first and last slice" },
   { name: "erase", title: "Erase", key: "e", hint: "Take away what was drawn" },
 ];
 

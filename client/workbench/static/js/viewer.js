@@ -19,6 +19,7 @@ export class Viewer {
     this.shown = null; // the box of labels within the rendering
     this.solid = document.createElement("canvas"); // the rendering as it was drawn last
     this.stale = true; // whether it has to be drawn anew
+    this.cost = 0; // milliseconds that it took
   }
 
   async start() {
@@ -50,8 +51,10 @@ export class Viewer {
       const { width, height } = this.canvas;
       const renders = Boolean(this.grid) && (this.stale || this.sized !== `${width}x${height}`);
       nv.customLayout = renders ? this.layout : this.layout?.filter((one) => one.sliceType !== RENDER);
+      const begun = performance.now();
       const result = drawScene(...given);
       if (renders) this._keepRendering();
+      if (renders) this.cost = performance.now() - begun;
       this.drawn();
       return result;
     };
