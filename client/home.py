@@ -119,6 +119,15 @@ class PacsSettings(BaseModel):
         For DICOMweb; empty for none.
     aet, host, dimse_port
         For DIMSE: its title, address and port; port 0 where it speaks DICOMweb only.
+    our_aet
+        The title that this site calls itself by.
+    move_port
+        Where this site listens while it pulls by C-MOVE; 0 to pull by C-GET, where nothing listens.
+    dimse_tls
+        Whether DIMSE is encrypted, both ways.
+    authority, certificate, key
+        For that: PEM files of the authority that the archive's certificate comes from, and of the site's own
+        certificate and key; relative to the home. Without an authority, ``keys/pacs-NAME.crt``.
     """
 
     model_config = _TABLE
@@ -129,6 +138,12 @@ class PacsSettings(BaseModel):
     aet: Annotated[str, Field(pattern=r"^[\x20-\x5b\x5d-\x7e]{0,16}$")] = ""
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_-]{0,255}$")] = ""
     dimse_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    our_aet: Annotated[str, Field(pattern=r"^[\x21-\x5b\x5d-\x7e]{1,16}$")] = "WARDROUND"
+    move_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    dimse_tls: bool = False
+    authority: str = ""
+    certificate: str = ""
+    key: str = ""
 
 
 class _File(BaseModel):

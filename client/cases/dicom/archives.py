@@ -29,6 +29,8 @@ class PullLimits:
     ----------
     total_bytes
         Of all instances of a series.
+    object_bytes
+        Of what has come and is not on the disk yet: one instance, or several small ones. It lies in memory.
     instances
         Of a series.
     seconds
@@ -38,6 +40,7 @@ class PullLimits:
     """
 
     total_bytes: int = 8 << 30
+    object_bytes: int = 1 << 30
     instances: int = 20_000
     seconds: float = 900.0
     answers: int = 1000

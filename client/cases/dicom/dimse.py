@@ -1,28 +1,31 @@
-"""DIMSE: the older way to talk to an archive. C-ECHO, C-FIND, C-GET and C-STORE, always as the one who calls.
+"""DIMSE: the older way to talk to an archive. C-ECHO, C-FIND, C-GET or C-MOVE, and C-STORE.
 
 Images come by C-GET, over the association that asked for them: nothing listens at the site, and the archive need not
-know its address. DIMSE itself has neither passwords nor encryption; use it within a network that is trusted.
+know its address. Many archives know C-MOVE only, where they call back: then, and only as long as a pull lasts,
+:mod:`~wardround.client.cases.dicom.reception` listens. DIMSE knows no passwords; without TLS on both sides, use it
+within a network that is trusted.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
 
+from wardround.client.cases.dicom.allowance import Allowance
 from wardround.client.cases.dicom.archives import (
     Intake,
     PullLimits,
@@ -31,17 +34,17 @@ from wardround.client.cases.dicom.archives import (
     checked_uid,
     not_stored,
     remote_series,
-    too_slow,
 )
 from wardround.client.cases.dicom.headers import BROKEN, quiet
+from wardround.client.cases.dicom.reception import IMAGES, Place, reception, watched
 from wardround.client.cases.dicom.segmentation import encoded
 from wardround.client.cases.dicom.series import VOLUME_CLASSES
+from wardround.client.cases.dicom.tls import Contexts
 from wardround.client.home import PacsSettings
 from wardround.errors import ConnectionFailed, DataError, UsageError, WardroundError
 
-OUR_TITLE = "WARDROUND"
-
 _SUCCESS, _PENDING, _CANNOT = 0x0000, (0xFF00, 0xFF01), 0xC000
+_SMALL_ANSWER = 64 << 20
 # What it says names peers and UIDs.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
@@ -53,15 +56,24 @@ class Dimse:
     ----------
     settings
         With `aet`, `host` and `dimse_port`.
+    tls
+        For connections to the archive and from it; None for none. See :mod:`wardround.client.cases.dicom.tls`.
     """
 
-    def __init__(self, settings: PacsSettings, *, limits: PullLimits | None = None) -> None:
+    def __init__(
+        self, settings: PacsSettings, *, limits: PullLimits | None = None, tls: Contexts | None = None
+    ) -> None:
         if not (settings.host and settings.dimse_port):
             raise UsageError(
                 f"the archive {settings.name} has no DIMSE", "site.toml names no `host` and `dimse-port`", "add them"
             )
         self._settings = settings
+        if settings.dimse_tls and tls is None:
+            raise UsageError(
+                f"the archive {settings.name} is to be spoken with by TLS", "there are no certificates", "report it"
+            )
         self._limits = limits or PullLimits()
+        self._tls = tls
 
     def echo(self) -> None:
         """C-ECHO.
@@ -71,7 +83,7 @@ class Dimse:
         ConnectionFailed
             If the archive does not answer, or does not accept who calls.
         """
-        with self._associated([Verification]) as link:
+        with self._allowed() as allowance, self._associated(allowance, [Verification]) as link:
             _expect(link.send_c_echo(), "echo")
 
     def find(self, wanted: Wanted) -> tuple[RemoteSeries, ...]:
@@ -100,45 +112,60 @@ class Dimse:
         )
 
     def pull(self, series: RemoteSeries, folder: Path, told: Callable[[int, int], None] | None = None) -> int:
-        """C-GET of a series. See :class:`~wardround.client.cases.dicom.archives.Archive`; raises as :meth:`find`."""
+        """C-GET or C-MOVE of a series. See :class:`~wardround.client.cases.dicom.archives.Archive`.
+
+        Raises as :meth:`find`, and UsageError if the port to listen on is taken.
+
+        Notes
+        -----
+        pynetdicom can receive objects into files, but only into the system's folder for temporary ones, where a killed
+        pull would leave a patient's images. They come into memory and go into `folder` at once.
+        """
         intake = Intake(folder, series, self._limits, told)
         wrong: list[WardroundError] = []
-        until = time.monotonic() + self._limits.seconds
 
         def take(event: evt.Event) -> int:
+            data = b""
             try:
                 if wrong:
                     return _CANNOT
-                if time.monotonic() > until:
-                    raise too_slow()
                 with quiet():
-                    intake.take(event.dataset, event.encoded_dataset())
+                    data = event.encoded_dataset()
+                    intake.take(event.dataset, data)
             except WardroundError as error:
                 wrong.append(error)
             except BROKEN as error:
                 wrong.append(DataError("an image cannot be read", type(error).__name__, "ask for it again"))
             if wrong:
                 # Whoever waits for the next message would wait long for one that cannot come any more.
-                event.assoc.dimse_timeout = 0.1
-                event.assoc.abort()
-            return _CANNOT if wrong else _SUCCESS
+                allowance.end()
+                return _CANNOT
+            allowance.handled(len(data))
+            return _SUCCESS
 
         query = _query("SERIES", StudyInstanceUID=checked_uid(series.study_uid))
         query.SeriesInstanceUID = checked_uid(series.series_uid)
-        kinds = sorted(VOLUME_CLASSES)
-        with self._associated(
-            [StudyRootQueryRetrieveInformationModelGet], takes=kinds, handlers=[(evt.EVT_C_STORE, take)]
-        ) as link:
-            last = Dataset()
-            for status, _ in link.send_c_get(query, StudyRootQueryRetrieveInformationModelGet):
+        last = Dataset()
+        with self._allowed(self._limits.object_bytes) as allowance, ExitStack() as stack:
+            handlers = [(evt.EVT_C_STORE, take)]
+            if port := self._settings.move_port:
+                its, model = self._settings, StudyRootQueryRetrieveInformationModelMove
+                place = Place(port, its.our_aet, its.host, its.aet, its.dimse_port)
+                stack.enter_context(reception(place, take, allowance, None if self._tls is None else self._tls.serving))
+                link = stack.enter_context(self._associated(allowance, [model]))
+                answers = link.send_c_move(query, its.our_aet, model)
+            else:
+                kinds, model = sorted(VOLUME_CLASSES), StudyRootQueryRetrieveInformationModelGet
+                link = stack.enter_context(self._associated(allowance, [model], takes=kinds, handlers=handlers))
+                answers = link.send_c_get(query, model)
+            # It may say nothing until the last image has arrived; the allowance is what ends it.
+            link.dimse_timeout = None
+            for status, _ in answers:
                 last = status
-                if time.monotonic() > until:
-                    wrong.append(too_slow())
-                    link.abort()
-                    break
-        if wrong:
-            raise wrong[0]
-        _expect(last, "images")
+            if wrong:
+                raise wrong[0]
+            allowance.check()
+            _expect(last, "images")
         return intake.end()
 
     def store(self, dataset: Dataset) -> None:
@@ -152,7 +179,11 @@ class Dimse:
             If the archive does not say that it kept the object.
         """
         whole = dcmread(BytesIO(encoded(dataset)))
-        with self._associated([whole.SOPClassUID], syntaxes=[ExplicitVRLittleEndian]) as link, quiet():
+        with (
+            self._allowed() as allowance,
+            self._associated(allowance, [whole.SOPClassUID], syntaxes=[ExplicitVRLittleEndian]) as link,
+            quiet(),
+        ):
             try:
                 status = link.send_c_store(whole)
             except BROKEN as error:
@@ -177,55 +208,61 @@ class Dimse:
 
     def _search(self, query: Dataset) -> list[Dataset]:
         answers: list[Dataset] = []
-        until = time.monotonic() + self._limits.seconds
-        with self._associated([StudyRootQueryRetrieveInformationModelFind]) as link, quiet():
+        kind = StudyRootQueryRetrieveInformationModelFind
+        with self._allowed() as allowance, self._associated(allowance, [kind]) as link, quiet():
             status = Dataset()
-            for status, answer in link.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+            for status, answer in link.send_c_find(query, kind):
                 if status and status.Status in _PENDING and answer is not None:
                     answers.append(answer)
                 if len(answers) >= self._limits.answers:
                     link.abort()
                     return answers
-                if time.monotonic() > until:
-                    link.abort()
-                    raise too_slow()
-        _expect(status, "search")
+            allowance.check()
+            _expect(status, "search")
         return answers
+
+    def _allowed(self, most: int = _SMALL_ANSWER) -> Allowance:
+        return Allowance(most, self._limits.seconds)
 
     @contextmanager
     def _associated(
         self,
+        allowance: Allowance,
         kinds: Sequence[Any],
         *,
         takes: Sequence[str] = (),
         syntaxes: Sequence[UID] = (),
         handlers: Sequence[tuple[Any, Any]] = (),
     ) -> Iterator[Association]:
-        unit = AE(OUR_TITLE)
+        unit = AE(self._settings.our_aet)
         unit.connection_timeout, unit.acse_timeout = 10, 30
         unit.dimse_timeout = unit.network_timeout = 60
         for kind in kinds:
             unit.add_requested_context(kind, *([list(syntaxes)] if syntaxes else []))
-        images = [one for one in AllTransferSyntaxes if one != DeflatedExplicitVRLittleEndian]
         for kind in takes:
-            unit.add_requested_context(kind, images)
+            unit.add_requested_context(kind, list(IMAGES))
         roles = [build_role(UID(kind), scp_role=True) for kind in takes]
         link = unit.associate(
             self._settings.host,
             self._settings.dimse_port,
             ae_title=self._settings.aet or "ANY-SCP",
             ext_neg=list(roles),
-            evt_handlers=list(handlers),
+            evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, watched(allowance))],
+            tls_args=None if self._tls is None else (self._tls.calling, self._settings.host),
         )
         if not link.is_established:
             raise ConnectionFailed(
                 "the archive does not answer",
-                "nobody listens there, or it does not accept who calls",
-                f"check `aet`, `host` and `dimse-port` in site.toml, and that it knows {OUR_TITLE}",
+                "nobody listens there, or it does not accept who calls" + (", or its certificate" if self._tls else ""),
+                f"check `aet`, `host` and `dimse-port` in site.toml, and that it knows {self._settings.our_aet}",
             )
         try:
-            if not link.accepted_contexts:
-                raise DataError("the archive does not do this", "it offers no such service", "use its DICOMweb")
+            if not {one.abstract_syntax for one in link.accepted_contexts} & set(kinds):
+                raise DataError(
+                    "the archive does not do this",
+                    "it offers no such service",
+                    "pull by C-MOVE, with `move-port` in site.toml, or use its DICOMweb",
+                )
             yield link
         finally:
             if link.is_established:

@@ -121,5 +121,6 @@ def open_archive(home: SiteHome, settings: PacsSettings) -> Archive:
             certificate=certificate if certificate.exists() else None,
         )
     from wardround.client.cases.dicom.dimse import Dimse
+    from wardround.client.cases.dicom.tls import make_contexts
 
-    return Dimse(settings)
+    return Dimse(settings, tls=make_contexts(settings, home) if settings.dimse_tls else None)

@@ -6,7 +6,7 @@ is there.
 """
 
 import logging
-import time
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -16,10 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from dicomweb_client.api import DICOMwebClient
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
+from requests.adapters import HTTPAdapter
 
+from wardround.client.cases.dicom.allowance import Allowance
 from wardround.client.cases.dicom.archives import (
     Intake,
     PullLimits,
@@ -29,7 +32,6 @@ from wardround.client.cases.dicom.archives import (
     not_stored,
     remote_series,
     too_large,
-    too_slow,
 )
 from wardround.client.cases.dicom.headers import BROKEN, quiet
 from wardround.client.cases.dicom.segmentation import encoded
@@ -38,6 +40,7 @@ from wardround.errors import AuthRefused, ConnectionFailed, DataError, UsageErro
 
 _PATIENCE_S = (10.0, 60.0)
 _SMALL_ANSWER = 64 << 20
+_PIECE = 1 << 16
 _KINDS = ("application/dicom+json", "application/json", "multipart/related", "application/dicom")
 
 # They write addresses, in which UIDs stand.
@@ -106,11 +109,12 @@ class Pacs:
         """See :class:`~wardround.client.cases.dicom.archives.Archive`; raises as :meth:`find`."""
         intake = Intake(folder, series, self._limits, told)
         study, uid = checked_uid(series.study_uid), checked_uid(series.series_uid)
-        with self._asking(self._limits.total_bytes):
+        with self._asking(self._limits.total_bytes, self._limits.object_bytes):
             for dataset in self._client.iter_series(study, uid, media_types=(("application/dicom", "*"),)):
                 stream = BytesIO()
                 dcmwrite(stream, dataset, enforce_file_format=True)
                 intake.take(dataset, stream.getvalue())
+                self._session.handled()
         return intake.end()
 
     def store(self, dataset: Dataset) -> None:
@@ -142,11 +146,14 @@ class Pacs:
         self._session.close()
 
     @contextmanager
-    def _asking(self, most: int) -> Iterator[None]:
+    def _asking(self, most: int, at_once: int | None = None) -> Iterator[None]:
         """Within the limits; whatever goes wrong becomes an error of ours, without an address or a UID."""
-        self._session.allow(most, self._limits.seconds)
         try:
-            with quiet():
+            with (
+                Allowance(most if at_once is None else at_once, self._limits.seconds) as allowance,
+                self._session.allowed(allowance, most),
+                quiet(),
+            ):
                 yield
         except WardroundError:
             raise
@@ -183,11 +190,31 @@ class _Session(requests.Session):
         super().__init__()
         self.trust_env = False
         self._root = urlsplit(root)
-        self._left, self._until = 0, 0.0
+        self._allowance: Allowance | None = None
+        self._left = self._waiting = 0
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Watched(self._watch))
 
-    def allow(self, most: int, seconds: float) -> None:
-        """So many bytes from now on, until then."""
-        self._left, self._until = most, time.monotonic() + seconds
+    @contextmanager
+    def allowed(self, allowance: Allowance, most: int) -> Iterator[None]:
+        """So many bytes in all, and as long and as many at once as the allowance says."""
+        self._allowance, self._left, self._waiting = allowance, most, 0
+        try:
+            yield
+        finally:
+            self._allowance = None
+            # A connection of the next question belongs to that one's allowance.
+            self.close()
+
+    def handled(self) -> None:
+        """What came so far is in memory no longer."""
+        if self._allowance is not None:
+            self._allowance.handled(self._waiting)
+        self._waiting = 0
+
+    def _watch(self, connection: socket.socket) -> None:
+        if self._allowance is not None:
+            self._allowance.watch(connection)
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send it there, or raise."""
@@ -215,21 +242,57 @@ class _Session(requests.Session):
             raise DataError(
                 "the archive's answer cannot be read", "it is not of a kind of DICOMweb", "check `dicomweb`"
             )
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            response.close()
+            raise DataError(
+                "the archive's answer cannot be read", "it is packed, which nobody asked for", "check `dicomweb`"
+            )
         pieces = response.iter_content
 
         def counted(chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
-            for piece in pieces(min(chunk_size or 1 << 16, 1 << 20)):
+            for piece in pieces(min(chunk_size or _PIECE, _PIECE)):
                 self._left -= len(piece)
                 if self._left < 0:
                     response.close()
                     raise too_large()
-                if time.monotonic() > self._until:
-                    response.close()
-                    raise too_slow()
+                self._waiting += len(piece)
+                if self._allowance is not None:
+                    self._allowance.got(len(piece))
                 yield piece
 
         response.iter_content = counted  # type: ignore[method-assign]
         return response
+
+
+class _Watched(HTTPAdapter):
+    """Tells of every connection as soon as it is there: headers can be sent slowly, too."""
+
+    def __init__(self, watch: Callable[[socket.socket], None]) -> None:
+        self._tell = watch
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Make the pool, of connections that are told of."""
+        super().init_poolmanager(*args, **options)
+        tell = self._tell
+
+        class Plain(urllib3.connection.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                tell(self.sock)
+
+        class Encrypted(urllib3.connection.HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                tell(self.sock)
+
+        class PlainPool(urllib3.HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class EncryptedPool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = Encrypted
+
+        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": EncryptedPool}
 
 
 def _refused(status: int) -> WardroundError:

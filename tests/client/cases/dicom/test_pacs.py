@@ -222,6 +222,7 @@ SAID = {
     "an entity bomb": "not of a kind of DICOMweb",
     "another series": "not asked for",
     "too much": "more than is taken",
+    "compressed too much": "packed, which nobody asked for",
 }
 """In the error, so that it is the right one."""
 
@@ -236,6 +237,57 @@ def test_a_hostile_answer_to_a_pull_is_an_error_that_says_nothing(
     assert len(server.asked) == 1, "no second request, least of all elsewhere"
     assert CANARY not in str(refused.value) + caplog.text
     assert "127.0.0.1" not in str(refused.value) + caplog.text
+
+
+class Dripping(Hostile):
+    """Sends a byte now and then, of headers or of images, until it is cut off."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(multipart(*CT_FILES))
+        self.dripped, self.cut, outer = 0, threading.Event(), self
+
+        def drip(stream: Any, data: bytes) -> None:
+            for at in range(len(data)):
+                if outer.cut.wait(0.02):
+                    return
+                try:
+                    stream.write(data[at : at + 1])
+                except OSError:
+                    outer.cut.set()
+                outer.dripped += 1
+
+        def do_GET(handler: Any) -> None:
+            status, headers, body = outer.reply
+            if what == "headers":
+                drip(handler.wfile, b"HTTP/1.1 200 OK\r\nX: " + b"a" * 2000)
+                return
+            handler.send_response(status)
+            for name, value in headers.items():
+                handler.send_header(name, value)
+            if what == "images":
+                handler.send_header("Content-Length", str(len(body)))
+            handler.end_headers()
+            drip(handler.wfile, body)
+
+        self.server.RequestHandlerClass.do_GET = do_GET  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("what", ["headers", "images", "images of unknown length"])
+def test_an_archive_that_sends_a_byte_now_and_then_is_given_up(what: str, tmp_path: Path) -> None:
+    with Dripping(what) as server:
+        with pytest.raises(ConnectionFailed, match="did not end in time"):
+            asking(server.root, seconds=0.7).pull(WANTED, tmp_path)
+        assert server.cut.wait(30)
+        assert server.dripped < 1000
+
+
+def test_one_object_is_bounded_apart_from_all(tmp_path: Path) -> None:
+    made = ct_series((64, 64, 24))
+    wanted = RemoteSeries(made.study, made.series, "CT", "", 24)
+    with Hostile(multipart(*made.files)) as server:
+        assert asking(server.root, object_bytes=100_000).pull(wanted, tmp_path) == 24
+        with pytest.raises(DataError, match="more than is taken"):
+            asking(server.root, object_bytes=5000).pull(wanted, tmp_path)
 
 
 def test_a_part_of_a_series_is_not_the_series(tmp_path: Path) -> None:
