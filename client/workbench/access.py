@@ -7,6 +7,7 @@ A browser sends its cookie with whatever it is made to send. A request that chan
 must therefore say that it comes from a page of ours (Sec-Fetch-Site or Origin); a program shows its token itself.
 """
 
+import asyncio
 import hashlib
 import secrets
 import threading
@@ -14,13 +15,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
-from wardround.client.workbench.accounts import ROLES, Accounts, Person
+from wardround.client.workbench.accounts import Accounts, Person
 from wardround.client.workbench.errors import ApiError
+from wardround.client.workbench.roster import ROLES
 
 COOKIE = "wardround"
 IDLE_S = 3600.0
@@ -28,7 +32,11 @@ OLDEST_S = 12 * 3600.0
 TOKEN_IDLE_S = 4 * 3600.0
 SESSIONS_EACH = 16
 """Of one account; the one that was idle for longest ends first."""
+PASSWORDS_AT_ONCE = 2
+"""That are looked at; the others wait, and hold no thread that a stroke needs."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+Value = TypeVar("Value")
 
 CLIENT_ADDRESS: ContextVar[str] = ContextVar("client_address", default="")
 """Where the request at hand comes from; it is counted with wrong passwords, and never written down."""
@@ -52,16 +60,32 @@ class Access:
         Who there is.
     secure
         Whether the workbench is reached by TLS.
+    passwords
+        Whether people may sign in by password. Otherwise the hospital's sign-in service alone says who they are.
     clock
         Seconds, never going back.
     """
 
-    def __init__(self, accounts: Accounts, *, secure: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        accounts: Accounts,
+        *,
+        secure: bool,
+        passwords: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._accounts = accounts
-        self._secure = secure
+        self.secure = secure
+        self.passwords = passwords
+        self._turns = asyncio.Semaphore(PASSWORDS_AT_ONCE)
         self._clock = clock
         self._sessions: dict[bytes, _Session] = {}
         self._lock = threading.Lock()
+
+    async def in_turn(self, work: Callable[..., Value], *args: object) -> Value:
+        """Do what takes long for everybody, such as looking at a password, in a thread: a few at a time."""
+        async with self._turns:
+            return await run_in_threadpool(work, *args)
 
     def token(self, name: str, password: str) -> str:
         """A bearer token.
@@ -72,7 +96,7 @@ class Access:
             If name and password do not fit; :class:`~wardround.client.workbench.patience.TooManyTries` if too many did
             not before.
         """
-        return self._begin(name, password, TOKEN_IDLE_S)[0]
+        return self._begin(*self._verified(name, password), TOKEN_IDLE_S)
 
     def sign_in(self, request: Request, response: Response, name: str, password: str) -> Person:
         """Give the browser a cookie. One that it had before ends: it may have been planted.
@@ -85,22 +109,47 @@ class Access:
             If a page of somebody else's sends the browser here.
         """
         self.check_origin(request, required=False)
-        token, person = self._begin(name, password, IDLE_S)
+        person, serial = self._verified(name, password)
+        self.admit(request, response, person, serial)
+        return person
+
+    def admit(self, request: Request, response: Response, person: Person, serial: str) -> None:
+        """Give the browser of somebody who has shown who they are a cookie; one that it had before ends."""
+        token = self._begin(person, serial, IDLE_S)
         self._end(request.cookies.get(COOKIE))
         response.set_cookie(
-            COOKIE, token, max_age=int(OLDEST_S), path="/", secure=self._secure, httponly=True, samesite="strict"
+            COOKIE, token, max_age=int(OLDEST_S), path="/", secure=self.secure, httponly=True, samesite="strict"
         )
-        return person
+
+    def change_password(self, request: Request, person: Person, old: str, new: str) -> None:
+        """Give somebody another password. Their sessions end, but for the one that asks.
+
+        Raises
+        ------
+        AuthRefused, UsageError
+            As :meth:`~wardround.client.workbench.accounts.Accounts.change_password`.
+        """
+        serial = self._accounts.change_password(person.name, old, new, CLIENT_ADDRESS.get())
+        token, _ = _shown(request)
+        with self._lock:
+            session = self._sessions.get(_key(token or ""))
+            if session is not None and session.name == person.name:
+                session.serial = serial
 
     def sign_out(self, request: Request, response: Response) -> None:
         """End the session of a request; the cookie goes."""
         self._end(_shown(request)[0])
-        response.delete_cookie(COOKIE, path="/", secure=self._secure, httponly=True, samesite="strict")
+        response.delete_cookie(COOKIE, path="/", secure=self.secure, httponly=True, samesite="strict")
 
-    def require(self, *roles: str) -> Callable[[Request], Person]:
+    def require(self, *roles: str, one_time: bool = False) -> Callable[[Request], Person]:
         """A dependency that lets in whoever has one of `roles`, or any account where none is named.
 
         It answers 401 where nobody is known, and 403 where a role is missing or another site's page asks.
+
+        Parameters
+        ----------
+        one_time
+            Whether a one-time password is good enough.
         """
         unknown = set(roles) - set(ROLES)
         if unknown:
@@ -112,6 +161,11 @@ class Access:
                 raise ApiError(
                     401, "not-signed-in", "nobody is signed in", "the session has ended, or there was none",
                     "sign in", headers={"www-authenticate": 'Bearer realm="wardround"'},
+                )  # fmt: skip
+            if found.must_change and not one_time:
+                raise ApiError(
+                    403, "change-password", "the password is good for one thing only: to choose another",
+                    "somebody else made it", "choose a password of your own",
                 )  # fmt: skip
             if roles and not found.roles.intersection(roles):
                 raise ApiError(403, "not-allowed", "your account may not do this", "", "ask your administrator")
@@ -154,8 +208,15 @@ class Access:
                 "another web site sent it, or a program uses a browser's cookie", "programs use a bearer token",
             )  # fmt: skip
 
-    def _begin(self, name: str, password: str, idle_s: float) -> tuple[str, Person]:
-        person, serial = self._accounts.verify(name, password, CLIENT_ADDRESS.get())
+    def _verified(self, name: str, password: str) -> tuple[Person, str]:
+        if not self.passwords:
+            raise ApiError(
+                403, "no-passwords", "nobody signs in by password here", "", "use the hospital's sign-in service"
+            )
+        return self._accounts.verify(name, password, CLIENT_ADDRESS.get())
+
+    def _begin(self, person: Person, serial: str, idle_s: float) -> str:
+        name = person.name
         token = secrets.token_urlsafe(32)
         now = self._clock()
         with self._lock:
@@ -164,7 +225,7 @@ class Access:
             for _, key in mine[: max(len(mine) - SESSIONS_EACH + 1, 0)]:
                 del self._sessions[key]
             self._sessions[_key(token)] = _Session(name, serial, now, now, idle_s)
-        return token, person
+        return token
 
     def _find(self, token: str | None, *, quietly: bool) -> Person | None:
         if not token:

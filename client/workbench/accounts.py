@@ -1,40 +1,36 @@
 """Who may use the workbench: accounts in one file of the site's home, with argon2id hashes of their passwords.
 
-The command line writes the file, and the server reads it: a change counts from the next request on. What is wrong with
-a name and a password is never said: whether there is such an account takes a whole hash to find out, either way.
+The command line and the workbench write the file, and the server reads it: a change counts from the next request on.
+What is wrong with a name and a password is never said: whether there is such an account takes a whole hash to find out,
+either way. An account of the hospital's sign-in service (:mod:`.provider`) has no password here: it is bound to who it
+is there.
 """
 
-import fcntl
-import json
-import os
-import re
 import secrets
 import threading
+import time
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Literal
 
 import argon2
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.client.arrivals import IMPORTED, REFERENCE
 from wardround.client.workbench.patience import Patience
-from wardround.errors import AuthRefused, StorageError, UsageError
-from wardround.files import storage_error, write_text
+from wardround.client.workbench.roster import NAME, NOBODY, ROLES, Account, Role, Roster
+from wardround.errors import AuthRefused, UsageError
 
-Role = Literal["annotator", "reviewer", "admin"]
-ROLES: tuple[Role, ...] = get_args(Role)
-"""Each includes those before it."""
-NAME = re.compile(r"[a-z][a-z0-9._-]{0,31}")
 RESERVED = frozenset({IMPORTED, REFERENCE, "wardround"})
 """Authors of labels that nobody drew here: what came with a case, and what a round of the federation writes."""
 SHORTEST = 12
 LONGEST = 256
 """Characters of a password."""
+ONE_TIME_S = 48 * 3600
+"""How long a one-time password is good for."""
+_SYLLABLES = "abcdefghjkmnpqrstuvwxyz23456789"
 _HASHES_AT_ONCE = 2
 """Each takes 64 MiB."""
 
@@ -49,26 +45,36 @@ class Person:
         Of the account.
     roles
         That of the account, and those that it includes.
+    must_change
+        Whether a one-time password was used, which is good for choosing another and for nothing else.
     """
 
     name: str
     roles: frozenset[str]
+    must_change: bool = False
 
 
-class _Account(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+@dataclass(frozen=True)
+class AccountView:
+    """An account, as an administrator sees it.
 
+    Parameters
+    ----------
+    name, role
+        Of the account.
+    disabled
+        Whether it may not sign in.
+    one_time
+        Whether its password is one that somebody else made.
+    source
+        ``local``, or ``oidc`` where the hospital's sign-in service knows the person.
+    """
+
+    name: str
     role: Role
-    hash: str
-    # Changes with the password and with the role: sessions that were begun before end.
-    serial: str
-
-
-class _Accounts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    format: Literal[1] = 1
-    accounts: dict[Annotated[str, Field(pattern=rf"^{NAME.pattern}$")], _Account] = {}
+    disabled: bool
+    one_time: bool
+    source: Literal["local", "oidc"]
 
 
 class Accounts:
@@ -82,17 +88,23 @@ class Accounts:
         By default argon2id as RFC 9106 advises where memory is scarce: 64 MiB, three passes.
     patience
         How many wrong passwords are borne.
+    clock
+        Seconds since 1970.
     """
 
     def __init__(
-        self, path: Path, *, hasher: argon2.PasswordHasher | None = None, patience: Patience | None = None
+        self,
+        path: Path,
+        *,
+        hasher: argon2.PasswordHasher | None = None,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._path = path
+        self._roster = Roster(path)
+        self._clock = clock
         self._hasher = hasher or argon2.PasswordHasher()
         self._patience = patience or Patience()
         self._hashing = threading.Semaphore(_HASHES_AT_ONCE)
-        self._lock = threading.Lock()
-        self._read: tuple[tuple[int, int, int] | None, _Accounts] = (None, _Accounts())
 
     def add(self, name: str, password: str, role: Role) -> None:
         """Make an account.
@@ -102,46 +114,132 @@ class Accounts:
         UsageError
             If there is one of that name, or name or password cannot be used.
         """
-        if not NAME.fullmatch(name) or name in RESERVED:
-            raise UsageError(
-                f"an account cannot be called {name!r}",
-                "a name has 1 to 32 lower-case letters, digits and . _ -, begins with a letter, and is not one of "
-                + ", ".join(sorted(RESERVED)),
-                "choose another name",
-            )
-        account = _Account(role=role, hash=self._hashed(name, password), serial=secrets.token_hex(16))
-        with self._changing() as accounts:
+        _check_name(name)
+        self._put_new(name, Account(role=role, hash=self._hashed(name, password), serial=_serial()))
+
+    def invite(self, name: str, role: Role) -> str:
+        """Make an account with a one-time password, which is returned and kept nowhere; raises as :meth:`add`."""
+        _check_name(name)
+        password = _one_time()
+        until = int(self._clock()) + ONE_TIME_S
+        account = Account(role=role, hash=self._hashed(name, password), serial=_serial(), one_time_until=until)
+        self._put_new(name, account)
+        return password
+
+    def _put_new(self, name: str, account: Account) -> None:
+        with self._roster.changing() as accounts:
             if name in accounts:
-                raise UsageError(f"there is an account {name} already", "", "use `account password` or `account role`")
+                raise UsageError(f"there is an account {name} already", "", "choose another name, or change that one")
             accounts[name] = account
 
     def remove(self, name: str) -> None:
         """Take an account away; its sessions end. What was drawn under its name stays."""
-        with self._changing() as accounts:
+        with self._roster.changing() as accounts:
             _find(accounts, name)
             del accounts[name]
 
     def set_password(self, name: str, password: str) -> None:
-        """Give an account another password; its sessions end."""
-        hashed = self._hashed(name, password)
-        with self._changing() as accounts:
+        """Give an account another password; its sessions end.
+
+        Raises
+        ------
+        UsageError
+            If there is no such account, it has no password here, or the password cannot be used.
+        """
+        self._set_password(name, self._hashed(name, password), 0)
+
+    def reset(self, name: str) -> str:
+        """Give an account a one-time password, which is returned; raises as :meth:`set_password`."""
+        password = _one_time()
+        self._set_password(name, self._hashed(name, password), int(self._clock()) + ONE_TIME_S)
+        return password
+
+    def change_password(self, name: str, old: str, new: str, address: str = "") -> str:
+        """Let a person choose another password; all of their sessions end. The serial of new ones is returned.
+
+        Raises
+        ------
+        AuthRefused
+            If the old one is wrong; a wrong one counts as it does where people sign in.
+        UsageError
+            As :meth:`set_password`, or if both are the same.
+        """
+        if self._roster.known().get(name, NOBODY).subject:
+            raise _elsewhere()
+        self.verify(name, old, address)
+        if _normal(old) == _normal(new):
+            raise UsageError("the new password is the old one", "", "choose another")
+        return self._set_password(name, self._hashed(name, new), 0)
+
+    def _set_password(self, name: str, hashed: str, until: int) -> str:
+        with self._roster.changing() as accounts:
             account = _find(accounts, name)
-            accounts[name] = account.model_copy(update={"hash": hashed, "serial": secrets.token_hex(16)})
+            if account.subject:
+                raise _elsewhere()
+            serial = _serial()
+            accounts[name] = account.model_copy(update={"hash": hashed, "serial": serial, "one_time_until": until})
+        return serial
 
     def set_role(self, name: str, role: Role) -> None:
         """Give an account another role; its sessions end."""
-        with self._changing() as accounts:
+        with self._roster.changing() as accounts:
             account = _find(accounts, name)
-            accounts[name] = account.model_copy(update={"role": role, "serial": secrets.token_hex(16)})
+            if account.subject:
+                raise _elsewhere()
+            accounts[name] = account.model_copy(update={"role": role, "serial": _serial()})
+
+    def set_disabled(self, name: str, disabled: bool) -> None:
+        """Let an account sign in no longer, or again; its sessions end. What it drew stays."""
+        with self._roster.changing() as accounts:
+            account = _find(accounts, name)
+            accounts[name] = account.model_copy(update={"disabled": disabled, "serial": _serial()})
+
+    def from_provider(self, name: str, subject: str, role: Role) -> tuple[Person, str]:
+        """The account of somebody whom the sign-in service vouches for, and its serial; made at the first time.
+
+        Parameters
+        ----------
+        subject
+            Digest of who it is there. The name belongs to that person from now on.
+        role
+            That the service's groups give at this time.
+
+        Raises
+        ------
+        UsageError
+            If the name cannot be used, or is somebody else's here.
+        AuthRefused
+            If the account is disabled.
+        """
+        _check_name(name)
+        with self._roster.changing() as accounts:
+            account = accounts.get(name) or Account(role=role, hash="", serial=_serial(), subject=subject)
+            if not secrets.compare_digest(account.subject, subject):
+                raise UsageError("the name belongs to another account", "", "ask your administrator")
+            if account.disabled:
+                raise AuthRefused("the account is disabled", "", "ask your administrator")
+            if account.role != role:
+                account = account.model_copy(update={"role": role, "serial": _serial()})
+            accounts[name] = account
+        return _person(name, account), account.serial
+
+    def views(self) -> tuple[AccountView, ...]:
+        """All accounts, in alphabetical order."""
+        return tuple(_view(name, account) for name, account in sorted(self._roster.known().items()))
+
+    def view(self, name: str) -> AccountView | None:
+        """One account; None where there is none."""
+        account = self._roster.known().get(name)
+        return None if account is None else _view(name, account)
 
     def listing(self) -> tuple[tuple[str, Role], ...]:
         """Names and roles, in alphabetical order."""
-        return tuple((name, account.role) for name, account in sorted(self._known().items()))
+        return tuple((name, account.role) for name, account in sorted(self._roster.known().items()))
 
     def find(self, name: str) -> tuple[Person, str] | None:
-        """An account as it is now, and its serial; None where there is none."""
-        account = self._known().get(name)
-        return None if account is None else (_person(name, account), account.serial)
+        """An account as it is now, and its serial; None where there is none that may be used."""
+        account = self._roster.known().get(name)
+        return None if account is None or account.disabled else (_person(name, account), account.serial)
 
     def verify(self, name: str, password: str, address: str = "") -> tuple[Person, str]:
         """The account that name and password belong to, and its serial.
@@ -157,12 +255,16 @@ class Accounts:
             If they belong to none; :class:`TooManyTries` if too many were wrong before, whatever is given now.
         """
         with self._patience.trying(name, address) as try_:
-            nobody, account = self._nobody, self._known().get(name)
-            hashed = nobody if account is None else account.hash
-            if not self._fits(hashed, password) or account is None:
+            nobody, account = self._nobody, self._roster.known().get(name)
+            hashed = nobody if account is None or account.subject else account.hash
+            if not self._fits(hashed, password) or account is None or not self._is_good(account):
                 raise AuthRefused("name and password do not fit", "", "try again, or ask your administrator")
             try_.succeeded()
             return _person(name, account), account.serial
+
+    def _is_good(self, account: Account) -> bool:
+        late = 0 < account.one_time_until < self._clock()
+        return not (account.disabled or account.subject or late)
 
     @cached_property
     def _nobody(self) -> str:
@@ -190,59 +292,46 @@ class Accounts:
         with self._hashing:
             return self._hasher.hash(normal)
 
-    def _known(self) -> dict[str, _Account]:
-        """What the file says now; read again only when it was replaced."""
-        with self._lock:
-            try:
-                found = self._path.stat()
-                stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-            except FileNotFoundError:
-                self._read = (None, _Accounts())
-            except OSError as error:
-                raise storage_error(error, self._path) from error
-            else:
-                if stamp != self._read[0]:
-                    self._read = (stamp, self._load())
-            return dict(self._read[1].accounts)
 
-    def _load(self) -> _Accounts:
-        try:
-            return _Accounts.model_validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            return _Accounts()
-        except (OSError, ValidationError) as error:
-            raise StorageError(
-                f"cannot read {self._path}",
-                f"the file is damaged ({type(error).__name__})",
-                "take it from a copy, or remove it and add the accounts again",
-            ) from error
-
-    @contextmanager
-    def _changing(self) -> Iterator[dict[str, _Account]]:
-        """The accounts, to be changed in place: nobody else changes them meanwhile."""
-        guard = self._path.with_name(f"{self._path.name}.lock")
-        try:
-            handle = os.open(guard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise storage_error(error, guard) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            accounts = dict(self._load().accounts)
-            yield accounts
-            content = _Accounts(accounts=accounts).model_dump()
-            write_text(self._path, json.dumps(content, indent=1) + "\n")
-        finally:
-            os.close(handle)
-
-
-def _find(accounts: dict[str, _Account], name: str) -> _Account:
+def _find(accounts: dict[str, Account], name: str) -> Account:
     if name not in accounts:
         raise UsageError("there is no such account", "", "`account list` shows those that there are")
     return accounts[name]
 
 
-def _person(name: str, account: _Account) -> Person:
-    return Person(name, frozenset(ROLES[: ROLES.index(account.role) + 1]))
+def _person(name: str, account: Account) -> Person:
+    return Person(name, frozenset(ROLES[: ROLES.index(account.role) + 1]), account.one_time_until > 0)
+
+
+def _view(name: str, account: Account) -> AccountView:
+    source: Literal["local", "oidc"] = "oidc" if account.subject else "local"
+    return AccountView(name, account.role, account.disabled, account.one_time_until > 0, source)
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise UsageError(
+            f"an account cannot be called {name!r}",
+            "a name has 1 to 32 lower-case letters, digits and . _ -, begins with a letter, and is not one of "
+            + ", ".join(sorted(RESERVED)),
+            "choose another name",
+        )
+
+
+def _elsewhere() -> UsageError:
+    return UsageError(
+        "this account is managed elsewhere", "the hospital's sign-in service knows its password and role",
+        "change them there; here it can be disabled or removed",
+    )  # fmt: skip
+
+
+def _serial() -> str:
+    return secrets.token_hex(16)
+
+
+def _one_time() -> str:
+    """16 signs that nobody mistakes for others, 79 bits: it is read out and typed in once."""
+    return "-".join("".join(secrets.choice(_SYLLABLES) for _ in range(4)) for _ in range(4))
 
 
 def _normal(password: str) -> str:

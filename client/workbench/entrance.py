@@ -7,6 +7,7 @@ written as it was declared, ``/api/v1/cases/{case_id}``: no id, no name, no addr
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterable
 
@@ -43,6 +44,9 @@ TRANSPORT = ("strict-transport-security", "max-age=31536000")
 WITHOUT_SESSION = frozenset({"/api/v1/login", "/auth/token"})
 """What may be sent to by somebody who is not signed in: name and password."""
 _MIB = 1 << 20
+_DRAWING = re.compile(r"/api/v1/cases/[^/]+/draw")
+_DRAWING_LIMIT = _MIB
+"""Of a drawing: some hundred slices full of strokes. To read one takes the time of all others, so it has an end."""
 _OTHERS_LIMIT = 1040 * _MIB
 STRANGERS_WITHIN_S = 20.0
 """Time that somebody who is not signed in has to send name and password."""
@@ -125,7 +129,7 @@ class Entrance:
             )
         if scope["path"] not in WITHOUT_SESSION:
             try:
-                self._access.require()(Request(scope))
+                self._access.require(one_time=True)(Request(scope))
             except WardroundError as error:
                 return answer(error)
         return None
@@ -135,7 +139,9 @@ def _limit(scope: pages.Scope) -> int:
     """Bytes that the body of a request may have."""
     if scope["path"] in WITHOUT_SESSION:
         return _MIB // 16
-    return 8 * _MIB if scope["path"].startswith("/api/") else _OTHERS_LIMIT
+    if scope["path"].startswith("/api/"):
+        return _DRAWING_LIMIT if _DRAWING.fullmatch(scope["path"]) else _MIB // 16
+    return _OTHERS_LIMIT
 
 
 def _limited(scope: pages.Scope, receive: pages.Receive) -> pages.Receive:

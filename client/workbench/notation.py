@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wardround.client.annotation.prompts import (
     UNLABELLED,
@@ -138,6 +140,39 @@ class DrawJson(_Json):
         """As the studio takes it."""
         extent = None if self.extent is None else ExtentPrompt(self.extent.lower, self.extent.upper)
         return tuple(prompt.prompt() for prompt in self.prompts), extent
+
+
+async def _body(request: Request) -> bytes:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # A form of another site's page can be sent without asking; JSON cannot.
+        raise RequestValidationError([{"loc": ("body",), "type": "no-json"}])
+    return await request.body()
+
+
+def drawing(data: Annotated[bytes, Depends(_body)]) -> DrawJson:
+    """A drawing that was sent. It is read in a thread, by a parser that is fast and goes down a few levels only.
+
+    Raises
+    ------
+    RequestValidationError
+        If it cannot be read.
+    """
+    try:
+        return DrawJson.model_validate_json(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from error
+
+
+DRAW_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"type": "object", "title": "DrawJson", "description": DrawJson.__doc__}}
+        },
+    }
+}
+"""What the description of our API says of it."""
 
 
 def plane(values: npt.NDArray[Any]) -> dict[str, Any]:

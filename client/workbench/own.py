@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from wardround.client.arrivals import REFERENCE
 from wardround.client.cases import nifti
 from wardround.client.cases.drawings import REASONS
 from wardround.client.cases.store import CaseStore, Verdict
-from wardround.client.workbench import notation
+from wardround.client.workbench import notation, people
 from wardround.client.workbench.access import Access
-from wardround.client.workbench.accounts import LONGEST, Person
+from wardround.client.workbench.accounts import Person
 from wardround.client.workbench.errors import ApiError
 from wardround.client.workbench.events import Events
 from wardround.client.workbench.layers import LayerName
@@ -42,13 +42,6 @@ Export = Callable[[str, str], Mapping[str, Any]]
 
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SignIn(_Body):
-    """Name and password of an account."""
-
-    name: Annotated[str, Field(max_length=64)]
-    password: Annotated[str, Field(max_length=2 * LONGEST)]
 
 
 class Accepted(_Body):
@@ -85,6 +78,7 @@ def make_router(  # noqa: PLR0915 - one function a route
     *,
     site: str,
     review: bool,
+    ohif: bool,
     events: Events,
     export: Export | None = None,
 ) -> APIRouter:
@@ -100,6 +94,8 @@ def make_router(  # noqa: PLR0915 - one function a route
         Its name.
     review
         Whether a label counts only when it was approved.
+    ohif
+        Whether another viewer is served under ``/ohif/``.
     events
         What is pushed to pages.
     export
@@ -107,25 +103,8 @@ def make_router(  # noqa: PLR0915 - one function a route
     """
     router = APIRouter(prefix=PREFIX, tags=["Workbench"])
     images = _Images(studio)
-    Anyone = Annotated[Person, Depends(access.require())]
     Annotator = Annotated[Person, Depends(access.require("annotator"))]
     Reviewer = Annotated[Person, Depends(access.require("reviewer"))]
-
-    @router.post("/login", summary="Sign in: a cookie for browsers")
-    def login(request: Request, given: SignIn) -> Response:
-        response = Response()
-        person = access.sign_in(request, response, given.name, given.password)
-        return _with_cookie(JSONResponse(_person(person)), response)
-
-    @router.post("/logout", summary="Sign out")
-    def logout(request: Request, person: Anyone) -> Response:
-        response = Response(status_code=204)
-        access.sign_out(request, response)
-        return response
-
-    @router.get("/me", summary="Who is signed in")
-    def me(person: Anyone) -> dict[str, Any]:
-        return _person(person)
 
     @router.get("/site", summary="The site, its labels and its model")
     def about(person: Annotator) -> dict[str, Any]:
@@ -140,7 +119,8 @@ def make_router(  # noqa: PLR0915 - one function a route
             "review": review,
             "reasons": sorted(REASONS - {""}),
             "export": export is not None,
-            "user": _person(person),
+            "ohif": ohif,
+            "user": people.as_json(person),
         }
 
     @router.get("/cases", summary="The work list")
@@ -179,8 +159,10 @@ def make_router(  # noqa: PLR0915 - one function a route
     def open_case(case: Case, person: Annotator) -> dict[str, Any]:
         return notation.answer(studio.open(case.id, person.name))
 
-    @router.post("/cases/{case_id}/draw", summary="Draw on it")
-    def draw(case: Case, person: Annotator, given: notation.DrawJson) -> dict[str, Any]:
+    @router.post("/cases/{case_id}/draw", summary="Draw on it", openapi_extra=notation.DRAW_BODY)
+    def draw(
+        case: Case, person: Annotator, given: Annotated[notation.DrawJson, Depends(notation.drawing)]
+    ) -> dict[str, Any]:
         given.check(case.shape)
         prompts, extent = given.values()
         return notation.answer(studio.draw(case.id, person.name, prompts, extent))
@@ -302,10 +284,6 @@ def _reason(reason: str) -> str:
     return reason
 
 
-def _person(person: Person) -> dict[str, Any]:
-    return {"name": person.name, "roles": sorted(person.roles)}
-
-
 def _label(author: str, drawing: Any, label: Any) -> dict[str, Any]:
     """What is known of a label; one that was imported has no drawing."""
     if drawing is None:
@@ -347,8 +325,3 @@ def _packed(request: Request, data: bytes, headers: dict[str, str]) -> Response:
         data = gzip.compress(data, compresslevel=1, mtime=0)
         headers["content-encoding"] = "gzip"
     return Response(data, media_type="application/octet-stream", headers=headers)
-
-
-def _with_cookie(response: Response, other: Response) -> Response:
-    response.headers.append("set-cookie", other.headers["set-cookie"])
-    return response

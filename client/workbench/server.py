@@ -26,7 +26,7 @@ from starlette.types import Scope
 from wardround import __version__
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
-from wardround.client.workbench import own
+from wardround.client.workbench import own, people
 from wardround.client.workbench.access import Access
 from wardround.client.workbench.accounts import Accounts, Person
 from wardround.client.workbench.connections import MOST, Connection, HallServer
@@ -89,9 +89,17 @@ def create_app(
         secure=endpoint.certificate is not None and not endpoint.made,
     )
     settings = home.workbench
+    app.include_router(people.make_router(access, accounts))
     app.include_router(
         own.make_router(
-            studio, store, access, site=home.settings.name, review=settings.review, events=events, export=export
+            studio,
+            store,
+            access,
+            site=home.settings.name,
+            review=settings.review,
+            ohif=bool(settings.ohif),
+            events=events,
+            export=export,
         )
     )
     app.include_router(make_router(studio, store, home, access))

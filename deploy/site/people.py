@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from wardround.client.home import SiteHome
-from wardround.client.workbench.accounts import Accounts, Role
+from wardround.client.workbench.accounts import Accounts
+from wardround.client.workbench.roster import Role
 from wardround.errors import Interrupted, UsageError
 
 app = typer.Typer(

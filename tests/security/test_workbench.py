@@ -23,7 +23,7 @@ from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
-from wardround.client.workbench.accounts import ROLES
+from wardround.client.workbench.roster import ROLES
 from wardround.client.workbench.server import STATIC
 from wardround.errors import StorageError
 
@@ -36,6 +36,12 @@ LEAST: dict[tuple[Method, Path_], str] = {
     ("POST", "/api/v1/login"): NOBODY,
     ("POST", "/api/v1/logout"): "annotator",
     ("GET", "/api/v1/me"): "annotator",
+    ("POST", "/api/v1/password"): "annotator",
+    ("GET", "/api/v1/accounts"): "admin",
+    ("POST", "/api/v1/accounts"): "admin",
+    ("POST", "/api/v1/accounts/{name}/role"): "admin",
+    ("POST", "/api/v1/accounts/{name}/disabled"): "admin",
+    ("POST", "/api/v1/accounts/{name}/reset"): "admin",
     ("GET", "/api/v1/site"): "annotator",
     ("GET", "/api/v1/cases"): "annotator",
     ("GET", "/api/v1/cases/next"): "annotator",

@@ -30,8 +30,9 @@ from wardround.client.device import Device
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
 from wardround.client.workbench import own
-from wardround.client.workbench.accounts import Accounts, Role
+from wardround.client.workbench.accounts import Accounts
 from wardround.client.workbench.layers import Layer, drawn_bytes, make_layer
+from wardround.client.workbench.roster import Role
 from wardround.client.workbench.server import STATIC, create_app, serving
 from wardround.client.workbench.settings import endpoint
 from wardround.client.workbench.views import (

@@ -110,14 +110,15 @@ def auth_router(desk: Desk) -> APIRouter:
         return {"enabled": True, "client_id": "wardround", "realm": ""}
 
     @router.post("/token", summary="A token for an account")
-    def token(
+    async def token(
         username: Annotated[str, Form()],
         password: Annotated[str, Form()],
         grant_type: Annotated[str, Form()] = "password",
     ) -> dict[str, str]:
         if grant_type != "password":
             raise Refused(400, "tokens are given for a name and a password only")
-        return {"access_token": desk.access.token(username, password), "token_type": "bearer"}
+        token = await desk.access.in_turn(desk.access.token, username, password)
+        return {"access_token": token, "token_type": "bearer"}
 
     @router.get("/token/valid", summary="Whether a token is still good")
     def valid(person: Annotated[Person, Depends(desk.access.require())]) -> dict[str, Any]:

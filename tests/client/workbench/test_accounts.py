@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_accounts_as_they_were(accounts: Accounts, monkey
     def full(*_: object) -> None:
         raise StorageError("cannot write", "the disk is full", "")
 
-    monkeypatch.setattr("wardround.client.workbench.accounts.write_text", full)
+    monkeypatch.setattr("wardround.client.workbench.roster.write_text", full)
     with pytest.raises(StorageError):
         accounts.remove("ann")
     accounts.verify("ann", WORD)

@@ -49,7 +49,7 @@ def test_a_browser_signs_in_works_and_signs_out(bench: Workbench) -> None:
     browser = bench.client(headers=OURS)
     assert code(browser.get("/api/v1/me")) == (401, "not-signed-in")
     answer = browser.post("/api/v1/login", json={"name": "rev", "password": password("rev")})
-    assert answer.json() == {"name": "rev", "roles": ["annotator", "reviewer"]}
+    assert answer.json() == {"name": "rev", "roles": ["annotator", "reviewer"], "change_password": False}
     assert browser.get("/api/v1/me").json()["name"] == "rev"
     assert browser.post("/api/v1/cases/case-0/open").status_code == 200
     assert browser.post("/api/v1/logout").status_code == 204
