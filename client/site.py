@@ -327,16 +327,7 @@ class Site:
         return cases
 
     def _learner(self, plan: RoundPlan, weights: Weights) -> OnlineLearner:
-        settings = LearningSettings(
-            model=plan.model,
-            labels=plan.labels,
-            seed=plan.seed,
-            batch_size=plan.batch_size,
-            proximal_mu=plan.proximal_mu,
-            amp=plan.amp,
-            patch=plan.patch,
-        )
-        learner = OnlineLearner(settings, self._device)
+        learner = OnlineLearner(LearningSettings.of(plan), self._device)
         learner.load(weights)
         if self._model is not None:
             # Also where a round has nothing to learn from: people begin to draw with these.

@@ -134,6 +134,14 @@ class Drawing:
         """The steps that say something."""
         return tuple(step for step in self.steps if step)
 
+    @property
+    def annotations(self) -> Annotations:
+        """All that is drawn, as it stands."""
+        known = Annotations(extent=self.extent)
+        for step in self.steps:
+            known = known.adding(*step)
+        return known
+
     def in_groups(self, most: int) -> tuple[tuple[Prompt, ...], ...]:
         """The same prompts in the same order, in at most `most` steps, for a round that answers so often.
 

@@ -8,17 +8,25 @@ from torch import nn
 from wardround.models.windows import FittingInferer
 
 
-def normalise(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+def normalise(array: npt.NDArray[np.generic], scale: tuple[float, float] | None = None) -> npt.NDArray[np.float32]:
     """Shift and scale one image to zero mean and unit variance over its own voxels (no statistics of other cases).
 
     Parameters
     ----------
     array
         Intensities ``[I, J, K]`` in any unit: the scale of a scanner spans four orders of magnitude between cases.
+    scale
+        :func:`intensity_scale` of the image that `array` is a part of; None where it is the whole image.
     """
     values = np.asarray(array, dtype=np.float64)
-    deviation = values.std()
-    return np.asarray((values - values.mean()) / (deviation if deviation > 0 else 1.0), dtype=np.float32)
+    mean, deviation = intensity_scale(values) if scale is None else scale
+    return np.asarray((values - mean) / deviation, dtype=np.float32)
+
+
+def intensity_scale(array: npt.NDArray[np.generic]) -> tuple[float, float]:
+    """Mean and standard deviation of all voxels; the latter is 1 where all are equal."""
+    deviation = float(array.std(dtype=np.float64))
+    return float(array.mean(dtype=np.float64)), deviation if deviation > 0 else 1.0
 
 
 def predict(

@@ -18,6 +18,7 @@ from wardround.errors import UsageError
 from wardround.models.catalogue import architecture, build
 from wardround.models.weights import load_weights, weights_of
 from wardround.models.windows import padded_shape
+from wardround.strategies.plan import RoundPlan
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -73,6 +74,19 @@ class LearningSettings:
     patch: tuple[int, int, int] | None = None
     amp: bool = True
     augmentation: Augmentation | None = field(default_factory=Augmentation)
+
+    @classmethod
+    def of(cls, plan: RoundPlan) -> "LearningSettings":
+        """What a plan says of it."""
+        return cls(
+            plan.model,
+            plan.labels,
+            plan.seed,
+            plan.batch_size,
+            proximal_mu=plan.proximal_mu,
+            patch=plan.patch,
+            amp=plan.amp,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -337,6 +337,11 @@ class OnlineRound:
             return
         self._update(lambda: self._recalled(0), updates, learning_rate(self.plan))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether any case is open."""
+        return self._accepted is not None
+
     def holds(self, session: CaseSession) -> bool:
         """Whether this is the open case."""
         return self._accepted is not None and self._accepted.session is session

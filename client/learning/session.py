@@ -86,6 +86,9 @@ class CaseSession:
         0 … 1, what the model has earned on earlier cases, see :class:`wardround.client.learning.state.Standing`.
     settings
         Of propagation.
+    scale
+        Of the intensities of the image that `image` is a part of, see
+        :func:`~wardround.client.learning.inference.intensity_scale`; None where it is the whole one.
     """
 
     case_id: str
@@ -98,6 +101,7 @@ class CaseSession:
     progress: float = 0.0
     trust: float = 0.0
     settings: PropagationSettings = field(default_factory=PropagationSettings)
+    scale: tuple[float, float] | None = None
     annotations: Annotations = field(init=False)
     proxy: ProxyMask | None = field(init=False, default=None)
     chosen: tuple[SliceRequest, ...] = field(init=False, default=())
@@ -105,7 +109,7 @@ class CaseSession:
     disagreement: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.normalised = normalise(self.image.array)
+        self.normalised = normalise(self.image.array, self.scale)
         self.before = self.learner.predict(self.normalised)
         self._untouched = self.rng.bit_generator.state
         self.rewind()

@@ -15,7 +15,7 @@ from wardround.client.annotation.prompts import Annotations, ExtentPrompt, Promp
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.annotation.seeds import drawn_labels
 from wardround.client.cases.drawings import Drawing, Source, State
-from wardround.client.learning.session import CaseSession, Step
+from wardround.client.learning.session import CaseSession
 from wardround.client.workbench.layers import (
     Bytes3D,
     Layer,
@@ -25,8 +25,11 @@ from wardround.client.workbench.layers import (
     make_layer,
     share_bytes,
 )
+from wardround.client.workbench.surroundings import Surroundings
+from wardround.client.workbench.window import Window
 from wardround.errors import UsageError
 
+Steps = tuple[tuple[Prompt, ...], ...]
 # So many drawn voxels, evenly spread, tell how far the prediction can be believed as well as all of them do.
 _TELLING = 20_000
 
@@ -59,7 +62,13 @@ class _Slot:
 
     version: int
     make: Callable[[], Bytes3D]
+    window: Window
     layer: Layer | None = None
+
+    def made(self, name: LayerName) -> Layer:
+        if self.layer is None:
+            self.layer = make_layer(name, self.version, self.make(), self.window.origin, self.window.image)
+        return self.layer
 
 
 class Desk:
@@ -68,10 +77,14 @@ class Desk:
     The one who draws calls :meth:`draw`, :meth:`undo` and :meth:`redo`, one at a time. Meanwhile others may ask for
     layers, and the worker may hand in predictions.
 
+    What is said and shown is in voxels of the image; the session knows the window alone.
+
     Parameters
     ----------
     session
-        Has predicted, and nothing is drawn.
+        Of what lies in the window; has predicted, and nothing is drawn.
+    window
+        Where it works on the image.
     user
         Whose desk it is.
     versions
@@ -80,9 +93,15 @@ class Desk:
         Digest of the weights that the bench stands on.
     learns
         Whether the case is one to learn from.
+    surroundings
+        What the model sees of the whole image; None where the window is the image.
 
     Attributes
     ----------
+    annotations
+        All that is drawn, as it stands.
+    steps
+        What was drawn between two answers, undone steps left out.
     trained
         Whether a rehearsal ran while the case was open, which must not be taken back with it.
     anew
@@ -91,8 +110,22 @@ class Desk:
         Share of the label voxels that the last answer changed.
     """
 
-    def __init__(self, session: CaseSession, user: str, versions: Iterator[int], *, model: str, learns: bool) -> None:
+    def __init__(
+        self,
+        session: CaseSession,
+        window: Window,
+        user: str,
+        versions: Iterator[int],
+        *,
+        model: str,
+        learns: bool,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         self.session = session
+        self.window = window
+        self.surroundings = surroundings
+        self.annotations = Annotations()
+        self.steps: Steps = ()
         self.user = user
         self.learns = learns
         self.trained = False
@@ -107,6 +140,8 @@ class Desk:
         self._labels: Bytes3D | None = None
         self._full = 0
         self.changed = 0.0
+        i, j, k = window.image
+        self._image = Window(window.image, (0, i, 0, j, 0, k))
         self._publish_prediction()
         self._publish_drawn()
 
@@ -114,11 +149,6 @@ class Desk:
     def case_id(self) -> str:
         """Which case."""
         return self.session.case_id
-
-    @property
-    def annotations(self) -> Annotations:
-        """All that is drawn, as it stands."""
-        return self.session.annotations
 
     @property
     def stands(self) -> bool:
@@ -129,7 +159,7 @@ class Desk:
     @property
     def can_undo(self) -> bool:
         """Whether there is a step to take back."""
-        return bool(self.session.steps)
+        return bool(self.steps)
 
     @property
     def can_redo(self) -> bool:
@@ -137,14 +167,9 @@ class Desk:
         return bool(self._undone)
 
     @property
-    def labels(self) -> Bytes3D | None:
-        """``[I, J, K]``: labels of the proxy, None before anything was drawn."""
-        return self._labels
-
-    @property
-    def predicted(self) -> Bytes3D:
-        """``[I, J, K]``: labels of the prediction."""
-        return _labels_of(self.session.prediction)
+    def predicted(self) -> bool:
+        """Whether the prediction of the whole image is known."""
+        return self.surroundings is None or not self.surroundings.left
 
     @property
     def effort_share(self) -> float:
@@ -165,9 +190,23 @@ class Desk:
         """Go on with what was drawn on another day."""
         self._earlier = drawing.seconds
         self._undone = list(drawing.undone)
-        steps = [self.session.step_of(*step) for step in drawing.drawn]
-        if steps or drawing.extent is not None:
-            self.session.resume(steps, drawing.extent)
+        if drawing.drawn or drawing.extent is not None:
+            self._go_to(drawing.drawn, drawing.extent)
+
+    def after(self, prompts: Sequence[Prompt], extent: ExtentPrompt | None) -> Annotations:
+        """What would be drawn after :meth:`draw`.
+
+        Raises
+        ------
+        UsageError
+            If a prompt or the extent does not fit the case.
+        """
+        shape, labels = self.window.image, self.session.plan.labels
+        for prompt in prompts:
+            check_prompt(prompt, shape, labels)
+        known = self.annotations if extent is None else replace(self.annotations, extent=extent)
+        Annotations(extent=extent).checked(shape, labels)
+        return known.adding(*prompts)
 
     def draw(self, prompts: Sequence[Prompt], extent: ExtentPrompt | None) -> None:
         """Take a drawing and propagate; :meth:`publish` comes after.
@@ -177,19 +216,17 @@ class Desk:
         UsageError
             If a prompt or the extent does not fit the case; nothing is then changed.
         """
+        self.annotations = self.after(prompts, extent)
         session = self.session
-        for prompt in prompts:
-            check_prompt(prompt, session.image.shape, session.plan.labels)
-        if extent is not None:
-            Annotations(extent=extent).checked(session.image.shape, session.plan.labels)
-            if extent != session.extent:
-                if not prompts:
-                    session.resume(session.steps, extent)
-                session.extent = extent
-                session.annotations = replace(session.annotations, extent=extent)
+        local = self.window.local_extent(self.annotations.extent)
+        if local != session.extent:
+            if not prompts:
+                session.resume(session.steps, local)
+            session.extent = local
+            session.annotations = replace(session.annotations, extent=local)
         if prompts:
             self._undone.clear()
-            session.answer(*prompts)
+            self._answer(prompts)
 
     def undo(self) -> None:
         """Take the last step back.
@@ -199,11 +236,10 @@ class Desk:
         UsageError
             If there is none.
         """
-        steps = self.session.steps
-        if not steps:
+        if not self.steps:
             raise UsageError("there is nothing to undo", "nothing was drawn on this case yet", "draw a slice first")
-        self._undone.append(steps[-1].drawn)
-        self.session.resume(steps[:-1], self.session.extent)
+        self._undone.append(self.steps[-1])
+        self._go_to(self.steps[:-1], self.annotations.extent)
 
     def redo(self) -> None:
         """Draw the step again that was taken back last.
@@ -211,22 +247,44 @@ class Desk:
         Raises
         ------
         UsageError
-            If there is none.
+            If there is none, or it does not fit the case any more.
         """
         if not self._undone:
             raise UsageError("there is nothing to redo", "no step was taken back since the last drawing", "")
-        self.session.answer(*self._undone.pop())
+        self.annotations = self.after(self._undone[-1], None)
+        self._answer(self._undone.pop())
 
-    def kept(self) -> tuple[Sequence[Step], ExtentPrompt | None, Sequence[tuple[Prompt, ...]]]:
+    @property
+    def undone(self) -> Steps:
+        """Steps that were taken back, the last one at the end."""
+        return tuple(self._undone)
+
+    def kept(self) -> tuple[Steps, ExtentPrompt | None, Steps]:
         """What :meth:`restore` comes back to."""
-        return self.session.steps, self.session.extent, tuple(self._undone)
+        return self.steps, self.annotations.extent, tuple(self._undone)
 
-    def restore(self, kept: tuple[Sequence[Step], ExtentPrompt | None, Sequence[tuple[Prompt, ...]]]) -> None:
+    def restore(self, kept: tuple[Steps, ExtentPrompt | None, Steps]) -> None:
         """Be as before, where what was done since could not be stored: it is drawn again, or not, but never twice."""
         steps, extent, undone = kept
-        self.session.resume(steps, extent)
+        self._go_to(steps, extent)
         self._undone = list(undone)
         self.publish()
+
+    def _answer(self, prompts: Sequence[Prompt]) -> None:
+        """Propagate one more step, of which :attr:`annotations` know already."""
+        self.steps = (*self.steps, tuple(prompts))
+        local = self.window.locals(*prompts)
+        if local:
+            self.session.answer(*local)
+
+    def _go_to(self, steps: Steps, extent: ExtentPrompt | None) -> None:
+        """Come to where `steps` lead."""
+        known = Annotations(extent=extent)
+        for step in steps:
+            known = known.adding(*step)
+        inside = [self.session.step_of(*local) for step in steps if (local := self.window.locals(*step))]
+        self.session.resume(inside, self.window.local_extent(extent))
+        self.steps, self.annotations = tuple(steps), known
 
     def publish(self) -> None:
         """Make the layers of the new proxy known, the proxy itself ready to be sent."""
@@ -239,20 +297,23 @@ class Desk:
                 empty = np.zeros(session.image.shape, dtype=np.uint8)
                 for name in ("proxy", "residual", "confidence"):
                     self._put(name, lambda: empty)
-            self._full = full_effort(self.predicted)
+            self._full = full_effort(_labels_of(session.prediction))
             return
         labels = self._labels = proxy.labels
         self._full = full_effort(labels)
         either = np.count_nonzero(labels if before is None else labels | before)
         self.changed = 0.0 if before is None or not either else np.count_nonzero(labels != before) / either
-        layer = self._put("proxy", lambda: labels)
-        layer.layer = make_layer("proxy", layer.version, labels)
+        self._put("proxy", lambda: labels).made("proxy")
         self._put("confidence", lambda: share_bytes(proxy.confidence))
         self._publish_residual(proxy, session.prediction)
 
     def take_prediction(self, prediction: npt.NDArray[np.float32]) -> None:
         """The model has learnt and predicted anew."""
         self.session.prediction = prediction
+        self._publish_prediction()
+
+    def take_surroundings(self) -> None:
+        """The prediction of the whole image is known."""
         self._publish_prediction()
 
     def suggest(self) -> tuple[SliceRequest, ...]:
@@ -263,7 +324,7 @@ class Desk:
         if counts is not None:
             i, j, k = (max(0, n - len(session.annotations.on_axis(axis))) for axis, n in enumerate(counts))
             counts = (i, j, k) if i or j or k else (int(counts[0] > 0), int(counts[1] > 0), int(counts[2] > 0))
-        return next_slices(
+        found = next_slices(
             session.annotations,
             session.image.shape,
             session.image.spacing,
@@ -275,8 +336,9 @@ class Desk:
             proxy=None if session.proxy is None else _thinned(session.proxy),
             prediction=session.prediction,
             uncertainty=None,
-            rng=np.random.default_rng(len(session.steps)),
+            rng=np.random.default_rng(len(self.steps)),
         )
+        return tuple(self.window.outside(request) for request in found)
 
     def layer(self, name: str, newer_than: int) -> Layer | None:
         """A layer, or None if there is none with a version above `newer_than`."""
@@ -285,9 +347,7 @@ class Desk:
             slot = self._slots.get(known)
         if slot is None or slot.version <= newer_than:
             return None
-        if slot.layer is None:
-            slot.layer = make_layer(known, slot.version, slot.make())
-        return slot.layer
+        return slot.made(known)
 
     def drawing(self, state: State, source: Source = "proxy", reason: str = "") -> Drawing:
         """What the store keeps of this case."""
@@ -295,7 +355,7 @@ class Desk:
         return Drawing(
             self.case_id,
             self.user,
-            tuple(step.drawn for step in self.session.steps),
+            self.steps,
             annotations.extent,
             tuple(self._undone),
             state,
@@ -309,21 +369,31 @@ class Desk:
         )
 
     def _publish_drawn(self) -> None:
-        annotations, shape = self.annotations, self.session.image.shape
+        annotations, shape = self.session.annotations, self.session.image.shape
         self._put("drawn", lambda: drawn_bytes(drawn_labels(annotations, shape)))
 
     def _publish_prediction(self) -> None:
         session, prediction = self.session, self.session.prediction
-        self._put("prediction", lambda: _labels_of(prediction))
+        if self.surroundings is None or self.surroundings.left:
+            self._put("prediction", lambda: _labels_of(prediction))
+        else:
+            self._put("prediction", lambda: self._composed(prediction), self._image)
         if session.proxy is not None:
             self._publish_residual(session.proxy, prediction)
+
+    def _composed(self, prediction: npt.NDArray[np.float32]) -> Bytes3D:
+        """Labels of the whole image: in the window as predicted now, outside as they were when the case was opened."""
+        assert self.surroundings is not None
+        labels = self.surroundings.labels.copy()
+        labels[self.window.slices] = _labels_of(prediction)
+        return labels
 
     def _publish_residual(self, proxy: ProxyMask, prediction: npt.NDArray[np.float32]) -> None:
         self._put("residual", lambda: share_bytes(residual_map(proxy, prediction)))
 
-    def _put(self, name: LayerName, make: Callable[[], Bytes3D]) -> _Slot:
+    def _put(self, name: LayerName, make: Callable[[], Bytes3D], window: Window | None = None) -> _Slot:
         with self._lock:
-            slot = self._slots[name] = _Slot(next(self._versions), make)
+            slot = self._slots[name] = _Slot(next(self._versions), make, window or self.window)
         return slot
 
 

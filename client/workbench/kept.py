@@ -5,6 +5,7 @@ It is a convenience and no record: drawings and labels lie in the case store. So
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from wardround.errors import StorageError
 from wardround.files import new_folder, remove_folder, sweep
 from wardround.models.weights import Arrays, load_arrays, save_arrays
 
+_NAME = re.compile(r"kept-([0-9]{6,12})")
 log = logging.getLogger(__name__)
 
 
@@ -95,7 +97,9 @@ def load_kept(folder: Path) -> Kept | None:
 
 
 def _numbered(folder: Path) -> list[int]:
-    return [int(path.name.removeprefix("kept-")) for path in folder.glob("kept-[0-9]*")]
+    """Numbers of what is kept; whatever else lies there is none of ours."""
+    found = (_NAME.fullmatch(path.name) for path in folder.glob("kept-*"))
+    return [int(name[1]) for name in found if name is not None]
 
 
 def _tuple(value: Any) -> Any:

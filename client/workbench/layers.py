@@ -58,15 +58,29 @@ class Layer:
         return volume
 
 
-def make_layer(name: LayerName, version: int, values: Bytes3D) -> Layer:
-    """Cut `values` ``[I, J, K]``, uint8, to their box."""
-    shape = (values.shape[0], values.shape[1], values.shape[2])
+def make_layer(
+    name: LayerName,
+    version: int,
+    values: Bytes3D,
+    origin: tuple[int, int, int] = (0, 0, 0),
+    image: tuple[int, int, int] | None = None,
+) -> Layer:
+    """Cut `values` ``[I, J, K]``, uint8, to their box.
+
+    Parameters
+    ----------
+    origin, image
+        Where they begin in an image, and its shape, where they are a part of one.
+    """
+    shape = image or (values.shape[0], values.shape[1], values.shape[2])
     plane = np.asarray(values.any(axis=2))
     if not plane.any():
         return Layer(name, version, shape, (0, 0, 0, 0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8))
     (i0, i1), (j0, j1) = _bounds(plane, 1), _bounds(plane, 0)
     k0, k1 = _bounds(values[i0:i1, j0:j1], (0, 1))
-    return Layer(name, version, shape, (i0, i1, j0, j1, k0, k1), np.asfortranarray(values[i0:i1, j0:j1, k0:k1]))
+    i, j, k = origin
+    box = (i + i0, i + i1, j + j0, j + j1, k + k0, k + k1)
+    return Layer(name, version, shape, box, np.asfortranarray(values[i0:i1, j0:j1, k0:k1]))
 
 
 def _bounds(found: npt.NDArray[np.generic], others: int | tuple[int, int]) -> tuple[int, int]:

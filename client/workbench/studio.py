@@ -6,10 +6,9 @@ may be called from any thread.
 
 import itertools
 import re
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import get_args
 
 import numpy as np
@@ -18,19 +17,19 @@ from wardround.client.annotation.effort import full_effort, strict_full_effort
 from wardround.client.annotation.prompts import Annotations, ExtentPrompt, Prompt, check_prompt
 from wardround.client.annotation.propagation import LIVE, propagate
 from wardround.client.cases.drawings import Drawing
-from wardround.client.cases.nifti import check_classes
-from wardround.client.cases.store import CaseStore, DrawingRecord
+from wardround.client.cases.nifti import check_classes, check_same_grid
+from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.device import Device
 from wardround.client.home import SiteHome
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import resolve_device
 from wardround.client.workbench.bench import Bench
+from wardround.client.workbench.benches import Benches
 from wardround.client.workbench.desk import Clock, Desk
 from wardround.client.workbench.layers import Layer
+from wardround.client.workbench.news import News
 from wardround.client.workbench.views import (
-    STATES,
-    STRATEGIES,
     Answer,
     CaseState,
     CaseView,
@@ -43,7 +42,8 @@ from wardround.client.workbench.views import (
     TrainView,
 )
 from wardround.client.workbench.warmup import warm_up
-from wardround.errors import DataError, StorageError, UsageError, WardroundError
+from wardround.client.workbench.worklist import WorkList
+from wardround.errors import LabelError, StorageError, UsageError, WardroundError
 from wardround.strategies.plan import RoundPlan
 
 __all__ = [
@@ -55,11 +55,6 @@ __all__ = [
     "Studio",
     "TrainView",
 ]
-
-# Images that are kept at hand.
-IMAGE_BYTES = 2**29
-# Cases that a bench looks at before anybody asks, to know the next one.
-AHEAD = 32
 
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -106,15 +101,12 @@ class Studio:
         self._fallback = RoundPlan(
             run="local", round=1, rounds=1, seed=0, model=settings.model, labels=max(2, len(settings.labels) + 1)
         )
-        self._lock = threading.Lock()
-        self._benches: dict[str, Bench] = {}
-        self._images: OrderedDict[str, Volume] = OrderedDict()
-        self._grids: dict[str, Volume] = {}
+        self.benches = Benches(self._build)
+        self._list = WorkList(store)
         self._verdicts: dict[tuple[str, str], bool] = {}
         self._known: tuple[str, RoundPlan] = ("", self._fallback)
         # Whoever kept a layer from before a restart must not take it for a newer one.
         self._versions = itertools.count(time.time_ns() // 1_000_000)
-        self._closed = False
         warm_up()
 
     @property
@@ -125,7 +117,7 @@ class Studio:
 
     def progress(self, user: str) -> Progress:
         """What the model behind `user`'s drawing is and does."""
-        bench = self._benches.get(user)
+        bench = self.benches.peek(user)
         if bench is None:
             digest, plan = self._latest_plan()
             run, round_ = (plan.run, plan.round) if digest else ("", 0)
@@ -134,22 +126,15 @@ class Studio:
 
     def changes(self, user: str) -> int:
         """A number that rises whenever a layer, the progress or a state that `user` sees has changed."""
-        return self._bench(user).changes
+        return self.benches.news(_checked(user)).changes
 
     def wait_for_change(self, user: str, seen: int, timeout_s: float) -> int:
         """Wait until :meth:`changes` is above `seen`, at most `timeout_s` seconds, and return it."""
-        return self._bench(user).wait_for_change(seen, timeout_s)
+        return self.benches.news(_checked(user)).wait(seen, timeout_s)
 
     def cases(self, user: str) -> tuple[CaseView, ...]:
         """All cases, in the order in which they arrived."""
-        tests = frozenset(self._store.cases("test"))
-        drawn: dict[str, list[DrawingRecord]] = {}
-        for record in self._store.drawings():
-            drawn.setdefault(record.case_id, []).append(record)
-        return tuple(
-            self._view(case_id, user, drawn.get(case_id, []), "test" if case_id in tests else "stream")
-            for case_id in self._store.cases()
-        )
+        return self._list.cases(user)
 
     def case(self, case_id: str, user: str) -> CaseView:
         """One case.
@@ -159,56 +144,33 @@ class Studio:
         DataError
             If there is no such case.
         """
-        self._grid(case_id)
-        role = "test" if case_id in self._store.cases("test") else "stream"
-        return self._view(case_id, user, list(self._store.drawings(case_id)), role)
+        return self._list.case(case_id, user)
 
     def image(self, case_id: str) -> Volume:
         """Intensities of a case, float32; the last few are kept at hand."""
-        with self._lock:
-            found = self._images.get(case_id)
-            if found is not None:
-                self._images.move_to_end(case_id)
-                return found
-        self._grid(case_id)
-        image = self._store.image(case_id)
-        with self._lock:
-            self._images[case_id] = image
-            while len(self._images) > 1 and sum(kept.array.nbytes for kept in self._images.values()) > IMAGE_BYTES:
-                self._images.popitem(last=False)
-        return image
+        return self._list.image(case_id)
 
     def next_case(self, user: str, strategy: Strategy = "disagreement") -> str | None:
         """A case that `user` has not closed yet, None where none is left."""
-        if strategy not in STRATEGIES:
-            raise UsageError(f"there is no strategy called {strategy!r}", "", f"choose one of {', '.join(STRATEGIES)}")
-        waiting = self._waiting(user)
-        if not waiting:
-            return None
-        if strategy == "random":
-            return waiting[int(np.random.default_rng().integers(len(waiting)))]
-        bench = self._benches.get(user)
-        if strategy == "first" or bench is None:
-            return waiting[0]
-        scores = dict(bench.scores)
-        return max(waiting, key=lambda case_id: scores.get(case_id, -1.0))
+        bench = self.benches.peek(user)
+        return self._list.next_case(user, strategy, _on_desk(bench), None if bench is None else dict(bench.scores))
 
     def open(self, case_id: str, user: str) -> Answer:
-        """Lay a case on the user's bench; a draft is resumed, also after a restart. Another open case stays a draft."""
-        bench, clock = self._bench(user), Clock()
-        with bench.hands:
+        """Lay a case on the user's bench; a draft is resumed, also after a restart. Another open case stays a draft.
+
+        Raises
+        ------
+        DataError
+            If there is no such case.
+        LabelError
+            If structures are drawn on it that the model does not know. The draft stays as it is.
+        """
+        clock = Clock()
+        with self._at(user) as bench:
             clock.lap("wait")
             desk = bench.desk
             if desk is None or desk.case_id != case_id:
-                image, drawing = self.image(case_id), self._store.drawing(case_id, user)
-                learns = case_id not in self._store.cases("test")
-                clock.lap("load")
-                bench.leave()
-                bench.rebase()
-                desk = bench.lay(case_id, image, drawing, learns=learns)
-                clock.lap("predict")
-                desk.publish()
-                clock.lap("encode")
+                desk = self._lay(bench, case_id, clock)
             return self._answer(bench, desk, clock)
 
     def draw(self, case_id: str, user: str, prompts: Sequence[Prompt], extent: ExtentPrompt | None = None) -> Answer:
@@ -220,10 +182,9 @@ class Studio:
             If the case does not lie on the user's bench, or a prompt does not fit it.
         """
         if not prompts and extent is None:
-            bench = self._bench(user)
-            with bench.hands:
+            with self._at(user) as bench:
                 return self._answer(bench, self._desk(bench, case_id), Clock())
-        return self._act(case_id, user, lambda desk: desk.draw(prompts, extent))
+        return self._act(case_id, user, lambda desk: desk.draw(prompts, extent), tuple(prompts), extent)
 
     def undo(self, case_id: str, user: str) -> Answer:
         """Take the last step back."""
@@ -231,11 +192,16 @@ class Studio:
 
     def redo(self, case_id: str, user: str) -> Answer:
         """Draw the step again that was taken back last."""
-        return self._act(case_id, user, Desk.redo)
+        return self._act(case_id, user, Desk.redo, redo=True)
 
     def layer(self, case_id: str, user: str, name: str, newer_than: int = -1) -> Layer | None:
         """A layer of an open case; None if there is none, or none with a version above `newer_than`."""
-        return self._desk(self._bench(user), case_id).layer(name, newer_than)
+        with self.benches.of(_checked(user)) as bench:
+            desk = bench.desk
+            if desk is None or desk.case_id != case_id:
+                with bench.hands:
+                    desk = self._desk(bench, case_id)
+            return desk.layer(name, newer_than)
 
     def accept(self, case_id: str, user: str, source: Source = "proxy", shown: int | None = None) -> Outcome:
         """Store what was drawn and the label durably, then learn from the case.
@@ -252,19 +218,23 @@ class Studio:
         """
         if source not in get_args(Source):
             raise UsageError(f"{source!r} is no label", "", f"accept one of {', '.join(get_args(Source))}")
-        bench = self._bench(user)
-        with bench.hands:
+        with self._at(user) as bench:
             desk = self._desk(bench, case_id)
             layer = desk.layer(source, -1) if source == "prediction" or desk.stands else None
             if layer is None:
                 raise UsageError(
                     "there is nothing to accept", "nothing is drawn on this case", "draw, or accept the prediction"
                 )
+            if source == "prediction" and not desk.predicted:
+                raise UsageError(
+                    "the prediction is not complete yet", "the image is large", "wait a moment, and accept it then"
+                )
             if shown is not None and layer.version != shown:
                 raise UsageError(
                     "this label is another one by now", "the model went on learning", "look at it again, and accept it"
                 )
-            self._store.save_drawing(desk.drawing("accepted", source), desk.session.image.with_array(layer.whole()))
+            label = self._list.grid(case_id).with_array(layer.whole())
+            self._store.save_drawing(desk.drawing("accepted", source), label)
             self._verdicts.pop((case_id, user), None)
             if desk.stands:
                 bench.accept(lambda kept: self._judged(bench, case_id, kept))
@@ -275,8 +245,7 @@ class Studio:
 
     def skip(self, case_id: str, user: str, reason: str) -> Outcome:
         """Put a case aside; what was drawn is kept, nothing is learnt."""
-        bench = self._bench(user)
-        with bench.hands:
+        with self._at(user) as bench:
             desk = self._desk(bench, case_id)
             self._store.save_drawing(desk.drawing("skipped", reason=reason))
             bench.leave()
@@ -285,25 +254,27 @@ class Studio:
 
     def close(self, case_id: str, user: str) -> None:
         """Take a case off the bench; what was drawn stays a draft."""
-        bench = self._bench(user)
-        with bench.hands:
+        with self._at(user) as bench:
             if bench.desk is not None and bench.desk.case_id == case_id:
                 bench.leave()
                 bench.note()
 
     def save_label(self, case_id: str, user: str, labels: Volume) -> Outcome:
-        """Accept a whole label that another viewer drew."""
-        bench = self._bench(user)
-        self._grid(case_id)
-        check_classes(labels, bench.plan.labels, "the label")
-        array = np.asarray(labels.array, dtype=np.uint8)
-        with bench.hands:
+        """Accept a whole label that another viewer drew.
+
+        Raises
+        ------
+        DataError, GeometryError, LabelError
+            If there is no such case, or the label is none of it. What is open stays open.
+        """
+        grid = self._list.grid(case_id)
+        check_same_grid(grid, labels, "the label")
+        with self._at(user) as bench:
+            check_classes(labels, bench.plan.labels, "the label")
+            array = np.asarray(labels.array, dtype=np.uint8)
             desk = bench.desk
-            if desk is not None and desk.case_id == case_id:
-                known: Drawing | None = desk.drawing("open")
-                bench.leave()
-            else:
-                known = self._store.drawing(case_id, user)
+            on_desk = desk is not None and desk.case_id == case_id
+            known = desk.drawing("open") if desk is not None and on_desk else self._store.drawing(case_id, user)
             drawing = Drawing(
                 case_id,
                 user,
@@ -314,19 +285,21 @@ class Studio:
                 effort_contour=float(full_effort(array)),
                 effort_strict=strict_full_effort(array),
                 round=bench.plan.round,
-                model=bench.base,
+                model=bench.apprentice.base,
                 seconds=0.0 if known is None else known.seconds,
             )
-            self._store.save_drawing(drawing, labels.with_array(array))
+            self._store.save_drawing(drawing, grid.with_array(array))
+            if on_desk:
+                bench.leave()
             self._verdicts.pop((case_id, user), None)
-            if case_id not in self._store.cases("test"):
+            if self._list.learns(case_id):
                 bench.accept_whole(case_id, self.image(case_id), array, lambda kept: self._judged(bench, case_id, kept))
             bench.note()
         return self._outcome(case_id, user, "accepted")
 
     def label(self, case_id: str, author: str) -> Volume | None:
         """What `author` has saved of a case."""
-        self._grid(case_id)
+        self._list.grid(case_id)
         return self._store.label(case_id, author)
 
     def infer(
@@ -345,56 +318,74 @@ class Studio:
         UsageError
             If a prompt or the extent does not fit the image.
         """
-        bench, clock = self._bench(user), Clock()
+        clock = Clock()
         volume = self.image(image) if isinstance(image, str) else image
-        for prompt in prompts:
-            check_prompt(prompt, volume.shape, bench.plan.labels)
-        clock.lap("load")
-        if prompts:
-            known = Annotations(extent=extent).adding(*prompts)
-            with self._device.beside():
-                found = propagate(volume, known, bench.plan.labels, settings=LIVE).labels
-            clock.lap("propagate")
-        else:
-            found = bench.predict(volume)
-            clock.lap("predict")
-        return Inference(found, clock.spent, self._progress(bench))
+        with self.benches.of(_checked(user)) as bench:
+            for prompt in prompts:
+                check_prompt(prompt, volume.shape, bench.plan.labels)
+            clock.lap("load")
+            if prompts:
+                known = Annotations(extent=extent).adding(*prompts)
+                with self._device.beside():
+                    found = propagate(volume, known, bench.plan.labels, settings=LIVE).labels
+                clock.lap("propagate")
+            else:
+                found = bench.predict(volume)
+                clock.lap("predict")
+            return Inference(found, clock.spent, self._progress(bench))
 
     def train(self, user: str) -> str:
         """Rehearse from memory, behind; the id of the task."""
-        return self._bench(user).train().id
+        with self._at(user) as bench:
+            return bench.train().id
 
     def stop_training(self, user: str) -> None:
         """End the user's rehearsal after its update; nothing happens where none runs."""
-        self._bench(user).stop_training()
+        bench = self.benches.peek(user)
+        if bench is not None:
+            bench.stop_training()
 
     def training(self, user: str) -> TrainView | None:
         """The user's last rehearsal, None before the first."""
-        training = self._bench(user).training
+        training = self.benches.training(user)
         return None if training is None else training.view
 
     def wait(self, user: str, timeout_s: float) -> bool:
         """Wait until nothing is left to learn; False if it took longer."""
-        return self._bench(user).wait(timeout_s)
+        with self.benches.of(_checked(user)) as bench:
+            return bench.wait(timeout_s)
 
     def close_all(self) -> None:
         """End all benches; drafts stay."""
-        with self._lock:
-            self._closed = True
-            benches = list(self._benches.values())
-        for bench in benches:
-            bench.close()
+        self.benches.close()
 
     def kept(self, case_id: str, user: str) -> bool | None:
         """Whether what was learnt from a case that `user` accepted stayed; None while nobody knows."""
         return self._verdicts.get((case_id, user))
 
-    def _act(self, case_id: str, user: str, act: Callable[[Desk], None], *, anew: bool = False) -> Answer:
-        bench, clock = self._bench(user), Clock()
-        with bench.hands:
+    def _act(
+        self,
+        case_id: str,
+        user: str,
+        act: Callable[[Desk], None],
+        prompts: tuple[Prompt, ...] = (),
+        extent: ExtentPrompt | None = None,
+        *,
+        anew: bool = False,
+        redo: bool = False,
+    ) -> Answer:
+        clock = Clock()
+        with self._at(user) as bench:
             desk = self._desk(bench, case_id)
             clock.lap("wait")
-            before = desk.kept()
+            if redo and desk.undone:
+                prompts = desk.undone[-1]
+            before = desk
+            if prompts or extent is not None:
+                desk = bench.reach(desk, self.image(case_id), prompts, extent)
+                if desk is not before:
+                    clock.lap("move")
+            kept = desk.kept()
             with self._device.beside():
                 act(desk)
                 clock.lap("propagate")
@@ -403,11 +394,11 @@ class Studio:
                 try:
                     self._store.save_drawing(desk.drawing("open"))
                 except WardroundError:
-                    desk.restore(before)
+                    desk.restore(kept)
                     raise
                 clock.lap("persist")
                 answer = self._answer(bench, desk, clock)
-            bench.learn(desk, anew=anew)
+            bench.learn(desk, anew=anew or desk is not before)
         return answer
 
     def _answer(self, bench: Bench, desk: Desk, clock: Clock) -> Answer:
@@ -417,7 +408,7 @@ class Studio:
         bench.note()
         return Answer(
             desk.case_id,
-            len(desk.session.steps),
+            len(desk.steps),
             desk.can_undo,
             desk.can_redo,
             suggestion,
@@ -433,36 +424,56 @@ class Studio:
 
     def _progress(self, bench: Bench) -> Progress:
         return Progress(
-            bench.base[:12],
-            bench.run,
-            bench.plan.round if bench.run else 0,
+            bench.apprentice.base[:12],
+            bench.apprentice.run,
+            bench.plan.round if bench.apprentice.run else 0,
             bench.learning,
             bench.updates_done,
             bench.updates_left,
             self._federation(),
         )
 
-    def _bench(self, user: str) -> Bench:
-        with self._lock:
-            if self._closed:
-                raise UsageError("the workbench is closing", "the site's agent is being stopped", "come back later")
-            bench = self._benches.get(user)
-            if bench is None:
-                if not _USER.fullmatch(user):
-                    raise UsageError("this name cannot have a bench", "it is not that of an account", "")
-                folder = self._home.site / "benches" / user
-                bench = Bench(
-                    user, folder, self._latest, self._fallback, self._device, self._torch_device, self._versions
-                )
-                if self._look_ahead:
-                    bench.candidate = lambda: self._candidate(bench)
-                self._benches[user] = bench
+    @contextmanager
+    def _at(self, user: str) -> Iterator[Bench]:
+        """The bench of `user`, and both hands on it."""
+        with self.benches.of(_checked(user)) as bench, bench.hands:
+            yield bench
+
+    def _build(self, user: str, news: News) -> Bench:
+        folder = self._home.site / "benches" / user
+        bench = Bench(
+            user, folder, self._latest, self._fallback, self._device, self._torch_device, self._versions, news
+        )
+        if self._look_ahead:
+            bench.candidate = lambda: self._list.to_look_at(user, _on_desk(bench), bench.looked_at)
         return bench
 
     def _desk(self, bench: Bench, case_id: str) -> Desk:
+        """The desk with an open case on it; hands must be on the bench."""
+        if bench.desk is None and self.benches.take_left_open(bench.user) == case_id:
+            return self._lay(bench, case_id, Clock())  # It was freed meanwhile.
         desk = bench.desk
         if desk is None or desk.case_id != case_id:
             raise UsageError("the case is not open", "it was closed, accepted or never opened", "open it first")
+        return desk
+
+    def _lay(self, bench: Bench, case_id: str, clock: Clock) -> Desk:
+        image, drawing = self.image(case_id), self._store.drawing(case_id, bench.user)
+        clock.lap("load")
+        bench.leave()
+        bench.rebase()
+        self.benches.take_left_open(bench.user)
+        most = bench.plan.labels - 1
+        if drawing is not None and drawing.classes - 1 > most:
+            raise LabelError(
+                f"what is drawn on this case goes up to {drawing.classes - 1}, and the model knows 0 to {most}",
+                "it was drawn for a run with more structures",
+                "wait for such a run: what you drew is kept",
+            )
+        desk = bench.lay(case_id, image, drawing, learns=self._list.learns(case_id))
+        clock.lap("predict")
+        desk.publish()
+        clock.lap("encode")
         return desk
 
     def _judged(self, bench: Bench, case_id: str, kept: bool) -> None:
@@ -471,52 +482,6 @@ class Studio:
 
     def _outcome(self, case_id: str, user: str, state: CaseState) -> Outcome:
         return Outcome(case_id, state, self._verdicts.get((case_id, user)), self.next_case(user))
-
-    def _waiting(self, user: str) -> list[str]:
-        """Cases to draw, those that nobody has begun first; none that somebody has finished or `user` has skipped."""
-        untouched, begun = [], []
-        bench = self._benches.get(user)
-        desk = None if bench is None else bench.desk
-        for view in self.cases(user):
-            if view.role != "stream" or (desk is not None and desk.case_id == view.id):
-                continue
-            if view.state == "new":
-                untouched.append(view.id)
-            elif view.mine in ("new", "open", "rejected") and view.state in ("open", "skipped", "rejected"):
-                begun.append(view.id)
-        return untouched or begun
-
-    def _candidate(self, bench: Bench) -> tuple[str, Callable[[], Volume]] | None:
-        for case_id in self._waiting(bench.user)[:AHEAD]:
-            if case_id not in bench.looked_at:
-                return case_id, lambda: self._store.image(case_id)  # noqa: B023 - read before the next one is looked for
-        return None
-
-    def _view(self, case_id: str, user: str, drawn: Sequence[DrawingRecord], role: str) -> CaseView:
-        grid = self._grid(case_id)
-        own = next((record for record in drawn if record.author == user), None)
-        return CaseView(
-            case_id,
-            grid.shape,
-            grid.spacing,
-            max((record.state for record in drawn), key=STATES.index, default="new"),
-            "new" if own is None else own.state,
-            tuple(sorted(record.author for record in drawn)),
-            0.0 if own is None else own.effort_contour,
-            role,
-        )
-
-    def _grid(self, case_id: str) -> Volume:
-        grid = self._grids.get(case_id)
-        if grid is None:
-            try:
-                grid = self._grids[case_id] = self._store.grid(case_id)
-            except DataError:
-                # The store's words name a folder, which is no business of somebody at a viewer.
-                raise DataError(
-                    "there is no such case", "it was never added, or its id is another", "take one of the work list"
-                ) from None
-        return grid
 
     def _plan(self) -> RoundPlan:
         return self._latest_plan()[1]
@@ -531,3 +496,14 @@ class Studio:
         except StorageError:
             self._known = ("", self._fallback)
         return self._known
+
+
+def _checked(user: str) -> str:
+    if not _USER.fullmatch(user):
+        raise UsageError("this name cannot have a bench", "it is not that of an account", "")
+    return user
+
+
+def _on_desk(bench: Bench | None) -> str | None:
+    desk = None if bench is None else bench.desk
+    return None if desk is None else desk.case_id

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +11,10 @@ from wardround.client.device import Device, give_way
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["begin", "learn", "accept", "leave", "rehearse", "train", "scout"]
+Kind = Literal["begin", "learn", "accept", "leave", "rehearse", "train", "look", "scout"]
 
 # What waits until nothing else does.
-_LAST: tuple[Kind, ...] = ("train",)
+_LAST: tuple[Kind, ...] = ("look", "train")
 
 
 class Replaced(Exception):
@@ -64,6 +65,7 @@ class Worker:
         self._running: Task | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._held = 0
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -118,6 +120,30 @@ class Worker:
         with self._state:
             return self._state.wait_for(lambda: not self.tasks, timeout_s)
 
+    @contextmanager
+    def alone(self, timeout_s: float) -> Iterator[bool]:
+        """Let no task begin until the block ends; whether all that ran or waited before was done in time.
+
+        What nobody asked for ends after its batch; what is put meanwhile waits.
+        """
+        with self._state:
+            waiting = list(self._tasks)
+            if self._running is not None and self._running.kind == "scout":
+                self._running.cancelled = True
+
+            def done() -> bool:
+                nothing = self._running is None and not any(task in self._tasks for task in waiting)
+                self._held += nothing
+                return nothing
+
+            free = self._state.wait_for(done, timeout_s)
+        try:
+            yield free
+        finally:
+            with self._state:
+                self._held -= free
+                self._state.notify_all()
+
     def stop(self, timeout_s: float) -> None:
         """Drop all tasks and end the thread after its batch."""
         with self._state:
@@ -161,6 +187,9 @@ class Worker:
             with self._state:
                 if self._stopping:
                     return None
+                if self._held:
+                    self._state.wait()
+                    continue
                 if self._tasks:
                     self._running = self._tasks.pop(0)
                     return self._running
@@ -170,8 +199,8 @@ class Worker:
                 log.error("a bench could not look ahead: %s", type(error).__name__)
                 found = None
             with self._state:
-                if found is not None and not self._tasks and not self._stopping:
+                if found is not None and not self._tasks and not self._stopping and not self._held:
                     self._running = found
                     return found
-                if found is None and not self._tasks and not self._stopping:
+                if found is None and not self._tasks and not self._stopping and not self._held:
                     self._state.wait()

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ from wardround.client.learning.replay import ReplayMemory
 from wardround.client.learning.round import OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.workbench import bench
+from wardround.client.workbench.benches import Benches
 from wardround.client.workbench.studio import Studio
-from wardround.errors import DataError, LabelError, StorageError, UsageError
+from wardround.errors import DataError, GeometryError, LabelError, StorageError, UsageError
 from wardround.strategies.plan import RoundPlan
 
 SHAPE = (20, 24, 16)
@@ -85,6 +87,11 @@ def place(tmp_path: Path) -> Iterator[Place]:
     yield place
     place.studio.close_all()
     place.store.close()
+
+
+def _own(studio: Studio) -> bench.Bench:
+    with studio.benches.of("ann") as own:
+        return own
 
 
 def cut(case: str, index: int, axis: int = 2) -> SlicePrompt:
@@ -188,7 +195,7 @@ def test_what_is_undone_is_not_in_the_model(place: Place) -> None:
     studio = place.studio
     studio.open("a", "ann")
     assert studio.wait("ann", LONG)
-    learner = studio._bench("ann")._work.learner
+    learner = _own(studio).apprentice.work.learner
     before = weights_digest(learner.weights())
     studio.draw("a", "ann", [cut("a", 8)])
     assert studio.wait("ann", LONG)
@@ -216,7 +223,7 @@ def test_a_case_that_is_closed_or_skipped_leaves_no_trace_in_the_model(place: Pl
     studio = place.studio
     studio.open("a", "ann")
     assert studio.wait("ann", LONG)
-    learner = studio._bench("ann")._work.learner
+    learner = _own(studio).apprentice.work.learner
     before = weights_digest(learner.weights())
     studio.draw("a", "ann", [cut("a", 8)])
     assert studio.wait("ann", LONG)
@@ -379,7 +386,7 @@ def test_a_bench_moves_to_the_next_global_weights_between_two_cases(place: Place
     assert studio.wait("ann", LONG)
     assert studio.open("b", "ann").progress.round == 3
     assert studio.progress("ann").model == digest[:12]
-    assert len(studio._bench("ann")._work.memory) == 1, "what was remembered is not forgotten"
+    assert len(_own(studio).apprentice.work.memory) == 1, "what was remembered is not forgotten"
     next((place.home.site / "model").iterdir()).write_bytes(b"damaged")
     studio.close("b", "ann")
     assert studio.open("c", "ann").progress.model == digest[:12], "nobody moves to what cannot be read"
@@ -391,15 +398,15 @@ def test_a_bench_goes_on_after_a_restart_with_what_it_had_learnt(place: Place) -
     studio.draw("a", "ann", [cut("a", 8)])
     studio.accept("a", "ann")
     assert studio.wait("ann", LONG)
-    before = weights_digest(studio._bench("ann")._work.learner.weights())
+    before = weights_digest(_own(studio).apprentice.work.learner.weights())
     place.restart()
-    work = place.studio._bench("ann")._work
+    work = _own(place.studio).apprentice.work
     assert weights_digest(work.learner.weights()) == before
     assert len(work.memory) == 1
     for file in (place.home.site / "benches" / "ann").glob("kept-*/kept.json"):
         file.write_text("{")
     place.restart()
-    assert len(place.studio._bench("ann")._work.memory) == 0, "something damaged is left out"
+    assert len(_own(place.studio).apprentice.work.memory) == 0, "something damaged is left out"
 
 
 def test_a_rehearsal_reports_its_progress_and_can_be_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +502,7 @@ def test_what_cannot_be_is_refused(place: Place) -> None:
 
 def test_the_next_case_is_the_one_on_which_the_model_contradicts_itself(place: Place) -> None:
     studio = place.studio
-    studio._bench("ann").scores.update({"a": 0.1, "b": 0.1, "c": 0.4})
+    _own(studio).scores.update({"a": 0.1, "b": 0.1, "c": 0.4})
     assert studio.next_case("ann") == "c"
     assert studio.next_case("ann", "first") == "a"
     assert studio.next_case("ann", "random") in CASES
@@ -510,7 +517,7 @@ def test_benches_look_ahead_when_they_have_nothing_to_do(tmp_path: Path) -> None
     place = Place(tmp_path / "home")
     place.studio.close_all()
     studio = Studio(place.home, place.store, place.device, torch_device="cpu")
-    own = studio._bench("ann")
+    own = _own(studio)
     own.wake()
     waiting = threading.Event()
     for _ in itertools.repeat(None, int(LONG / 0.05)):
@@ -530,4 +537,123 @@ def test_a_held_back_case_is_not_learnt_from(place: Place) -> None:
     studio.accept("held", "ann")
     assert studio.wait("ann", LONG)
     assert studio.progress("ann").updates_done == 0
-    assert len(studio._bench("ann")._work.memory) == 0
+    assert len(_own(studio).apprentice.work.memory) == 0
+
+
+def test_a_bench_moves_to_other_weights_while_nothing_learns(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal that somebody asks for just then begins after the move, and not on a model that is being replaced."""
+    studio = place.studio
+    studio.save_label("b", "ann", phantom(1)[1])
+    assert studio.wait("ann", LONG)
+    place.global_weights(PLAN.model_copy(update={"round": 3, "seed": 5}))
+    own, recalled, running = _own(studio), threading.Event(), list[bool]()
+    recall, interactive = OnlineRound.recall, place.device.interactive
+    monkeypatch.setattr(bench, "TRAINING_UPDATES", 4)
+
+    def recalling(work: OnlineRound, updates: int) -> None:
+        recalled.set()
+        recall(work, updates)
+
+    @contextmanager
+    def asked_meanwhile() -> Iterator[None]:
+        monkeypatch.setattr(place.device, "interactive", interactive)
+        own.train()
+        running.append(recalled.wait(0.3))
+        with interactive():
+            yield
+
+    monkeypatch.setattr(OnlineRound, "recall", recalling)
+    monkeypatch.setattr(place.device, "interactive", asked_meanwhile)
+    studio.open("a", "ann")
+    assert running == [False]
+    assert studio.progress("ann").round == 3
+    assert studio.wait("ann", LONG)
+    view = studio.training("ann")
+    assert view is not None
+    assert view.status == "DONE"
+
+
+def test_a_wrong_label_of_another_viewer_closes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio = place.studio
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [cut("a", 8)])
+    label = phantom(0)[1]
+    with pytest.raises(GeometryError):
+        studio.save_label("a", "ann", Volume(label.array[1:], label.affine))
+    assert studio.draw("a", "ann", [cut("a", 4)]).step == 2, "the case is still open"
+
+    def full(*_: object) -> None:
+        raise StorageError("cannot write", "the disk is full", "make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.store, "save_drawing", full)
+        with pytest.raises(StorageError):
+            studio.save_label("a", "ann", label)
+    assert studio.undo("a", "ann").step == 1
+
+
+def test_a_draft_with_more_structures_than_the_model_knows_is_kept(place: Place) -> None:
+    studio = place.studio
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [stroke(8, 1)])
+    studio.draw("a", "ann", [stroke(6, 2)])
+    studio.open("b", "ann")
+    place.global_weights(PLAN.model_copy(update={"round": 3, "labels": 2}))
+    studio.close("b", "ann")
+    with pytest.raises(LabelError, match="goes up to 2"):
+        studio.open("a", "ann")
+    drawing = place.store.drawing("a", "ann")
+    assert drawing is not None
+    assert len(drawing.steps) == 2
+    assert studio.open("b", "ann").step == 0, "other cases go on"
+    place.global_weights(PLAN.model_copy(update={"round": 4}))
+    assert studio.wait("ann", LONG)
+    assert studio.open("a", "ann").step == 2
+
+
+def test_a_step_that_the_model_no_longer_knows_stays_undone(place: Place) -> None:
+    studio = place.studio
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [stroke(8, 1)])
+    studio.draw("a", "ann", [stroke(6, 2)])
+    studio.undo("a", "ann")
+    studio.close("a", "ann")
+    place.global_weights(PLAN.model_copy(update={"round": 3, "labels": 2}))
+    assert studio.open("a", "ann").progress.round == 3
+    for _ in range(2):
+        with pytest.raises(UsageError, match="label 2"):
+            studio.redo("a", "ann")
+    drawing = place.store.drawing("a", "ann")
+    assert drawing is not None
+    assert len(drawing.undone) == 1
+    assert studio.draw("a", "ann", [stroke(9, 1)]).step == 2
+
+
+def test_whoever_comes_back_to_a_freed_bench_goes_on(place: Place) -> None:
+    studio = place.studio
+    studio.benches = Benches(studio._build, most=1)
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [cut("a", 6)])
+    studio.accept("a", "ann")
+    assert studio.wait("ann", LONG)
+    learnt = weights_digest(_own(studio).apprentice.work.learner.weights())
+    studio.open("b", "ann")
+    studio.draw("b", "ann", [cut("b", 8)])
+    assert studio.wait("ann", LONG)
+    with studio.benches.of("bob"):
+        studio.open("c", "bob")
+        assert studio.wait("bob", LONG)
+        studio.progress("ann")
+        with studio.benches.of("cat"):
+            pass
+    assert studio.benches.peek("ann") is None
+    answer = studio.draw("b", "ann", [cut("b", 4)])
+    assert (answer.case_id, answer.step) == ("b", 2)
+    layer = studio.layer("b", "ann", "proxy")
+    assert layer is not None
+    assert np.array_equal(layer.whole()[:, :, 8], cut("b", 8).labels)
+    studio.close("b", "ann")
+    assert studio.wait("ann", LONG)
+    assert weights_digest(_own(studio).apprentice.work.learner.weights()) == learnt
+    with pytest.raises(UsageError, match="not open"):
+        studio.draw("b", "ann", [cut("b", 5)])

@@ -116,3 +116,30 @@ def test_a_look_ahead_that_fails_holds_up_nothing(caplog: pytest.LogCaptureFixtu
         worker.stop(LONG)
     assert log == ["next"]
     assert "Jane" not in caplog.text
+
+
+def test_nothing_begins_while_somebody_is_alone() -> None:
+    done: list[str] = []
+    worker = Worker(Device(), lambda: None)
+    worker.put(Task("learn", lambda: done.append("before")))
+    with worker.alone(60) as free:
+        assert free
+        assert done == ["before"]
+        worker.put(Task("train", lambda: done.append("after")))
+        assert not worker.wait(0), "it waits"
+        assert done == ["before"]
+    assert worker.wait(60)
+    assert done == ["before", "after"]
+    worker.stop(60)
+
+
+def test_who_cannot_be_alone_in_time_holds_nobody_up() -> None:
+    go, done = threading.Event(), list[str]()
+    worker = Worker(Device(), lambda: None)
+    worker.put(Task("learn", lambda: (go.wait(60), done.append("learnt"))))  # type: ignore[func-returns-value, arg-type]
+    with worker.alone(0) as free:
+        assert not free
+        go.set()
+        assert worker.wait(60)
+    assert done == ["learnt"]
+    worker.stop(60)
