@@ -1,8 +1,5 @@
 """`wardround site pull` and `wardround site export`: images come from an archive, accepted labels go back to it."""
 
-import fcntl
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +11,7 @@ from rich.table import Table
 from wardround import files
 from wardround.client.home import SiteHome
 from wardround.deploy.site.bringing import import_dicom, progress
+from wardround.deploy.site.pulled import pulled_folder
 from wardround.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from wardround.client.cases.dicom.importing import Handling
     from wardround.client.cases.store import Role
 
-PULLED = "pulled"
-"""Folder of images that are being imported, below that of the site; empty otherwise."""
 _KEYS = {"patient": "patient_id", "accession": "accession", "modality": "modality", "date": "date"}
 
 
@@ -87,7 +83,7 @@ def pull(  # noqa: PLR0917 - one parameter an option
         refused = 0
         for one in found:
             try:
-                with _folder(home) as folder:
+                with pulled_folder(home) as folder:
                     with progress(terminal, "images") as told:
                         archive.pull(one, folder, told)
                     import_dicom(home, folder, terminal, role=role, label=label, uneven=uneven, tilt=tilt)
@@ -151,25 +147,3 @@ def _opened(home: SiteHome, pacs: str | None) -> "Iterator[Archive]":
         yield archive
     finally:
         archive.close()
-
-
-@contextmanager
-def _folder(home: SiteHome) -> Iterator[Path]:
-    """An empty folder that is gone afterwards; what a killed pull left goes first."""
-    place = home.site / PULLED
-    try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise files.storage_error(error, place) from error
-    try:
-        try:
-            files.lock_alone(handle)
-        except BlockingIOError:
-            raise UsageError("a pull is running already", "another process does it", "wait until it is done") from None
-        files.sweep(place, deep=False)
-        with tempfile.TemporaryDirectory(prefix=files.PREFIX, dir=place) as folder:
-            yield Path(folder)
-        fcntl.flock(handle, fcntl.LOCK_UN)
-    finally:
-        os.close(handle)

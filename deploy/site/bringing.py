@@ -91,7 +91,7 @@ def import_dicom(
             known = case_id in register.cases()
             try:
                 with progress(terminal, f"volume {number} of {len(report.volumes)}") as told:
-                    _import(store, register, volume, role, label, home.workbench.labels, uneven, tilt, told)
+                    labelled = _import(store, register, volume, role, label, home.workbench.labels, uneven, tilt, told)
             except DataError as error:
                 refused += 1
                 reason = error.reason if isinstance(error, SeriesRefused) else "not-usable"
@@ -100,7 +100,11 @@ def import_dicom(
                     terminal.print(f"  {part}", markup=False)
                 continue
             new += not known
-            what = "known already" if known else f"{volume.modality or 'volume'} of {len(volume.frames)} slices"
+            what = (
+                "known already" + labelled * "; its label is new"
+                if known
+                else f"{volume.modality or 'volume'} of {len(volume.frames)} slices"
+            )
             terminal.print(f"{case_id} {what}", markup=False)
     kind = "to be tested on" if role == "test" else "to learn from"
     terminal.print(f"{new} new of {len(report.volumes)} cases {kind}")
@@ -122,7 +126,8 @@ def _import(  # noqa: PLR0917 - what import_dicom was told
     uneven: "Handling",
     tilt: "Handling",
     told: Told,
-) -> None:
+) -> bool:
+    """Import one volume; whether a label was stored with it, or added to it."""
     from wardround.client.arrivals import IMPORTED, REFERENCE
     from wardround.client.cases.dicom.importing import import_series, read_series
     from wardround.client.intake import add_label
@@ -132,9 +137,14 @@ def _import(  # noqa: PLR0917 - what import_dicom was told
         # Before anything is stored: a case to be tested on is never there without its label.
         image, source = read_series(register, volume, uneven=uneven, tilt=tilt)
         labels = read_label(label, image, names, source.frame_of_reference_uid)
-    case_id = import_series(store, register, volume, role, uneven=uneven, tilt=tilt, told=told)
-    if labels is not None:
-        add_label(store, case_id, labels, REFERENCE if role == "test" else IMPORTED)
+    new = []
+
+    def add(case_id: str) -> None:
+        if labels is not None:
+            new.append(add_label(store, case_id, labels, REFERENCE if role == "test" else IMPORTED))
+
+    import_series(store, register, volume, role, uneven=uneven, tilt=tilt, told=told, then=add)
+    return any(new)
 
 
 def read_label(path: Path, image: "Volume", names: Sequence[str] = (), frame_of_reference: str = "") -> "Volume":
@@ -169,7 +179,7 @@ def read_label(path: Path, image: "Volume", names: Sequence[str] = (), frame_of_
 
 
 def _left_out(skipped: Mapping[str, int]) -> str:
-    from wardround.client.cases.dicom.series import REASONS
+    from wardround.client.cases.dicom.kinds import REASONS
 
     told = ", ".join(f"{REASONS[reason]} ({count})" for reason, count in sorted(skipped.items()))
     return f"; left out: {told}" if told else ""

@@ -92,8 +92,10 @@ def bring(  # noqa: PLR0917 - one parameter an option
     from wardround.client.cases.store import CaseStore
     from wardround.client.intake import STORE, import_case
     from wardround.deploy.site.bringing import holds_dicom, import_dicom
+    from wardround.deploy.site.pulled import sweep_pulled
 
     place = _home(home)
+    sweep_pulled(place)
     if holds_dicom(source):
         if name is not None or case:
             raise UsageError(

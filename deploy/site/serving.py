@@ -11,6 +11,7 @@ from wardround.client.agent import Agent, only_agent
 from wardround.client.gate.gate import Gate
 from wardround.client.home import SiteHome
 from wardround.client.live import open_live_site
+from wardround.deploy.site.pulled import sweep_pulled
 from wardround.processes import Backoff, Keeper, Stamp
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         stack.enter_context(only_agent(home))
+        sweep_pulled(home)
         site = stack.enter_context(open_live_site(home))
         agent = Agent(home, site, Gate(home.path), uplink=(lambda: _supernode(home)) if connect else None)
         stack.callback(agent.close)

@@ -36,9 +36,9 @@ from wardround.client.cases.dicom.archives import (
     remote_series,
 )
 from wardround.client.cases.dicom.headers import BROKEN, quiet
+from wardround.client.cases.dicom.kinds import VOLUME_CLASSES
 from wardround.client.cases.dicom.reception import IMAGES, Place, reception, watched
 from wardround.client.cases.dicom.segmentation import encoded
-from wardround.client.cases.dicom.series import VOLUME_CLASSES
 from wardround.client.cases.dicom.tls import Contexts
 from wardround.client.home import PacsSettings
 from wardround.errors import ConnectionFailed, DataError, UsageError, WardroundError

@@ -7,12 +7,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 
-from pydicom import config, dcmread
+from pydicom import config, dcmread, dcmwrite
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from wardround.errors import DataError, StorageError
 
 HEADER_BYTES = 32 << 20
 """Of a file, so much is looked at for its header; a header of many thousand frames has a few million bytes."""
@@ -87,3 +90,43 @@ def _read(data: bytes, *, pixels: bool) -> Dataset | None:
             return dcmread(BytesIO(data), force=True, stop_before_pixels=not pixels)
     except BROKEN:
         return None
+
+
+def pack(header: Dataset) -> bytes:
+    """The bytes of a header, as a file of its own without pixels, packed.
+
+    Raises
+    ------
+    DataError
+        If it holds elements that cannot be written.
+    """
+    stream = BytesIO()
+    try:
+        with quiet():
+            dcmwrite(stream, header, enforce_file_format=True)
+    except BROKEN:
+        raise DataError(
+            "the header of an image cannot be kept",
+            "it holds elements that cannot be written again",
+            "export the series from the archive again",
+        ) from None
+    return zlib.compress(stream.getvalue(), 1)
+
+
+def unpack(data: bytes, folder: Path) -> Dataset:
+    """The header that :func:`pack` made bytes of; `folder` is where they lay.
+
+    Raises
+    ------
+    StorageError
+        If they are damaged.
+    """
+    try:
+        with quiet():
+            return dcmread(BytesIO(zlib.decompress(data)))
+    except BROKEN:
+        raise StorageError(
+            f"cannot read a header in the register {folder}",
+            "the file is damaged",
+            "restore the register from a backup",
+        ) from None

@@ -32,6 +32,7 @@ def import_series(
     tilt: Handling = "refuse",
     padding: Padding = "keep",
     told: Callable[[int, int], None] | None = None,
+    then: Callable[[str], object] | None = None,
 ) -> str:
     """Take one volume into the store and its source into the register; a second time changes nothing.
 
@@ -45,6 +46,9 @@ def import_series(
         As in :func:`~wardround.client.cases.dicom.pixels.intensities`.
     told
         Called after every file, with how many of how many were read.
+    then
+        Called with the id of the case once it is stored, for what belongs to it, such as its label. An import that
+        does not come so far has not ended.
 
     Returns
     -------
@@ -62,15 +66,22 @@ def import_series(
 
     Notes
     -----
-    The order is: enter the series, store the case, mark the entry as complete. Whatever a crash leaves of it, the next
-    import of the same series goes on from there.
+    The order is: enter the series, store the case and what belongs to it, mark the entry as complete. Whatever a crash
+    leaves of it, the next import of the same series goes on from there.
     """
     volume, source = read_series(register, series, uneven=uneven, tilt=tilt, padding=padding, told=told)
     content = _digest(volume)
     register.enter(source, content)
     store.add_case(source.case_id, volume, role)
+    if then is not None:
+        then(source.case_id)
     register.complete(source.case_id, content)
     return source.case_id
+
+
+def read_volume(series: FoundVolume) -> Volume:
+    """The volume of a series that becomes no case: float32, ``[column, row, slice]``. See :func:`import_series`."""
+    return _read_series(None, series, uneven="refuse", tilt="refuse", padding="keep", told=None)[0]
 
 
 def read_series(
@@ -83,6 +94,18 @@ def read_series(
     told: Callable[[int, int], None] | None = None,
 ) -> tuple[Volume, SourceSeries]:
     """The volume of a series and where it came from, stored nowhere. See :func:`import_series`."""
+    return _read_series(register, series, uneven=uneven, tilt=tilt, padding=padding, told=told)
+
+
+def _read_series(
+    register: Register | None,
+    series: FoundVolume,
+    *,
+    uneven: Handling,
+    tilt: Handling,
+    padding: Padding,
+    told: Callable[[int, int], None] | None,
+) -> tuple[Volume, SourceSeries]:
     if series.stack is None:
         assert series.refusal is not None
         raise series.refusal
@@ -109,7 +132,7 @@ def read_series(
             told(number + 1, len(wanted))
     volume = resampled(series.stack, values) if again else Volume(values, series.stack.affine())
     source = SourceSeries(
-        case_id=register.case_id(series.series_uid, series.part),
+        case_id="" if register is None else register.case_id(series.series_uid, series.part),
         series_uid=series.series_uid,
         study_uid=series.study_uid,
         frame_of_reference_uid=series.frame_of_reference_uid,

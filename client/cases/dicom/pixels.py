@@ -172,8 +172,10 @@ def _rescale(dataset: Dataset, index: int) -> tuple[float, float]:
                 "have the modality or the archive write slope and intercept",
                 reason="lookup-table",
             )
-        if found.get("RescaleSlope") is not None and found.get("RescaleIntercept") is not None:
-            return float(found.RescaleSlope), float(found.RescaleIntercept)
+        slope, intercept = found.get("RescaleSlope"), found.get("RescaleIntercept")
+        if slope is not None or intercept is not None:
+            # The standard wants both or none (PS3.3, C.11.1). Where one is missing, other readers change nothing by it.
+            return float(1 if slope is None else slope), float(0 if intercept is None else intercept)
     return 1.0, 0.0
 
 

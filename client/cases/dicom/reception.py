@@ -21,7 +21,7 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from wardround.client.cases.dicom.allowance import Allowance
-from wardround.client.cases.dicom.series import VOLUME_CLASSES
+from wardround.client.cases.dicom.kinds import VOLUME_CLASSES
 from wardround.errors import ConnectionFailed, UsageError
 
 IMAGES = tuple(one for one in AllTransferSyntaxes if one != DeflatedExplicitVRLittleEndian)

@@ -10,8 +10,8 @@ UIDs of study, series and instances, and every header as it came, without pixels
 the series that it was drawn on. The site's secret lies here as well; from it come the ids of cases, the UIDs of
 de-identified objects and by how many days dates are moved. Whoever holds a copy of this file knows who is who.
 
-An import enters its series first, then stores the case, then marks the entry as complete. A crash in between leaves an
-entry that is not complete, which the next import of the same series replaces.
+An import enters its series first, then stores the case with its label, then marks the entry as complete. A crash in
+between leaves an entry that is not complete, which the next import of the same series replaces.
 """
 
 import hashlib
@@ -21,21 +21,18 @@ import os
 import secrets
 import sqlite3
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
 from wardround import files
-from wardround.client.cases.dicom.headers import BROKEN, quiet
+from wardround.client.cases.dicom.headers import pack, unpack
 from wardround.client.cases.volume import Volume
 from wardround.errors import DataError, StorageError, UsageError
 
@@ -205,7 +202,7 @@ class Register:
             frame_of_reference_uid=row[2],
             part=row[3],
             modality=row[4],
-            instances=tuple(self._unpacked(header) for (header,) in headers),
+            instances=tuple(unpack(header, self._folder) for (header,) in headers),
             frames=tuple((instance, frame) for instance, frame in json.loads(row[5])),
             grid=Volume(np.broadcast_to(np.uint8(0), grid["shape"]), np.array(grid["affine"])),
             resampled=bool(row[7]),
@@ -229,7 +226,7 @@ class Register:
         DataError
             If the same series was imported with other content.
         """
-        headers = [_packed(header) for header in source.instances]
+        headers = [pack(header) for header in source.instances]
         grid = json.dumps({"shape": source.grid.shape, "affine": source.grid.affine.tolist()})
         with self._transaction() as connection:
             old = connection.execute(
@@ -276,6 +273,19 @@ class Register:
                     "another process imports it with other images",
                     "import it again when no other import runs",
                 )
+
+    def forget(self, case_id: str) -> bool:
+        """Remove the entry of a case with all its headers; whether there was one. Remove the case itself first.
+
+        The UIDs in de-identified copies that were made of it stay known: the copies are elsewhere already.
+        """
+        with self._transaction() as connection:
+            found = connection.execute("DELETE FROM series WHERE case_id = ?", (case_id,)).rowcount > 0
+        # The log still holds the pages as they were.
+        with self._lock, self._translated():
+            if self._connection is not None:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return found
 
     def new_uid(self, uid: str) -> str:
         """What a UID is replaced by in de-identified objects: always the same at this site. It is written down here."""
@@ -338,17 +348,6 @@ class Register:
             )
         return bytes(found["secret"])
 
-    def _unpacked(self, header: bytes) -> Dataset:
-        try:
-            with quiet():
-                return dcmread(BytesIO(zlib.decompress(header)))
-        except BROKEN:
-            raise StorageError(
-                f"cannot read a header in the register {self._folder}",
-                "the file is damaged",
-                "restore the register from a backup",
-            ) from None
-
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
         with self._transaction(write=False) as connection:
             return connection.execute(query, values).fetchall()
@@ -381,18 +380,3 @@ class Register:
             else:
                 cause, fix = code or type(error).__name__, "check the disk, or restore the register from a backup"
             raise StorageError(f"cannot use the register {self._folder}", cause, fix) from error
-
-
-def _packed(header: Dataset) -> bytes:
-    """The bytes of a header, as a file of its own without pixels."""
-    stream = BytesIO()
-    try:
-        with quiet():
-            dcmwrite(stream, header, enforce_file_format=True)
-    except BROKEN:
-        raise DataError(
-            "the header of an image cannot be kept",
-            "it holds elements that cannot be written again",
-            "export the series from the archive again",
-        ) from None
-    return zlib.compress(stream.getvalue(), 1)

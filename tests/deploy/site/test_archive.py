@@ -21,7 +21,7 @@ from wardround.client.cases.volume import Volume
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.intake import STORE, make_live_site
 from wardround.deploy.cli import run
-from wardround.deploy.site.archive import PULLED
+from wardround.deploy.site.pulled import PULLED, pulled_folder, sweep_pulled
 from wardround.errors import DataError, UsageError
 
 CANARY = "KOWALSKA^EWA"
@@ -183,3 +183,18 @@ class _ReviewingHome(SiteHome):
     @property
     def workbench(self):  # type: ignore[no-untyped-def]
         return super().workbench.model_copy(update={"review": True})
+
+
+def test_what_a_killed_pull_left_goes_with_the_next_import_and_not_while_one_pulls(home: SiteHome) -> None:
+    left = home.site / PULLED / ".tmp-of-a-killed-pull" / "000001.dcm"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(CANARY.encode())
+    assert typed(home, "import", str(home.path / "nothing.nii.gz")) != 0
+    assert not left.parent.exists()
+    with pulled_folder(home) as folder:
+        sweep_pulled(home)
+        assert folder.is_dir()
+    assert not folder.exists()
+    left.parent.mkdir()
+    sweep_pulled(home)
+    assert [path.name for path in (home.site / PULLED).iterdir()] == ["lock"]

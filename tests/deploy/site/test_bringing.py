@@ -25,7 +25,7 @@ from wardround.client.cases.volume import Volume
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
 from wardround.deploy.cli import run
-from wardround.errors import DataError, GeometryError, UsageError
+from wardround.errors import DataError, GeometryError, StorageError, UsageError
 
 AXIAL = affine_of(np.eye(3), (1, 1, 2), (0, 0, 0))
 TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
@@ -107,6 +107,42 @@ def test_an_archive_and_a_label_that_lies_on_the_grid(
         assert store.labelled(REFERENCE) == {case_id}
         assert store.labelled(IMPORTED) == frozenset()
     assert "1 new of 1 cases to be tested on" in capfd.readouterr().out
+
+
+def test_an_import_that_ended_before_its_label_is_finished_by_the_next(
+    home: SiteHome, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(series(noise((4, 4, 5)), AXIAL), tmp_path / "dicom")
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, Volume(np.ones((4, 4, 5), np.uint8), AXIAL))
+    typed = (home, tmp_path / "dicom", "--test", "--label", str(label))
+
+    def killed(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full", "", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaseStore, "save_label", killed)
+        assert bring(*typed) == StorageError.exit_code
+    with Register(home.site / FOLDER) as register:
+        assert register.cases() == ()
+    capfd.readouterr()
+    assert bring(*typed) == 0
+    assert "1 new of 1 cases" in capfd.readouterr().out
+    with CaseStore(home.site / STORE) as store:
+        assert store.labelled(REFERENCE) == set(stored(home))
+    assert bring(*typed) == 0
+    assert "0 new of 1 cases" in capfd.readouterr().out
+
+
+def test_a_label_may_come_later(home: SiteHome, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    save(series(noise((4, 4, 5)), AXIAL), tmp_path / "dicom")
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, Volume(np.ones((4, 4, 5), np.uint8), AXIAL))
+    assert bring(home, tmp_path / "dicom") == 0
+    assert bring(home, tmp_path / "dicom", "--label", str(label)) == 0
+    assert "known already; its label is new" in capfd.readouterr().out
+    assert bring(home, tmp_path / "dicom", "--label", str(label)) == 0
+    assert "its label is new" not in capfd.readouterr().out
 
 
 def test_options_of_other_kinds_of_cases_are_refused(home: SiteHome, tmp_path: Path) -> None:

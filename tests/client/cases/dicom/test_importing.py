@@ -21,6 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from wardround import files
+from wardround.client.arrivals import IMPORTED
 from wardround.client.cases import store as store_module
 from wardround.client.cases.dicom import importing
 from wardround.client.cases.dicom import register as register_module
@@ -30,6 +31,7 @@ from wardround.client.cases.dicom.series import find_series
 from wardround.client.cases.nifti import decode_image, encode
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
+from wardround.client.intake import add_label
 from wardround.errors import DataError, SeriesRefused, StorageError
 
 AXIAL = affine_of(np.eye(3), (0.8, 0.9, 2.5), (-100.5, 20.25, 7.0))
@@ -166,6 +168,36 @@ def test_each_slice_has_its_own_slope_and_intercept(register: Register, tmp_path
     save(series(array, AXIAL, kind=PET, change=scale), tmp_path / "dicom")
     volume = read(register, tmp_path / "dicom")
     assert np.allclose(volume.array, array * 0.5 * np.arange(1, 6) - 10 * np.arange(5))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [("2.5", None), (None, "-1024"), ("2.5", ""), ("2.5", "-1024")])
+@pytest.mark.parametrize("how", ["single images", "frames"])
+def test_a_slope_or_an_intercept_alone_is_what_other_readers_make_of_it(
+    how: str, slope: str | None, intercept: str | None, register: Register, tmp_path: Path
+) -> None:
+    """Compared with SimpleITK; the frames of an enhanced object have theirs in sequences of their own."""
+
+    def change(dataset: Any, _: int = 0) -> None:
+        for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+            if name in dataset:
+                del dataset[name]
+            if value is not None:
+                setattr(dataset, name, value)
+
+    array = noise((4, 3, 3), low=0)
+    if how == "frames":
+        one = enhanced(array, AXIAL)
+        for group in one.PerFrameFunctionalGroupsSequence:
+            change(group.PixelValueTransformationSequence[0])
+        save([one], tmp_path / "dicom")
+    else:
+        save(series(array, AXIAL, change=change), tmp_path / "dicom")
+    found = read(register, tmp_path / "dicom").array
+    assert np.allclose(found, array * float(slope or 1) + float(intercept or 0))
+    if how == "single images":
+        for path in (tmp_path / "dicom").iterdir():
+            image = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))[0].T
+            assert any(np.allclose(image, found[:, :, k]) for k in range(3))
 
 
 @pytest.mark.parametrize("bits", [12, 16])
@@ -535,9 +567,10 @@ def die_at_line(number: int, folder: Path, dicom: Path) -> None:
 
 
 def import_all(folder: Path, dicom: Path) -> str:
+    label = Volume(np.ones((3, 3, 2), np.uint8), AXIAL)
     with Register(folder / "register") as register, CaseStore(folder / "store") as store:
         (found,) = find_series(dicom).volumes
-        return import_series(store, register, found)
+        return import_series(store, register, found, then=lambda case_id: add_label(store, case_id, label, IMPORTED))
 
 
 def test_a_kill_at_any_line_is_repaired_by_the_next_import(tmp_path: Path) -> None:
@@ -552,12 +585,15 @@ def test_a_kill_at_any_line_is_repaired_by_the_next_import(tmp_path: Path) -> No
             finally:
                 os._exit(0)
         ended = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        with Register(folder / "register") as register, CaseStore(folder / "store") as store:
+            assert set(register.cases()) <= store.labelled(IMPORTED), "whose import has ended has its label"
         case_id = import_all(folder, dicom)
         with Register(folder / "register") as register, CaseStore(folder / "store") as store:
             assert store.cases() == register.cases() == (case_id,)
             assert len(register.source(case_id).instances) == 2
             assert np.array_equal(store.image(case_id).array, noise((3, 3, 2)))
-            assert len(list((folder / "store" / "volumes").iterdir())) == 1
+            assert store.labelled(IMPORTED) == {case_id}
+            assert len(list((folder / "store" / "volumes").iterdir())) == 2
         if ended:
             assert number > 10 * step
             return

@@ -11,6 +11,7 @@ import pytest
 from dicoms import affine_of, noise, series
 from pydicom.dataset import Dataset
 
+from wardround.client.cases.dicom.headers import pack
 from wardround.client.cases.dicom.register import Register, SourceSeries
 from wardround.client.cases.volume import Volume
 from wardround.errors import DataError, StorageError, UsageError
@@ -146,3 +147,21 @@ def test_a_register_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StorageError, match="version 1"):
         Register(tmp_path)
+
+
+def test_who_is_forgotten_is_nowhere_in_it_any_more(tmp_path: Path) -> None:
+    with Register(tmp_path) as register:
+        gone, stays = source(register), source(register, "1.2.4")
+        for instance in stays.instances:
+            instance.PatientName = "ROE^JOHN"
+        for one in (gone, stays):
+            register.enter(one, "x")
+            register.complete(one.case_id, "x")
+        packed = [pack(instance) for instance in gone.instances]
+        assert all(any(header in path.read_bytes() for path in tmp_path.iterdir()) for header in packed)
+        assert register.forget(gone.case_id)
+        assert not register.forget(gone.case_id)
+        assert not any(header in path.read_bytes() for header in packed for path in tmp_path.iterdir())
+        assert register.cases() == (stays.case_id,)
+        assert register.source(stays.case_id).instances[0].PatientName == "ROE^JOHN"
+        assert register.enter(gone, "other") is False, "it may be imported anew"

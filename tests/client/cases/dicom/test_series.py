@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from wardround.client.cases.dicom import kinds
 from wardround.client.cases.dicom import series as series_module
-from wardround.client.cases.dicom.series import REASONS, FoundVolume, find_series
+from wardround.client.cases.dicom.kinds import REASONS
+from wardround.client.cases.dicom.series import FoundVolume, find_series
 from wardround.client.cases.dicom.sources import Limits
 from wardround.errors import DataError
 
@@ -375,7 +377,7 @@ def test_a_damaged_archive_and_a_missing_source_are_told(tmp_path: Path) -> None
 
 def test_every_reason_in_the_code_is_in_the_list() -> None:
     source = Path(series_module.__file__).read_text()
-    used = set(re.findall(r'_Skip\("([a-z-]+)"', source)) | set(series_module._OTHER_CLASSES.values())
+    used = set(re.findall(r'_Skip\("([a-z-]+)"', source)) | set(kinds._OTHER_CLASSES.values())
     assert used <= set(REASONS)
 
 
