@@ -26,7 +26,7 @@ from wardround.client.gate import codes
 from wardround.client.gate.gate import Gate
 from wardround.client.home import Participation, SiteHome
 from wardround.client.listener import Answer, Answering, Listener
-from wardround.errors import GateRefused, PlanError, UsageError, WardroundError
+from wardround.errors import GateRefused, PlanError, UsageError, WardroundError, for_log
 from wardround.files import lock_alone
 from wardround.strategies.contract import (
     ARRAYS,
@@ -225,8 +225,8 @@ class Agent:
         except WardroundError as error:
             log.error("%s", error)
             return {"op": wire.ERROR, "code": codes.safe_code(type(error).__name__)}, {}
-        except Exception as error:
-            log.exception("the agent failed")
+        except Exception as error:  # noqa: BLE001 - it is told to both sides
+            log.error("the agent failed: %s", for_log(error))
             return {"op": wire.ERROR, "code": codes.safe_code(type(error).__name__)}, {}
 
     def _learn(self, kind: Kind, header: dict[str, Any], arrays: dict[str, Array]) -> Answer:

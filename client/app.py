@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from wardround.client.door import Kind, open_site
-from wardround.errors import GateRefused, PlanError, WardroundError
+from wardround.errors import GateRefused, PlanError, WardroundError, for_log
 from wardround.strategies.parcel import is_wrapped, unwrap, wrap
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ def _reply(message: Message, context: Context, kind: Kind) -> Message:
     except WardroundError as error:
         log.error("%s", error)
         return Message(Error(SITE_ERROR, type(error).__name__), reply_to=message)
-    except Exception as error:
-        log.exception("the site failed")
+    except Exception as error:  # noqa: BLE001 - it becomes the answer
+        log.error("the site failed: %s", for_log(error))
         return Message(Error(SITE_ERROR, type(error).__name__), reply_to=message)
 
 

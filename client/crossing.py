@@ -38,7 +38,7 @@ from flwr.supernode.nodestate import NodeState
 
 from wardround.client import wire
 from wardround.client.gate import codes
-from wardround.errors import ConnectionFailed, GateRefused, StorageError, WardroundError
+from wardround.errors import ConnectionFailed, GateRefused, StorageError, WardroundError, for_log
 from wardround.files import write_bytes
 from wardround.processes import Stamp
 from wardround.strategies.contract import digest
@@ -118,9 +118,9 @@ class OpenMessages:
         for path in sorted(self._folder.glob("*.pb")):
             try:
                 message = message_from_proto(ProtoMessage.FromString(path.read_bytes()))
-            except Exception:
+            except Exception as error:  # noqa: BLE001
                 # Written by us and renamed into place: only a failing disk leads here. Nobody can be answered then.
-                log.exception("a note of an open message cannot be read; it is dropped")
+                log.error("a note of an open message cannot be read; it is dropped: %s", for_log(error))
                 path.unlink(missing_ok=True)
             else:
                 self._open[message.metadata.message_id] = message
@@ -248,8 +248,8 @@ class Crossing:
             # An outage of hours is no reason to fill the log with where in Flower it was noticed.
             log.error("the coordinator is out of reach (%s)", error)
             return self._refuse(taking, _reason(error), state, store)
-        except Exception as error:
-            log.exception("a message could not be taken")
+        except Exception as error:  # noqa: BLE001 - it becomes the answer
+            log.error("a message could not be taken: %s", for_log(error))
             return self._refuse(taking, _reason(error), state, store)
         if run_id is not None or taking.message is None:
             return run_id
@@ -269,8 +269,8 @@ class Crossing:
         for reply in replies:
             try:
                 answer = self._checked(reply, store)
-            except Exception:
-                log.exception("an answer could not be checked")
+            except Exception as error:  # noqa: BLE001 - it becomes the answer
+                log.error("an answer could not be checked: %s", for_log(error))
                 asked = self._notes.find(reply.metadata.reply_to_message_id)
                 answer = None if asked is None else self._error(asked, _Reason(SITE_ERROR, INTERNAL))
             # What the app's process wrote goes, before it is written anew.
@@ -374,8 +374,8 @@ class Crossing:
         except WardroundError as error:
             log.error("%s", error)
             return self._error(asked, _Reason(LOST, UNREACHABLE))
-        except Exception:
-            log.exception("an answer cannot be read")
+        except Exception as error:  # noqa: BLE001 - it becomes the answer
+            log.error("an answer cannot be read: %s", for_log(error))
             return self._error(asked, _Reason(SITE_ERROR, UNREADABLE))
         log.error("an answer is withheld: the agent did not release it")
         return self._error(asked, _Reason(SITE_ERROR, WITHHELD, is_noted=True))
@@ -488,10 +488,12 @@ def _reason(error: Exception) -> _Reason:
 
 
 def _telling(error: Error) -> _Reason:
-    """What may be told of an app's error. Its text stays here, in the node's own log."""
-    log.error("the app answered with error %d: %s", error.code, error.reason)
+    """What may be told of an app's error, also in the node's log: its text is the app's, and may name a patient."""
     if error.code == SITE_ERROR:
-        return _Reason(SITE_ERROR, codes.safe_code(error.reason))
-    if error.code in _REASONS:
-        return _Reason(error.code, _REASONS[error.code])
-    return _Reason(SITE_ERROR, codes.OTHER)
+        found = _Reason(SITE_ERROR, codes.safe_code(error.reason))
+    elif error.code in _REASONS:
+        found = _Reason(error.code, _REASONS[error.code])
+    else:
+        found = _Reason(SITE_ERROR, codes.OTHER)
+    log.error("the app answered with error %d: %s", error.code, found.code)
+    return found

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wardround.client.home import SiteHome
-from wardround.errors import StorageError, WardroundError
+from wardround.errors import StorageError, WardroundError, for_log
 from wardround.files import sweep, write_text
 from wardround.flower import become_quiet, environment, replace, without_proxy
 from wardround.processes import Backoff, Keeper, Stamp
@@ -271,8 +271,8 @@ if __name__ == "__main__":
         code = main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        log.critical("the SuperNode ends", exc_info=True)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the process ends
+        log.critical("the SuperNode ends: %s", for_log(error))
     finally:
         logging.shutdown()
         # Threads of Flower's that never end must not keep a process that has nothing left to do.

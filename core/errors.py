@@ -23,6 +23,9 @@ Every error says what happened (``problem``), why (``cause``) and what to do (``
 patient text: no header value, no file content. A path that the user typed is allowed, because it goes back to them.
 """
 
+import re
+import traceback
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -152,3 +155,22 @@ class Interrupted(WardroundError):
     """Stopped by the user; what lies on disk can be resumed."""
 
     exit_code = 130
+
+
+def for_log(error: BaseException) -> str:
+    """What a log may say of an error: the text of ours; of others, whose text may name a patient, class and place.
+
+    ``ValueError in _answer (agent.py:221), train (site.py:229)``
+    """
+    if isinstance(error, WardroundError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    way = ", ".join(f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in frames)
+    told = f"{_plain(type(error))} in {way or 'nowhere'}"
+    before = error.__cause__ or error.__context__
+    return f"{told}, after {_plain(type(before))}" if before is not None else told
+
+
+def _plain(kind: type[BaseException]) -> str:
+    """Its name, if it is one that a program gives: whoever makes a class can call it anything."""
+    return kind.__name__ if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", kind.__name__) else "an error"

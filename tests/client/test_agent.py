@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from deployment import eventually
 from living import START, ask, lasting, make_home, plan, same
+from planted import WORDS
 
 from wardround.client import wire
 from wardround.client.agent import Agent, only_agent
@@ -24,6 +25,8 @@ from wardround.strategies.contract import Update, Weights, weights_to_record
 from wardround.strategies.plan import RoundPlan
 
 NAME = "DOE^JANE"
+HOME = WORDS["name of the home's folder"]
+"""What errors of ours may say at the site, and nowhere else."""
 
 
 class FakeSite:
@@ -222,8 +225,8 @@ def test_a_question_that_comes_twice_at_once_is_answered_by_one_round(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (DataError(f"cannot read {NAME}", f"/data/{NAME}/ct.nii.gz is damaged"), "data-error"),
-        (LabelError(f"the imported label of case {NAME} goes up to 3"), "label-error"),
+        (DataError(f"cannot read {HOME}", f"{HOME}/site/store is damaged"), "data-error"),
+        (LabelError(f"the imported label of case {HOME} goes up to 3"), "label-error"),
         (ValueError(f"/data/{NAME}/ct.nii.gz"), "value-error"),
         (type(NAME, (Exception,), {})(NAME), "other"),
     ],
@@ -234,7 +237,7 @@ def test_of_an_error_only_a_code_leaves(
     site.failing = error
     assert refusal(home) == code
     assert noted(home)[-1] == ("out", "train", code)
-    assert NAME not in home.ledger.read_text()
+    assert not [word for word in (NAME, HOME) if word in home.ledger.read_text()]
     site.failing = None
     ask(home, "train", plan())
 

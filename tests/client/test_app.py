@@ -101,7 +101,7 @@ def test_evaluate_and_status_answer_scalars_only() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        DataError("cannot read DOE^JANE", "/data/DOE^JANE/ct.nii.gz is damaged"),
+        DataError("cannot read H-DOE-JANE-1951", "/data/H-DOE-JANE-1951/site is damaged"),
         OSError("/data/DOE^JANE/ct.nii.gz"),
         KeyError("DOE^JANE"),
     ],

@@ -51,3 +51,18 @@ def test_what_the_gate_refuses_has_a_code_and_the_code_is_not_in_the_text() -> N
     error = errors.GateRefused("refused", "not approved", "approve it", code="bundle-not-approved")
     assert error.code == "bundle-not-approved"
     assert str(error) == "refused → not approved → approve it"
+
+
+def test_a_log_hears_what_failed_where_and_no_text_of_others() -> None:
+    def fails() -> None:
+        try:
+            {}["DOE^JOHN"]
+        except KeyError as error:
+            raise type("DOE^JOHN", (ValueError,), {})("DOE^JOHN") from error
+
+    with pytest.raises(ValueError, match="DOE") as caught:
+        fails()
+    told = errors.for_log(caught.value)
+    assert re.fullmatch(r"an error in .*, fails \(test_errors.py:[0-9]+\), after KeyError", told)
+    assert errors.for_log(OSError("DOE^JOHN")) == "OSError in nowhere"
+    assert errors.for_log(errors.DataError("it broke", "it was thin")) == "it broke → it was thin"
