@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from planted import Watch
 
 # Before any test imports numpy or torch: results must not depend on the number of cores, and tests run side by side.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -19,6 +20,11 @@ os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
 # No deadline: a shared machine is sometimes slow. Derandomised: a failure must be there again tomorrow.
 hypothesis.settings.register_profile("wardround", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("wardround")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whatever any test logs, no planted name may be in it."""
+    config.pluginmanager.register(Watch(config), "canaries")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

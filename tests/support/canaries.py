@@ -14,22 +14,12 @@ from urllib.parse import quote
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from planted import WORDS
 
 from wardround.client.cases.nifti import encode
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 
-WORDS: Mapping[str, str] = {
-    "name of the home's folder": "H-DOE-JANE-1951",
-    "name of a folder of images": "Ward7-ERIKA-MUSTER",
-    "name of a file": "SMITH-JOHN-19510203",
-    "name of a label's file": "GARCIA-ANA-MARIA-seg",
-    "descrip": "descrip:KOWALSKI^JAN",
-    "aux_file": "aux:ROSSI^MARIA^1951",
-    "intent_name": "NOVAKOVA^EVA^ANN",
-    "db_name": "IVANOV^PJOTR^ILJ",
-    "a header's extension": "PatientName=YAMADA^TARO",
-}
 _RUN = 12
 """Voxels of a row that are looked for together: so many of an image are nowhere by chance."""
 _ROWS = 4
