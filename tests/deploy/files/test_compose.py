@@ -1,5 +1,6 @@
 """The Compose files: read by Docker's own parser where it is installed, and held against our rules everywhere."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_the_gpu_is_asked_for_and_nothing_else() -> None:
     (device,) = read("site.gpu")["services"]["site"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     assert read("site.gpu").keys() == {"services"}
+
+
+def test_the_workbench_is_published_at_a_chosen_address_only() -> None:
+    """Without one Compose stops: an address that is left out would be every address."""
+    content = read("site.workbench")
+    (port,) = content["services"]["site"].pop("ports")
+    assert re.fullmatch(r"\$\{WARDROUND_WORKBENCH_ADDRESS:\?[^}]+\}:8447:8447", port)
+    assert content == {"services": {"site": {}}}
 
 
 @pytest.mark.parametrize("name", SIDES)

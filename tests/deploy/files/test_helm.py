@@ -33,6 +33,17 @@ FULL: dict[str, dict[str, Any]] = {
         "gpus": 1,
         "storage": {"className": "fast"},
         "page": {"readers": {"app": "prometheus"}},
+        "workbench": {
+            "enabled": True,
+            "from": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
+            "service": {"annotations": {"example.org/a": "b"}},
+            "ingress": {
+                "host": "bench.example.org",
+                "className": "nginx",
+                "tlsSecret": "bench",
+                "annotations": {"nginx.ingress.kubernetes.io/backend-protocol": "HTTPS"},
+            },
+        },
         "nodeSelector": {"gpu": "yes"},
         "tolerations": [{"key": "a", "operator": "Exists"}],
     },
@@ -109,8 +120,33 @@ def test_nobody_comes_into_a_site() -> None:
     assert "Service" not in found
     policy = found["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert policy["ingress"] == []
+    assert not policy["ingress"]
     assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 8443]
+
+
+def test_only_chosen_addresses_reach_the_workbench() -> None:
+    found = objects("site", FULL["site"])
+    (container,) = [
+        one for one in found["StatefulSet"]["spec"]["template"]["spec"]["containers"] if one["name"] == "site"
+    ]
+    assert container["ports"] == [{"name": "workbench", "containerPort": 8447}]
+    service, ingress = found["Service"], found["Ingress"]["spec"]
+    assert (service["spec"]["type"], service["spec"]["ports"][0]["targetPort"]) == ("ClusterIP", "workbench")
+    (path,) = ingress["rules"][0]["http"]["paths"]
+    assert path["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "workbench"}}
+    assert ingress["tls"][0]["hosts"] == ["bench.example.org"]
+    readers, people = found["NetworkPolicy"]["spec"]["ingress"]
+    assert people == {"from": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "ports": [{"port": "workbench"}]}
+    assert readers["ports"] == [{"port": 8446}]
+
+
+def test_a_workbench_that_nobody_was_chosen_for_is_reached_by_nobody() -> None:
+    """A rule without `from` would let everybody in."""
+    found = objects("site", {"workbench": {"enabled": True}})
+    assert not found["NetworkPolicy"]["spec"]["ingress"]
+    assert "Ingress" not in found
+    off = objects("site", {"workbench": {"from": [{"ipBlock": {"cidr": "10.1.0.0/16"}}]}})
+    assert not off["NetworkPolicy"]["spec"]["ingress"]
 
 
 def test_a_coordinator_dials_nobody() -> None:
