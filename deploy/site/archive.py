@@ -17,6 +17,7 @@ from wardround.errors import DataError, UsageError
 if TYPE_CHECKING:
     from wardround.client.cases.dicom.archives import Archive
     from wardround.client.cases.dicom.importing import Handling
+    from wardround.client.cases.dicom.segments import Overlaps
     from wardround.client.cases.store import Role
 
 _KEYS = {"patient": "patient_id", "accession": "accession", "modality": "modality", "date": "date"}
@@ -59,6 +60,7 @@ def pull(  # noqa: PLR0917 - one parameter an option
     label: Path | None = None,
     uneven: "Handling" = "refuse",
     tilt: "Handling" = "refuse",
+    overlap: "Overlaps" = "refuse",
 ) -> None:
     """Take a series, or all CT, MR and PET of a study, from an archive and import them.
 
@@ -86,7 +88,9 @@ def pull(  # noqa: PLR0917 - one parameter an option
                 with pulled_folder(home) as folder:
                     with progress(terminal, "images") as told:
                         archive.pull(one, folder, told)
-                    import_dicom(home, folder, terminal, role=role, label=label, uneven=uneven, tilt=tilt)
+                    import_dicom(
+                        home, folder, terminal, role=role, label=label, uneven=uneven, tilt=tilt, overlap=overlap
+                    )
             except DataError as error:
                 if len(found) == 1:
                     raise

@@ -15,6 +15,7 @@ from wardround.errors import DataError, SeriesRefused, UsageError
 if TYPE_CHECKING:
     from wardround.client.cases.dicom.importing import Handling
     from wardround.client.cases.dicom.register import Register
+    from wardround.client.cases.dicom.segments import Overlaps
     from wardround.client.cases.dicom.series import FoundVolume
     from wardround.client.cases.store import CaseStore, Role
     from wardround.client.cases.volume import Volume
@@ -54,6 +55,7 @@ def import_dicom(
     label: Path | None = None,
     uneven: "Handling" = "refuse",
     tilt: "Handling" = "refuse",
+    overlap: "Overlaps" = "refuse",
 ) -> None:
     """Take every volume of a folder, an archive or a file into the site's store.
 
@@ -91,7 +93,9 @@ def import_dicom(
             known = case_id in register.cases()
             try:
                 with progress(terminal, f"volume {number} of {len(report.volumes)}") as told:
-                    labelled = _import(store, register, volume, role, label, home.workbench.labels, uneven, tilt, told)
+                    labelled = _import(
+                        store, register, volume, role, label, home.workbench.labels, uneven, tilt, overlap, told
+                    )
             except DataError as error:
                 refused += 1
                 reason = error.reason if isinstance(error, SeriesRefused) else "not-usable"
@@ -125,6 +129,7 @@ def _import(  # noqa: PLR0917 - what import_dicom was told
     names: Sequence[str],
     uneven: "Handling",
     tilt: "Handling",
+    overlap: "Overlaps",
     told: Told,
 ) -> bool:
     """Import one volume; whether a label was stored with it, or added to it."""
@@ -136,7 +141,7 @@ def _import(  # noqa: PLR0917 - what import_dicom was told
     if label is not None:
         # Before anything is stored: a case to be tested on is never there without its label.
         image, source = read_series(register, volume, uneven=uneven, tilt=tilt)
-        labels = read_label(label, image, names, source.frame_of_reference_uid)
+        labels = read_label(label, image, names, source.frame_of_reference_uid, overlap)
     new = []
 
     def add(case_id: str) -> None:
@@ -147,7 +152,13 @@ def _import(  # noqa: PLR0917 - what import_dicom was told
     return any(new)
 
 
-def read_label(path: Path, image: "Volume", names: Sequence[str] = (), frame_of_reference: str = "") -> "Volume":
+def read_label(
+    path: Path,
+    image: "Volume",
+    names: Sequence[str] = (),
+    frame_of_reference: str = "",
+    overlap: "Overlaps" = "refuse",
+) -> "Volume":
     """A label of an image: NIfTI on its grid, DICOM SEG, or an RT Structure Set.
 
     Parameters
@@ -156,6 +167,8 @@ def read_label(path: Path, image: "Volume", names: Sequence[str] = (), frame_of_
         Of labels 1, 2, …; structures of DICOM that have these names become these labels.
     frame_of_reference
         UID of the image's; empty if unknown.
+    overlap
+        What becomes of a voxel in two structures of DICOM: refused, or the lowest or highest of their labels.
 
     Raises
     ------
@@ -174,8 +187,8 @@ def read_label(path: Path, image: "Volume", names: Sequence[str] = (), frame_of_
     if path.stat().st_size > MOST_LABEL_BYTES or (dataset := read_all(path.read_bytes())) is None:
         raise damaged()
     if dataset.get("SOPClassUID") == STRUCTURE_SET:
-        return read_rtstruct(dataset, image, names=names, frame_of_reference=frame_of_reference)
-    return read_seg(dataset, image, names=names, frame_of_reference=frame_of_reference)
+        return read_rtstruct(dataset, image, names=names, frame_of_reference=frame_of_reference, overlaps=overlap)
+    return read_seg(dataset, image, names=names, frame_of_reference=frame_of_reference, overlaps=overlap)
 
 
 def _left_out(skipped: Mapping[str, int]) -> str:

@@ -27,6 +27,10 @@ app.add_typer(people.app)
 
 Home = Annotated[Path, typer.Option("--home", envvar="WARDROUND_SITE", help="The site's folder.", show_default=True)]
 _HOME = Path("site")
+Overlap = Annotated[
+    Literal["refuse", "lowest", "highest"],
+    typer.Option(help="Of a DICOM label: what a voxel in two of its structures becomes."),
+]
 
 _SETTLE_S = 150.0
 """Seconds to wait until a running step has ended; the agent itself waits a little less."""
@@ -87,6 +91,7 @@ def bring(  # noqa: PLR0917 - one parameter an option
     tilt: Annotated[
         Literal["refuse", "resample"], typer.Option(help="Of DICOM: what to do with slices of a tilted gantry.")
     ] = "refuse",
+    overlap: Overlap = "refuse",
 ) -> None:
     """Take cases into the site's store; the next round learns from them. A second time changes nothing."""
     from wardround.client.cases.store import CaseStore
@@ -102,7 +107,7 @@ def bring(  # noqa: PLR0917 - one parameter an option
                 "--id and --case are not for DICOM", "its cases get ids that say nothing", "leave them out"
             )
         role: Literal["stream", "test"] = "test" if test else "stream"
-        import_dicom(place, source, _console(), role=role, label=label, uneven=uneven, tilt=tilt)
+        import_dicom(place, source, _console(), role=role, label=label, uneven=uneven, tilt=tilt, overlap=overlap)
         return
     cases = _cases(source, label, name, case)
     with CaseStore(place.site / STORE) as store:
@@ -150,6 +155,7 @@ def pull(  # noqa: PLR0917 - one parameter an option
     tilt: Annotated[
         Literal["refuse", "resample"], typer.Option(help="What to do with slices of a tilted gantry.")
     ] = "refuse",
+    overlap: Overlap = "refuse",
 ) -> None:
     """Take a series or a study from an archive of site.toml, or list what it has."""
     from wardround.deploy.site import archive
@@ -160,7 +166,7 @@ def pull(  # noqa: PLR0917 - one parameter an option
         archive.search(_home(home), _console(), pacs, find)
         return
     role: Literal["stream", "test"] = "test" if test else "stream"
-    archive.pull(_home(home), _console(), pacs, series, study, role, label, uneven, tilt)
+    archive.pull(_home(home), _console(), pacs, series, study, role, label, uneven, tilt, overlap)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 
 from wardround.client.arrivals import IMPORTED, REFERENCE
+from wardround.client.cases.dicom.importing import read_series
 from wardround.client.cases.dicom.register import FOLDER, Register
+from wardround.client.cases.dicom.segmentation import Origin, write_seg
+from wardround.client.cases.dicom.series import find_series
 from wardround.client.cases.nifti import write_volume
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
 from wardround.deploy.cli import run
-from wardround.errors import DataError, GeometryError, StorageError, UsageError
+from wardround.errors import DataError, GeometryError, SeriesRefused, StorageError, UsageError
 
 AXIAL = affine_of(np.eye(3), (1, 1, 2), (0, 0, 0))
+DAY = datetime(2026, 3, 1)
 TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 
 
@@ -143,6 +148,39 @@ def test_a_label_may_come_later(home: SiteHome, tmp_path: Path, capfd: pytest.Ca
     assert "known already; its label is new" in capfd.readouterr().out
     assert bring(home, tmp_path / "dicom", "--label", str(label)) == 0
     assert "its label is new" not in capfd.readouterr().out
+
+
+def test_a_segmentation_whose_segments_overlap_is_taken_as_typed(
+    home: SiteHome, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = save(series(noise((6, 5, 4)), AXIAL), tmp_path / "dicom")
+    with Register(tmp_path / "elsewhere") as register:
+        image, found = read_series(register, find_series(source).volumes[0])
+    organ = np.zeros(image.shape, np.uint8)
+    organ[1:5, 1:4, :] = 1
+    organ[4:, 3:, :] = 2
+    seg = write_seg(found, image.with_array(organ), ["organ", "tumour"], Origin("MANUAL", "ann", "", 0, DAY))
+    # The tumour's frames also as the organ's: then it lies within.
+    numbers = [group.SegmentIdentificationSequence[0] for group in seg.PerFrameFunctionalGroupsSequence]
+    bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")[: len(numbers) * 30]
+    frames = bits.reshape(len(numbers), -1)
+    organs = dict(enumerate(one.ReferencedSegmentNumber for one in numbers))
+    first, second = ([k for k, n in organs.items() if n == number] for number in (1, 2))
+    frames[first] |= frames[second]
+    seg.PixelData = np.packbits(frames.ravel(), bitorder="little").tobytes()
+    label = tmp_path / "label.dcm"
+    label.write_bytes(encoded(seg))
+    assert bring(home, source, "--label", str(label)) == SeriesRefused.exit_code
+    assert "overlapping-segments" in capfd.readouterr().out
+    assert stored(home) == ()
+    assert bring(home, source, "--label", str(label), "--overlap", "highest") == 0
+    (case_id,) = stored(home)
+    with CaseStore(home.site / STORE) as store:
+        kept = store.label(case_id, IMPORTED)
+    assert kept is not None
+    assert np.array_equal(kept.array, organ)
+    assert bring(home, source, "--label", str(label), "--overlap", "lowest") == DataError.exit_code
+    assert "another label already" in capfd.readouterr().out
 
 
 def test_options_of_other_kinds_of_cases_are_refused(home: SiteHome, tmp_path: Path) -> None:
