@@ -8,14 +8,12 @@ import json
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
+from dying import die_at_line, forked
 
 from wardround import files
 from wardround.client.gate import chain
@@ -29,40 +27,14 @@ def append(ledger: Ledger, number: int) -> str:
     return entry.hash
 
 
-def forked(work: Callable[[], object]) -> int:
-    """Run `work` in a process of its own; its wait status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitpid(child, 0)[1]
-
-
-def die_at_line(number: int, path: Path, journal: Path) -> None:
+def write_and_die(number: int, path: Path, journal: Path) -> None:
     """Write two lines to a new ledger, set it aside, write one more; die before the given line of code that does it."""
-    sources = {ledger_module.__file__, chain.__file__, files.__file__}
-    left = number
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in sources:
-            return None
-        if event == "line":
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-        return trace
-
     handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def acknowledge(done: str) -> None:
         os.write(handle, f"{done}\n".encode())
 
-    sys.settrace(trace)
+    die_at_line(number, (ledger_module, chain, files))
     ledger = Ledger(path)
     acknowledge(append(ledger, 1))
     acknowledge(append(ledger, 2))
@@ -76,7 +48,7 @@ def every_line(place: Path, step: int) -> dict[str, Any]:
     for number in itertools.count(0, step):
         folder = place / f"{number:05d}"
         folder.mkdir()
-        status = forked(partial(die_at_line, number, folder / "ledger.jsonl", folder / "journal"))
+        status = forked(partial(write_and_die, number, folder / "ledger.jsonl", folder / "journal"))
         if not os.WIFSIGNALED(status):
             return {"lines": number, "status": status}
         assert os.WTERMSIG(status) == signal.SIGKILL

@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 from bundles import Clock
+from dying import told_by
 
 from wardround.client.gate import chain
 from wardround.client.gate.ledger import NOTHING, Ledger, LedgerDamaged, LedgerEntry
@@ -68,11 +67,7 @@ def look(content: bytes, head: str) -> chain.Survey:
 
 
 def crash(mode: str, place: Path, *numbers: int) -> Any:
-    script = Path(__file__).parent / "ledger_crash.py"
-    command = [sys.executable, str(script), mode, str(place), *map(str, numbers)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    return json.loads(answer.stdout)
+    return told_by(Path(__file__).with_name("ledger_crash.py"), mode, place, *numbers)
 
 
 class TestWriting:

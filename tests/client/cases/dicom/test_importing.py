@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
 from dicoms import CT, MR, PET, affine_of, convert, encoded, enhanced, noise, rotation, save, series
+from dying import die_at_line, forked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
@@ -547,22 +548,9 @@ def test_headers_of_other_images_than_the_stored_ones_are_never_taken_for_theirs
     assert len(register.source(case_id).instances) == store.image(case_id).shape[2] == 4
 
 
-def die_at_line(number: int, folder: Path, dicom: Path) -> None:
+def import_and_die(number: int, folder: Path, dicom: Path) -> None:
     """Import, and die before the given line that register, store or importing execute."""
-    sources = {module.__file__ for module in (importing, register_module, store_module, files)}
-    left = number
-
-    def trace(frame: Any, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in sources:
-            return None
-        if event == "line":
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-        return trace
-
-    sys.settrace(trace)
+    die_at_line(number, (importing, register_module, store_module, files))
     import_all(folder, dicom)
 
 
@@ -578,13 +566,7 @@ def test_a_kill_at_any_line_is_repaired_by_the_next_import(tmp_path: Path) -> No
     step = 23
     for number in range(0, 100_000, step):
         folder = tmp_path / str(number)
-        child = os.fork()
-        if child == 0:
-            try:
-                die_at_line(number, folder, dicom)
-            finally:
-                os._exit(0)
-        ended = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        ended = not os.WIFSIGNALED(forked(partial(import_and_die, number, folder, dicom)))
         with Register(folder / "register") as register, CaseStore(folder / "store") as store:
             assert set(register.cases()) <= store.labelled(IMPORTED), "whose import has ended has its label"
         case_id = import_all(folder, dicom)
