@@ -7,6 +7,7 @@ from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
+from wardround.client.removal import finish_removal
 from wardround.client.round_cases import RoundCases
 from wardround.client.site import Site
 
@@ -29,6 +30,7 @@ def open_live_site(home: SiteHome) -> Iterator[Site]:
     """
     settings = home.settings
     with CaseStore(home.site / STORE) as store:
+        finish_removal(home, store)
         cases = RoundCases(store, home.workbench.review)
         site = Site.open(
             home.site,

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from wardround.client.arrivals import IMPORTED
-from wardround.client.cases.drawings import Drawing, decode, encode
+from wardround.client.cases.drawing_file import decode, encode
+from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.nifti import check_classes, decode_labels
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
@@ -77,7 +78,8 @@ class RoundCases:
         Returns
         -------
         list of str
-            Those of `cases` that have something to learn from. A drawing may have been withdrawn since it counted.
+            Those of `cases` that have something to learn from. A drawing may have been withdrawn since it counted, and
+            a case removed from the store: a round that is begun again does without it.
 
         Raises
         ------
@@ -86,7 +88,7 @@ class RoundCases:
         """
         place = folder / "drawn" / f"round-{round_:05d}"
         begun = _read(place) if place.exists() else None
-        if begun is not None and tuple(cases) not in (begun.asked, tuple(begun.files)):
+        if begun is not None and not self._is_of(begun, cases):
             remove_folder(place)  # The round had not begun to learn when its cases went to another one.
             begun = None
         if begun is None:
@@ -97,7 +99,8 @@ class RoundCases:
                 remove_folder(path)
         self._begun = begun
         self._labels.clear()
-        return list(begun.files)
+        there = frozenset(self._store.cases("stream"))
+        return [case_id for case_id in begun.files if case_id in there]
 
     def drawing(self, case_id: str, plan: RoundPlan) -> Drawing | None:
         """What to live through again on a case of this round; None where its label answers what the plan asks.
@@ -146,6 +149,13 @@ class RoundCases:
         whose = "imported" if self._begun.files[case_id] is None else "accepted"
         check_classes(self.label(case_id), plan.labels, f"the {whose} label of case {case_id}")
 
+    def _is_of(self, begun: _Begun, cases: Sequence[str]) -> bool:
+        """Whether `begun` was made for these cases, or for these and some that were removed since."""
+        if tuple(cases) in (begun.asked, tuple(begun.files)):
+            return True
+        there = frozenset(self._store.cases("stream"))
+        return any(tuple(cases) == tuple(one for one in of if one in there) for of in (begun.asked, tuple(begun.files)))
+
     def _read_label(self, case_id: str) -> Volume:
         file = self._begun.files.get(case_id)
         if file is not None:
@@ -164,10 +174,10 @@ class RoundCases:
         with new_folder(place) as folder:
             for number, case_id in enumerate(cases):
                 author = counting.get(case_id)
-                drawing = None if author is None else self._store.drawing(case_id, author)
-                label = None if author is None else self._store.label_bytes(case_id, author)
-                # Its author may have begun to draw on it since it was counted.
-                if drawing is not None and label is not None and drawing.state in ("accepted", "approved"):
+                # Its author may have begun to draw on it, or accepted it anew, since it was counted.
+                settled = None if author is None else self._store.settled(case_id, author)
+                if settled is not None:
+                    drawing, label = settled
                     files[case_id] = name = f"{number:04d}"
                     (folder / f"{name}.npz").write_bytes(encode(drawing))
                     (folder / f"{name}.nii.gz").write_bytes(label)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import sqlalchemy as sa
 
-from wardround.client.cases import drawings as coding
+from wardround.client.cases import drawing_file as coding
 from wardround.client.cases.drawings import Drawing, Source, State
 from wardround.client.cases.volume import Volume
 from wardround.errors import StorageError, UsageError
@@ -178,6 +178,22 @@ def drawing_in(connection: sa.Connection, case_id: str, author: str) -> Drawing 
             "a stored drawing is another one than its row says", "the store is damaged", "restore it from a backup"
         )
     return drawing
+
+
+def files_in(connection: sa.Connection) -> set[str]:
+    """Names of all files that a row names."""
+    return set(connection.scalars(sa.union_all(sa.select(cases.c.file), sa.select(labels.c.file))))
+
+
+def remove_case(connection: sa.Connection, case_id: str) -> tuple[str, ...]:
+    """Remove all rows of a case; the files that they named, empty where there was none."""
+    image, theirs = cases.c.id == case_id, labels.c.case_id == case_id
+    named = sa.union_all(sa.select(cases.c.file).where(image), sa.select(labels.c.file).where(theirs))
+    gone = tuple(connection.scalars(named))
+    for table in (drawings, labels):
+        connection.execute(table.delete().where(table.c.case_id == case_id))
+    connection.execute(cases.delete().where(image))
+    return gone
 
 
 def digest_of(volume: Volume) -> str:

@@ -43,7 +43,7 @@ from wardround.client.workbench.views import (
 )
 from wardround.client.workbench.warmup import warm_up
 from wardround.client.workbench.worklist import WorkList
-from wardround.errors import LabelError, StorageError, UsageError, WardroundError
+from wardround.errors import DataError, LabelError, StorageError, UsageError, WardroundError
 from wardround.strategies.plan import RoundPlan
 
 __all__ = [
@@ -455,6 +455,11 @@ class Studio:
         desk = bench.desk
         if desk is None or desk.case_id != case_id:
             raise UsageError("the case is not open", "it was closed, accepted or never opened", "open it first")
+        try:
+            self._list.grid(case_id)
+        except DataError:
+            bench.leave()  # It was removed from the store.
+            raise
         return desk
 
     def _lay(self, bench: Bench, case_id: str, clock: Clock) -> Desk:

@@ -67,12 +67,12 @@ class WorkList:
         DataError
             If there is no such case.
         """
+        self.grid(case_id)
         with self._lock:
             found = self._images.get(case_id)
             if found is not None:
                 self._images.move_to_end(case_id)
                 return found
-        self.grid(case_id)
         image = self._store.image(case_id)
         with self._lock:
             self._images[case_id] = image
@@ -88,15 +88,13 @@ class WorkList:
         DataError
             If there is no such case.
         """
-        grid = self._grids.get(case_id)
-        if grid is None:
-            try:
-                grid = self._grids[case_id] = self._store.grid(case_id)
-            except DataError:
-                # The store's words name a folder, which is no business of somebody at a viewer.
-                raise DataError(
-                    "there is no such case", "it was never added, or its id is another", "take one of the work list"
-                ) from None
+        try:
+            grid = self._grids[case_id] = self._store.grid(case_id)
+        except DataError:
+            # The store's words name a folder, which is no business of somebody at a viewer.
+            raise DataError(
+                "there is no such case", "it was never added, or it was removed", "take one of the work list"
+            ) from None
         return grid
 
     def next_case(
@@ -149,7 +147,7 @@ class WorkList:
         return untouched or begun
 
     def _view(self, case_id: str, user: str, drawn: Sequence[DrawingRecord], role: str) -> CaseView:
-        grid = self.grid(case_id)
+        grid = self._grids.get(case_id) or self.grid(case_id)
         own = next((record for record in drawn if record.author == user), None)
         return CaseView(
             case_id,

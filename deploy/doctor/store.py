@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from wardround.client.cases.drawings import decode
+from wardround.client.cases.drawing_file import decode
 from wardround.deploy.doctor.finding import Finding, bad, good
 from wardround.errors import StorageError
 from wardround.pages import count

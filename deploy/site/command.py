@@ -123,6 +123,31 @@ def bring(  # noqa: PLR0917 - one parameter an option
 
 
 @app.command()
+def remove(
+    case: Annotated[str, typer.Argument(help="Id of the case.")],
+    home: Home = _HOME,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take a case out of the store with its labels and drawings. What rounds have learnt from it stays learnt."""
+    from wardround.client.cases.store import CaseStore
+    from wardround.client.intake import STORE
+    from wardround.client.removal import remove_case
+
+    place = _home(home)
+    with CaseStore(place.site / STORE) as store:
+        if case in store.cases():
+            count = len(store.labels(case))
+            _console().print(f"case {case} has {count} labels, and drawings by {len(store.drawings(case))} people")
+            if not yes and not typer.confirm("Remove it for good?"):
+                raise Interrupted("the case was not removed", "you said no", "")
+        remove_case(place, store, case)
+    _console().print(f"case {case} is removed")
+    _console().print(
+        "what rounds have learnt from it stays learnt: runs that took it rehearse from their copies until they are over"
+    )
+
+
+@app.command()
 def deidentify(  # noqa: PLR0917 - one parameter an option
     source: Annotated[Path, typer.Argument(help="A folder, zip or file of DICOM.")],
     target: Annotated[Path, typer.Argument(help="A new folder for the copies.")],

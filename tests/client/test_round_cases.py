@@ -232,3 +232,38 @@ def test_a_full_disk_leaves_no_half_copy(store: CaseStore, folder: Path, monkeyp
             RoundCases(store).begin(folder, 1, ["a"])
     assert list((folder / "drawn").iterdir()) == []
     assert RoundCases(store).begin(folder, 1, ["a"]) == ["a"]
+
+
+def test_a_drawing_that_is_accepted_anew_while_it_is_copied_is_copied_with_its_own_label(
+    store: CaseStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(store, "a", 1)
+    drawing_of = store.drawing
+    label_of = store.label_bytes
+
+    def first(case: str, author: str) -> Any:
+        found = drawing_of(case, author)
+        accept(store, "a", 2)
+        return found
+
+    monkeypatch.setattr(store, "drawing", first)
+    monkeypatch.setattr(store, "label_bytes", label_of)
+    cases = RoundCases(store)
+    assert cases.begin(folder, 1, ["a"]) == ["a"]
+    found = cases.drawing("a", plan())
+    assert found is not None
+    step = found.steps[0][0]
+    assert isinstance(step, SlicePrompt)
+    assert (cases.label("a").array == step.labels.max()).all()
+
+
+def test_a_round_that_is_begun_again_does_without_a_case_that_was_removed(store: CaseStore, folder: Path) -> None:
+    accept(store, "a", 1)
+    accept(store, "c", 1)
+    assert RoundCases(store).begin(folder, 1, ["a", "b", "c"]) == ["a", "b", "c"]
+    accept(store, "c", 2)
+    store.remove("a")
+    cases = RoundCases(store)
+    assert cases.begin(folder, 1, ["a", "b", "c"]) == ["b", "c"]
+    assert cases.begin(folder, 1, ["b", "c"]) == ["b", "c"]
+    assert (cases.label("c").array == 1).all(), "the others are as they were"

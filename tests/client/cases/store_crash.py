@@ -22,7 +22,7 @@ import numpy as np
 
 from wardround import files
 from wardround.client.annotation.prompts import SlicePrompt
-from wardround.client.cases import rows
+from wardround.client.cases import database, rows, volume_files, volume_store
 from wardround.client.cases import store as store_module
 from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.store import CaseStore
@@ -78,6 +78,14 @@ def draw(folder: Path, acknowledge: Callable[[str], object]) -> None:
         acknowledge("approved")
 
 
+def remove(folder: Path, acknowledge: Callable[[str], object]) -> None:
+    """Remove the case ``old`` with its label and its drawing."""
+    with CaseStore(folder) as store:
+        acknowledge("opened")
+        assert store.remove("old")
+        acknowledge("removed")
+
+
 def forked(work: Callable[[], object]) -> int:
     """Run `work` in a process of its own; its wait status."""
     child = os.fork()
@@ -93,7 +101,7 @@ def forked(work: Callable[[], object]) -> int:
 
 def die_at_line(number: int, work: Work, folder: Path, journal: Path) -> None:
     """Do `work` and die before the given line that the store or the atomic files execute."""
-    sources = {store_module.__file__, rows.__file__, files.__file__}
+    sources = {module.__file__ for module in (store_module, volume_store, database, volume_files, rows, files)}
     left = number
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -206,8 +214,8 @@ def parallel(folder: Path, arms: int, cases: int, rounds: int) -> list[int]:
 if __name__ == "__main__":
     mode, folder, *numbers = sys.argv[1:]
     result: Any
-    if mode in ("make", "change", "draw"):
-        work = {"make": make, "change": change, "draw": draw}[mode]
+    if mode in ("make", "change", "draw", "remove"):
+        work = {"make": make, "change": change, "draw": draw, "remove": remove}[mode]
         result = every_line(work, Path(folder), Path(numbers[0]), int(numbers[1]))
     elif mode == "storm":
         result = storm(Path(folder), int(numbers[0]), int(numbers[1]))

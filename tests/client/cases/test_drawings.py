@@ -20,8 +20,9 @@ from wardround.client.annotation.prompts import (
     ScribblePrompt,
     SlicePrompt,
 )
-from wardround.client.cases import drawings
-from wardround.client.cases.drawings import REASONS, Drawing, decode, encode
+from wardround.client.cases import drawing_file
+from wardround.client.cases.drawing_file import decode, encode
+from wardround.client.cases.drawings import REASONS, Drawing
 from wardround.errors import StorageError, UsageError
 
 SHAPE = (6, 5, 4)
@@ -145,7 +146,7 @@ class TestRefused:
             encode(Drawing("case", "ann", ((prompt,),)))
 
     def test_too_much_is_not_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(drawings, "LARGEST", 10)
+        monkeypatch.setattr(drawing_file, "LARGEST", 10)
         with pytest.raises(UsageError, match="cannot be stored"):
             encode(a_drawing())
 
@@ -261,7 +262,7 @@ class TestDamage:
             decode(wrong)
 
     def test_an_archive_that_unpacks_to_far_more_than_its_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(drawings, "LARGEST", 2**20)
+        monkeypatch.setattr(drawing_file, "LARGEST", 2**20)
         bomb = packed(header=HEADER, pixels=bytes(2**22))
         assert len(bomb) < 2**14
 

@@ -186,7 +186,7 @@ class TestLabels:
         self, store: CaseStore, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store.save_label("a", labels(1), "ann", 1, 0.0)
-        verified = store._verified
+        verified = store._files.verified
 
         def replaced_meanwhile(file: str, sha256: str) -> bytes | None:
             monkeypatch.undo()
@@ -194,7 +194,7 @@ class TestLabels:
                 other.save_label("a", labels(2), "ann", 2, 0.0)
             return verified(file, sha256)
 
-        monkeypatch.setattr(store, "_verified", replaced_meanwhile)
+        monkeypatch.setattr(store._files, "verified", replaced_meanwhile)
         assert (store.label("a", "ann").array == 2).all()  # type: ignore[union-attr]
 
 
@@ -272,7 +272,7 @@ class TestFullDisk:
         store.add_case("a", image())
         store.save_label("a", labels(1), "ann", 1, 0.0)
         before = volumes(folder)
-        with store._engine.connect() as connection:
+        with store._database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 1")  # SQLite raises this to the pages it has
         long = "x" * 100_000
         with pytest.raises(StorageError, match="full"):

@@ -30,7 +30,8 @@ from wardround.client.annotation.prompts import (
     SlicePrompt,
 )
 from wardround.client.cases import nifti, rows
-from wardround.client.cases.drawings import Drawing, encode
+from wardround.client.cases.drawing_file import encode
+from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.store import CaseStore, LabelRecord
 from wardround.client.cases.volume import Volume
 from wardround.errors import DataError, GeometryError, StorageError, UsageError
@@ -208,7 +209,7 @@ class TestSaving:
             patch.setattr(os, "fsync", full)
             with pytest.raises(StorageError, match="full"):
                 accept(store, value=2, round=2)
-        with store._engine.connect() as connection:
+        with store._database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 1")
         noise = np.random.default_rng(0).integers(0, 2, (1000, *SHAPE[:2]), np.uint8)
         long = tuple((SlicePrompt(2, 0, cut),) for cut in noise)
@@ -504,3 +505,66 @@ class TestCrash:
                 assert len(volumes(folder)) == 1 + (value is not None)
                 seen.add(number)
         assert seen == set(range(len(moments)))
+
+    @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.long)])
+    def test_a_kill_while_a_case_is_removed_leaves_all_of_it_or_nothing(self, memory: Path, step: int) -> None:
+        with CaseStore(memory / "start") as store:
+            for case in ("old", "other"):
+                store.add_case(case, image())
+                store.save_label(case, labels(3), "imported", 0, 0.0)
+                accept(store, case=case)
+        outcome = run_script("remove", memory / "start", memory, step)
+        assert outcome["status"] == 0
+        seen = set()
+        for copy in outcome["copies"]:
+            journal = (memory / copy).with_suffix(".journal")
+            done = journal.read_text().split() if journal.exists() else []
+            with CaseStore(memory / copy) as store:
+                there = "old" in store.cases()
+                seen.add(there)
+                assert not (there and "removed" in done)
+                left = ["old", "other"] if there else ["other"]
+                assert store.cases() == tuple(left)
+                for case in left:
+                    assert store.drawing(case, "ann") is not None
+                    assert len(store.labels(case)) == 2
+                    assert store.label(case, "imported") is not None
+                assert len(volumes(memory / copy)) == 3 * len(left), "no file is left over"
+        assert seen == {True, False}
+
+
+class TestRemoving:
+    def test_nothing_of_a_case_is_left_and_its_id_is_free(self, store: CaseStore, folder: Path) -> None:
+        store.save_label("a", labels(3), "imported", 0, 0.0)
+        accept(store)
+        assert store.remove("a")
+        assert not store.remove("a")
+        with pytest.raises(DataError):
+            store.image("a")
+        assert all(record.case_id != "a" for record in store.drawings())
+        assert "a" not in store.counting(review=False)
+        assert not store.labelled("imported")
+        before = len(volumes(folder))
+        store.add_case("a", image(7))
+        assert store.drawings("a") == ()
+        assert len(volumes(folder)) == before + 1
+
+    def test_what_is_settled_is_of_one_moment(self, store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its author accepts it anew between the rows and the file: then both are the new ones."""
+        assert store.settled("a", "ann") is None
+        accept(store, value=1, round=1)
+        verified = store._files.verified
+
+        def accepted_meanwhile(file: str, sha256: str) -> bytes | None:
+            monkeypatch.setattr(store._files, "verified", verified)
+            accept(store, value=2, round=2)
+            return verified(file, sha256)
+
+        monkeypatch.setattr(store._files, "verified", accepted_meanwhile)
+        found = store.settled("a", "ann")
+        assert found is not None
+        drawn, label = found
+        assert drawn.round == 2
+        assert label == store.label_bytes("a", "ann")
+        store.save_drawing(drawing())
+        assert store.settled("a", "ann") is None, "its author draws on"

@@ -657,3 +657,22 @@ def test_whoever_comes_back_to_a_freed_bench_goes_on(place: Place) -> None:
     assert weights_digest(_own(studio).apprentice.work.learner.weights()) == learnt
     with pytest.raises(UsageError, match="not open"):
         studio.draw("b", "ann", [cut("b", 5)])
+
+
+def test_a_case_that_is_removed_while_somebody_draws_is_gone_for_them(place: Place) -> None:
+    studio = place.studio
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [stroke(8)])
+    place.store.remove("a")
+    for ask in (
+        lambda: studio.draw("a", "ann", [stroke(9)]),
+        lambda: studio.accept("a", "ann"),
+        lambda: studio.case("a", "ann"),
+        lambda: studio.image("a"),
+    ):
+        with pytest.raises((DataError, UsageError)) as caught:
+            ask()
+        assert str(place.home.path) not in str(caught.value)
+    assert studio.wait("ann", LONG)
+    assert studio.open("b", "ann").step == 0
+    assert [view.id for view in studio.cases("ann")] == ["b", "c", "held"]

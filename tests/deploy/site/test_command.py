@@ -13,6 +13,7 @@ from wardround.client.cases.dataset import load_dataset
 from wardround.client.cases.nifti import read_labels, write_volume
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
+from wardround.client.cases.volume import Volume
 from wardround.client.gate.approvals import Approvals
 from wardround.client.gate.gate import Gate
 from wardround.client.gate.policy import load_policy
@@ -182,6 +183,23 @@ def test_import_names_what_cannot_be_used(tmp_path: Path, home: SiteHome, capfd:
     capfd.readouterr()
     assert typed(home, "import", str(first), "--label", str(other)) == DataError.exit_code
     assert "another label" in capfd.readouterr().err
+
+
+def test_remove_takes_a_case_out_and_says_what_stays(
+    home: SiteHome, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CaseStore(home.site / "store") as store:
+        store.add_case("one", Volume(np.ones((3, 4, 5), np.float32), np.eye(4)))
+    monkeypatch.setattr("typer.confirm", lambda *_: False)
+    assert typed(home, "remove", "one") != 0
+    with CaseStore(home.site / "store") as store:
+        assert store.cases() == ("one",)
+    assert typed(home, "remove", "one", "--yes") == 0
+    assert "stays learnt" in " ".join(capfd.readouterr().out.split())
+    with CaseStore(home.site / "store") as store:
+        assert store.cases() == ()
+    assert typed(home, "remove", "one", "--yes") != 0
+    assert "no case one" in capfd.readouterr().err
 
 
 def test_status_pause_resume_and_leave_without_an_agent(home: SiteHome, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,72 @@
+"""Cases are removed as a whole, also by somebody who is interrupted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wardround.client.cases.dicom.register import FOLDER, Register
+from wardround.client.cases.store import CaseStore
+from wardround.client.cases.volume import Volume
+from wardround.client.home import SiteHome
+from wardround.client.removal import finish_removal, remove_case
+from wardround.errors import DataError
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> SiteHome:
+    return SiteHome(tmp_path)
+
+
+@pytest.fixture
+def store(home: SiteHome) -> Iterator[CaseStore]:
+    with CaseStore(home.site / "store") as opened:
+        for number, case in enumerate("ab"):
+            opened.add_case(case, Volume(np.full((3, 4, 5), number, np.float32), np.eye(4)))
+        yield opened
+
+
+def test_a_case_goes_and_the_others_stay(home: SiteHome, store: CaseStore) -> None:
+    remove_case(home, store, "a")
+    assert store.cases() == ("b",)
+    assert not list(home.site.glob("removing*"))
+    with pytest.raises(DataError, match="no case"):
+        remove_case(home, store, "a")
+    finish_removal(home, store)
+    assert store.cases() == ("b",)
+
+
+@pytest.mark.parametrize("where", ["before", "between"])
+def test_an_interrupted_removal_is_brought_to_its_end(
+    home: SiteHome, store: CaseStore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    forgotten = []
+    monkeypatch.setattr(Register, "forget", lambda _, case: forgotten.append(case))
+    with Register(home.site / FOLDER):
+        pass
+    with monkeypatch.context() as patch:
+
+        def die(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        if where == "before":
+            patch.setattr(CaseStore, "remove", die)
+        else:
+            patch.setattr(Register, "forget", die)
+        with pytest.raises(KeyboardInterrupt):
+            remove_case(home, store, "a")
+    assert forgotten == []
+    finish_removal(home, store)
+    assert store.cases() == ("b",)
+    assert forgotten == ["a"]
+    finish_removal(home, store)
+    assert forgotten == ["a"]
+
+
+def test_a_note_that_cannot_be_read_stops_nobody(home: SiteHome, store: CaseStore) -> None:
+    (home.site / "removing.json").write_text("{")
+    finish_removal(home, store)
+    assert store.cases() == ("a", "b")
+    remove_case(home, store, "b")
+    assert store.cases() == ("a",)
