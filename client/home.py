@@ -21,7 +21,6 @@ Whoever needs only a path or a name reads this module: it imports nothing heavy.
 """
 
 import json
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.errors import DataError, StorageError
-from wardround.files import write_text
+from wardround.files import read_settings, write_text
 
 Participation = Literal["active", "paused", "left"]
 
@@ -307,16 +306,7 @@ class SiteHome:
 
     @cached_property
     def _file(self) -> _File:
-        try:
-            content = tomllib.loads(self.settings_file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{self.path} is not the home of a site", "it has no site.toml", "make one with `wardround site init`"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"cannot read {self.settings_file}", str(error), "correct the file, or take it from a copy"
-            ) from error
+        content = read_settings(self.settings_file, "a site", "wardround site init")
         try:
             found = _File.model_validate({"site": {}} | content)
         except ValidationError as error:

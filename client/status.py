@@ -27,7 +27,7 @@ from wardround.client.gate.codes import SENT, describe
 from wardround.client.home import SiteHome
 from wardround.client.metrics import exposition
 from wardround.client.overview import SiteOverview, read_site, seconds_of
-from wardround.errors import ConnectionFailed, UsageError, WardroundError
+from wardround.errors import UsageError, WardroundError
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +87,7 @@ def serve(home: Path, host: str = "127.0.0.1", port: int | None = None, names: S
     if port == 0:
         raise UsageError("there is no port for the page", "status-port in site.toml is 0", "set it, or give --port")
     logger.info("the page is at http://%s:%d", host, port)
-    try:
-        uvicorn.run(pages.Guard(create_app(home), names), **pages.server_settings(host, port))
-    except SystemExit as error:  # uvicorn's way of saying that it could not listen
-        raise ConnectionFailed(
-            f"the page cannot be served on {host}:{port}",
-            "another program has the port, or the address is none of this machine's",
-            "choose another status-port",
-        ) from error
+    pages.run(uvicorn.run, pages.Guard(create_app(home), names), host, port)
 
 
 def _environment() -> jinja2.Environment:

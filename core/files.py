@@ -2,7 +2,7 @@
 
 A file is written beside its final name, flushed to the disk and renamed; a folder is built under a temporary name and
 renamed. A crash at any instruction leaves the old state, and at most a name that starts with ``.tmp-``, which
-:func:`sweep` removes at the next start.
+:func:`sweep` removes at the next start. Files of settings, which people write, are only read here.
 """
 
 import errno
@@ -11,12 +11,13 @@ import os
 import shutil
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from wardround.errors import StorageError
+from wardround.errors import DataError, StorageError
 
 PREFIX = ".tmp-"
 LOCK_PATIENCE_S = 1.0
@@ -81,6 +82,31 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace the text file `path` by `text` (UTF-8), atomically and durably."""
     write_bytes(path, text.encode())
+
+
+def read_settings(path: Path, whose: str, made_by: str) -> dict[str, Any]:
+    """What a TOML file of settings says, which lies in the folder of what it sets.
+
+    Parameters
+    ----------
+    whose
+        Such as ``a site``: what the folder would be the home of.
+    made_by
+        The command that makes such a folder.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path.parent} is not the home of {whose}", f"it has no {path.name}", f"make one with `{made_by}`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}", str(error), "correct the file, or take it from a copy") from error
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from wardround.errors import ConnectionFailed
+
 NOTHING = "–"
 """Stands where there is no value."""
 
@@ -138,6 +140,24 @@ def server_settings(host: str, port: int) -> dict[str, Any]:
         "timeout_keep_alive": 5,
         "ws": "none",
     }
+
+
+def run(server: Callable[..., object], page: Any, host: str, port: int) -> None:
+    """Let `server` (uvicorn's ``run``) serve a page until the process is told to end.
+
+    Raises
+    ------
+    ConnectionFailed
+        If the port cannot be opened.
+    """
+    try:
+        server(page, **server_settings(host, port))
+    except SystemExit as error:  # uvicorn's way of saying that it could not listen
+        raise ConnectionFailed(
+            f"the page cannot be served on {host}:{port}",
+            "another program has the port, or the address is none of this machine's",
+            "choose another status-port",
+        ) from error
 
 
 class Guard:

@@ -16,7 +16,6 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wardround.errors import DataError, UsageError
-from wardround.files import is_locked, lock_alone, storage_error
+from wardround.files import is_locked, lock_alone, read_settings, storage_error
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -193,18 +192,7 @@ class CoordinatorHome:
         DataError
             If there is none, or it cannot be used.
         """
-        try:
-            content = tomllib.loads(self.settings_file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{self.path} is not the home of a coordinator",
-                "it has no coordinator.toml",
-                "make one with `wardround coordinator init`",
-            ) from error
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"cannot read {self.settings_file}", str(error), "correct the file, or take it from a copy"
-            ) from error
+        content = read_settings(self.settings_file, "a coordinator", "wardround coordinator init")
         try:
             return CoordinatorSettings.model_validate(content.get("coordinator", {}))
         except ValidationError as error:

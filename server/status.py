@@ -24,7 +24,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from wardround import __version__, pages
-from wardround.errors import ConnectionFailed, WardroundError
+from wardround.errors import WardroundError
 from wardround.server import curves
 from wardround.server.home import CoordinatorHome
 from wardround.server.journal import RoundRecord
@@ -128,14 +128,7 @@ def serve(home: Path, host: str | None = None, port: int | None = None, names: S
     host, port = host or settings.status_host, settings.status_port if port is None else port
     guarded = pages.Guard(create_app(home), (*settings.names, *names))
     logger.info("the page is at http://%s:%d", host, port)
-    try:
-        uvicorn.run(guarded, **pages.server_settings(host, port))
-    except SystemExit as error:  # uvicorn's way of saying that it could not listen
-        raise ConnectionFailed(
-            f"the page cannot be served on {host}:{port}",
-            "another program has the port, or the address is none of this machine's",
-            "choose another status-port",
-        ) from error
+    pages.run(uvicorn.run, guarded, host, port)
 
 
 def _environment() -> jinja2.Environment:

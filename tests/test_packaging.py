@@ -154,6 +154,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "out"), str(copy)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+    # Folders of data that setuptools takes for packages it will leave out one day, as it says.
+    assert "is absent from the `packages` configuration" not in answer.stdout + answer.stderr
     (built,) = (folder / "out").glob("*.whl")
     with zipfile.ZipFile(built) as archive:
         return archive.namelist()

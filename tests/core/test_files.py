@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wardround import files
-from wardround.errors import StorageError
+from wardround.errors import DataError, StorageError
 
 
 def names(folder: Path) -> set[str]:
@@ -149,3 +149,15 @@ def test_a_lock_that_is_only_looked_at_is_waited_for(tmp_path: Path) -> None:
         files.lock_alone(ours.fileno(), 60.0)
         with pytest.raises(BlockingIOError):
             fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_settings_are_read_or_it_is_said_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    with pytest.raises(DataError, match=r"is not the home of a site → it has no site.toml → make one with `make it`"):
+        files.read_settings(path, "a site", "make it")
+    path.write_text("a = 1\n[b]\nc = 'd'\n")
+    assert files.read_settings(path, "a site", "make it") == {"a": 1, "b": {"c": "d"}}
+    for content in (b"a = ", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="cannot read"):
+            files.read_settings(path, "a site", "make it")
