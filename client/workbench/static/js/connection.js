@@ -12,9 +12,13 @@ export const isAway = ({ code, status }) => code === "no-connection" || (code ==
 export const passes = (error) => isAway(error) || error.code === "not-signed-in";
 
 export class Connection {
-  /** `name`: the account whose page this is; nobody else's sign-in is good for what was drawn on it. */
-  constructor(name) {
+  /**
+   * `name`: the account whose page this is; nobody else's sign-in is good for what was drawn on it. `drawing` says
+   * whether a stroke is under the hand: no question takes it away.
+   */
+  constructor(name, drawing) {
     this.name = name;
+    this.drawing = drawing;
     this.lost = false;
     this.strokes = 0;
     this._wake = () => {};
@@ -60,8 +64,7 @@ export class Connection {
     $("again-name").textContent = this.name;
     $("again-password").value = "";
     $("again-wrong").textContent = "";
-    $("again").showModal();
-    $("again-password").focus();
+    this._ask();
     this._dialog = new Promise((done) => {
       this._signedIn = () => {
         $("again").close();
@@ -95,6 +98,12 @@ export class Connection {
       this.listen(changed, back);
       back();
     });
+  }
+
+  _ask() {
+    if (this.drawing()) return setTimeout(() => this._ask(), 50);
+    $("again").showModal();
+    $("again-password").focus();
   }
 
   async _myself() {

@@ -34,7 +34,7 @@ export class Keyboard {
   }
 
   _down(event) {
-    if ($("keys").open || event.altKey || event.isComposing) return;
+    if (document.querySelector("dialog[open]") || event.altKey || event.isComposing) return;
     const at = event.target;
     const typing = at.matches("input:not([type=checkbox]):not([type=radio]):not([type=range]), select, textarea");
     const modified = event.ctrlKey || event.metaKey;

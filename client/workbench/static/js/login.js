@@ -17,7 +17,15 @@ const REFUSED = {
 const query = new URLSearchParams(location.search);
 
 const tell = (id, ...lines) => fill($(id), ...lines.filter(Boolean).map((text) => el("p", {}, text)));
-const enter = () => location.replace("./" + location.hash);
+
+/** Where to go once signed in: into the viewer, if it sent us here; else to our page. Never to another site. */
+function after() {
+  const next = new URL(query.get("next") ?? "/", location.origin);
+  const own = next.origin === location.origin && next.pathname.startsWith("/ohif/");
+  return own ? next.pathname + next.search : "./" + location.hash;
+}
+
+const enter = () => location.replace(after());
 
 function askToChange(old = "") {
   $("form").hidden = true;
@@ -71,6 +79,8 @@ onSubmit(
 
 if (query.has("refused")) tell("wrong", REFUSED[query.get("refused")] ?? "You could not be signed in.");
 if (query.has("change")) askToChange();
+// A link in somebody else's page comes without the cookie that we have, and is sent here by the viewer.
+else if (query.has("next") && (await fetch("/api/v1/me")).ok) enter();
 else {
   // Where the workbench says nothing of other ways in, there is the password.
   const { passwords = true, oidc = null } = await entrance().catch(() => ({}));

@@ -368,7 +368,7 @@ async function leave() {
 async function begin() {
   about = await api.site();
   tellSite(about);
-  connection = new Connection(about.user.name);
+  connection = new Connection(about.user.name, () => Boolean(hand?.drag));
   new Account(about.user);
   colours = about.labels.map((one) => rgb(one.colour));
   panel = new Panel(about.labels, refreshPanel);

@@ -272,10 +272,11 @@ export class Painter {
     const [x1, y1] = tile.toScreen(high[h] + 1, high[v] + 1);
     const within = depth >= low[d] && depth <= high[d];
     this._identity();
-    context.setLineDash(within ? [7, 4] : [2, 5]);
-    for (const [colour, width] of [["rgba(0, 0, 0, 0.7)", 3.5], [within ? EXTENT : "#8d7fae", 1.5]]) {
+    const lines = [["rgba(0, 0, 0, 0.65)", 4, []], [within ? EXTENT : "#8d7fae", 2, within ? [7, 4] : [2, 6]]];
+    for (const [colour, width, dash] of lines) {
       context.strokeStyle = colour;
       context.lineWidth = width;
+      context.setLineDash(dash);
       context.strokeRect(x0, y0, x1 - x0, y1 - y0);
     }
     context.setLineDash([]);

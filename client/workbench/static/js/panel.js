@@ -122,6 +122,8 @@ export class Panel {
 
   _chosen() {
     $("size-row").classList.toggle("off", this.tool !== "brush" && this.tool !== "erase");
+    $("size-row").hidden = this.tool === "extent";
+    $("extent-row").hidden = this.tool !== "extent";
     this.changed();
   }
 

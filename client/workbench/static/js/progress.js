@@ -24,8 +24,8 @@ export function showAnswer(answer) {
   const meter = el("meter", { min: 0, max: 1, value: Math.min(1, effort_share), "aria-label": "Share of drawing every slice" });
   const lines = [
     ["Drawn", `${step} ${step === 1 ? "step" : "steps"}, ${Math.round(effort_contour)} px`],
-    ["With looks, clicks", `${Math.round(effort_strict)}`],
-    ["Of all slices", effort_share ? percent(effort_share) : "–", meter],
+    ["Strict count", `${Math.round(effort_strict)} px`],
+    ["Of all slices", meter, effort_share ? percent(effort_share) : "–"],
     ["Label changed", step ? percent(changed) : "–"],
     ["Model learnt", `${progress.updates_done} updates`],
   ];
