@@ -25,7 +25,6 @@ patient text: no header value, no file content. A path that the user typed is al
 
 import re
 import traceback
-from pathlib import Path
 from typing import ClassVar
 
 
@@ -165,7 +164,7 @@ def for_log(error: BaseException) -> str:
     if isinstance(error, WardroundError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    way = ", ".join(f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in frames)
+    way = ", ".join(f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames)
     told = f"{_plain(type(error))} in {way or 'nowhere'}"
     before = error.__cause__ or error.__context__
     return f"{told}, after {_plain(type(before))}" if before is not None else told
