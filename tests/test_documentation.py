@@ -1,6 +1,7 @@
 """What the documentation says about commands, exit codes, settings and files, held against the code."""
 
 import contextlib
+import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -92,7 +93,40 @@ def test_every_command_is_understood(command: str) -> None:
         sub.make_context(name, rest, parent=context).close()
 
 
+def test_the_accounts_of_the_workbench_are_made_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run, one line after the other, with a password through a pipe."""
+    from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
+    from wardround.deploy.cli import run
+
+    home = SiteHome(tmp_path)
+    home.settings_file.write_text(SETTINGS_TEMPLATE.format(name="north", coordinator="https://localhost:8443"))
+    (page,) = [page for page in PAGES if page.name == "administrators.md"]
+    lines = [words for line in commands(page) if (words := shlex.split(line))[:3] == ["wardround", "site", "account"]]
+    assert {words[3] for words in lines} == {"add", "list", "role", "password", "remove"}
+    for words in lines:
+        words[words.index("--home") + 1] = str(home.path)
+        monkeypatch.setattr("sys.stdin", io.StringIO("correct horse of anybody\n"))
+        assert run(words[1:]) == 0, words
+    assert "ann may sign in no longer" in capsys.readouterr().out
+
+
+BENCHMARKS = [
+    pytest.param(script, options, id=f"{page.name}: {script} {options}"[:70])
+    for page in PAGES
+    for script, options in re.findall(r"`(?:[A-Z_]+=\S+ )?python benchmarks/(\w+\.py)([^`]*)`", page.read_text())
+]
+
+
+@pytest.mark.parametrize(("script", "options"), BENCHMARKS)
+def test_a_benchmark_knows_the_options_that_are_written(script: str, options: str) -> None:
+    text = (CHECKOUT / "benchmarks" / script).read_text()
+    assert [name for name in re.findall(r"--[a-z-]+", options) if f'"{name}"' not in text] == []
+
+
 def test_commands_were_found() -> None:
+    assert any(found.values[0] == "workbench.py" for found in BENCHMARKS)
     assert len(WARDROUND_COMMANDS) > 5
 
 
