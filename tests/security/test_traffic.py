@@ -4,16 +4,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from canaries import WORDS, files, find, outline, pixels, sign, words
+from canaries import IN_DICOM, WORDS, Needles, files, find, outline, pixels, sign, words, write_dicom
 from deployment import free_ports
 from federation import PATIENCE_S, Federation, simulate
 from wiretap import wiretap
 
 from wardround.client.cases.dataset import load_dataset
-from wardround.client.cases.nifti import read_image, read_labels
+from wardround.client.cases.nifti import read_image, read_labels, write_volume
+from wardround.client.cases.volume import Volume
 from wardround.server.journal import read_weights
 
 IN_HEADERS = {"descrip", "aux_file", "intent_name", "db_name", "a header's extension"}
+
+
+def bring_dicom(federation: Federation, folder: Path) -> Needles:
+    """A case to be tested on, from DICOM, with its label; what is planted in both."""
+    grid = np.indices((24, 24, 24)).sum(axis=0)
+    noise = np.random.default_rng(1).integers(-1000, 1000, grid.shape)
+    image = Volume((noise + 40 * grid).astype(np.float32), np.diag([1.0, 1.0, 1.5, 1.0]))
+    labels = image.with_array((grid % 13 < 5).astype(np.uint8))
+    needles = write_dicom(folder, image) | pixels(image) | outline(labels)
+    write_volume(folder.with_suffix(".nii.gz"), labels)
+    assert {f"{word} (as it is)" for word in IN_DICOM} <= find(needles, files(folder))
+    site = next(iter(federation.sites))
+    federation.site(site, "import", str(folder), "--test", "--label", str(folder.with_suffix(".nii.gz")))
+    return {f"DICOM, {name}": needle for name, needle in needles.items()}
 
 
 @pytest.mark.long
@@ -32,6 +47,7 @@ def test_of_images_labels_and_headers_nothing_is_heard(tmp_path: Path) -> None:
     options = ["--name", "localhost", "--host", "127.0.0.1", "--url", f"https://localhost:{dialled}"]
     options += ["--port", str(public), "--runtime-port", str(runtime)]
     federation = Federation(tmp_path, reference, options)
+    needles |= bring_dicom(federation, tmp_path / "pacs")
     with wiretap(federation.home, dialled, tmp_path / "tap") as tap:
         with federation.serving():
             federation.run("study")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from planted import WORDS
+from planted import IN_DICOM, WORDS
 
 from wardround.client.cases.nifti import encode
 from wardround.client.cases.volume import Volume
@@ -47,6 +47,26 @@ def sign(path: Path) -> None:
     note = nib.nifti1.Nifti1Extension("comment", WORDS["a header's extension"].encode())  # type: ignore[no-untyped-call]
     image.header.extensions.append(note)
     path.write_bytes(gzip.compress(image.to_bytes()))
+
+
+def write_dicom(folder: Path, image: Volume) -> Needles:
+    """Write an image of whole numbers as a series of DICOM full of a patient; what is planted there, in every spelling.
+
+    Its UIDs are planted as well.
+    """
+    from dicoms import encoded, series
+
+    def sign(dataset: Any, _: int) -> None:
+        for keyword, word in IN_DICOM.items():
+            setattr(dataset, keyword, word)
+
+    datasets = series(image.array.astype(np.int16), image.affine, name="planted", change=sign)
+    folder.mkdir(parents=True)
+    for number, dataset in enumerate(datasets):
+        (folder / f"{IN_DICOM['PatientName']}-{number}.dcm").write_bytes(encoded(dataset))
+    uids = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
+    planted = dict(IN_DICOM) | {name: str(datasets[0][name].value) for name in uids}
+    return {f"{place} ({how})": text for place, word in planted.items() for how, text in _spellings(word)}
 
 
 def words() -> Needles:

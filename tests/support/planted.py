@@ -28,6 +28,19 @@ WORDS: Mapping[str, str] = {
 }
 """What :mod:`canaries` plants in NIfTI. Each stands in one place only, so that what is found says where it was."""
 
+IN_DICOM: Mapping[str, str] = {
+    "PatientName": "FERRARI^GIULIA",
+    "PatientID": "PID-FERRARI-0815",
+    "PatientAddress": "Gasse 7, BJORKLUND",
+    "PatientComments": "neighbour of HAUGEN^NILS",
+    "ReferringPhysicianName": "LECLERC^ANNE",
+    "InstitutionName": "Hospital TANAKA-EAST",
+    "StudyDescription": "knee of SORENSEN",
+    "AccessionNumber": "ACC-OKONKWO-77",
+    "DeviceSerialNumber": "SN-PETROVA-4711",
+}
+"""What :mod:`canaries` plants in the headers of DICOM: keyword → word."""
+
 OTHERS = (
     "KOWALSKA^EWA", "KOWALCZYK", "DOE^JOHN", "DOE_JOHN", "JOHN_DOE", "DOE^JANE", "Phantom^Paul", "Canary^Carla",
     "QZXMUSTERQZX", "1.2.3.777.4711", "garcia.ana", "rossi.maria", "KOWALSKI-JAN", "IVANOV-PJOTR", "NOVAKOVA-EVA",
@@ -37,6 +50,7 @@ OTHERS = (
 
 # Where a site lies is told to its own people; nothing in a path below it is anybody's.
 _NAMES = [word for place, word in WORDS.items() if not place.startswith("name of the home")] + list(OTHERS)
+_NAMES += IN_DICOM.values()
 _NAME = re.compile("|".join(re.escape(name) for name in sorted(_NAMES, key=len, reverse=True)), re.IGNORECASE)
 _UID = re.compile(r"(?<![0-9.])[0-2](?:\.[0-9]+){5,}")
 # Of superexec.log not: it holds what the process of an app prints, which is the app's and was approved with it.
