@@ -7,6 +7,7 @@
         policy.toml          what may come in and go out
         keys/node            the site's private key; node.pub beside it
         keys/pacs-NAME       password of an archive; pacs-NAME.crt, whom its certificate comes from
+        keys/oidc-secret     secret of the workbench at the hospital's sign-in service
         keys/workbench.pem   key of the workbench's own certificate, workbench.crt
         accounts.json        who may use the workbench, with hashes of their passwords
         coordinator.crt      certificate of the coordinator's authority
@@ -28,6 +29,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wardround.client.workbench.signing import OidcSettings
 from wardround.errors import DataError, StorageError
 from wardround.files import read_settings, write_text
 
@@ -88,6 +90,8 @@ class WorkbenchSettings(BaseModel):
         Whether a label counts only when a reviewer has approved it.
     ohif
         Folder of a built OHIF viewer, absolute or below the home, to be served under ``/ohif/``; empty for none.
+    oidc
+        The hospital's own sign-in service; None for none.
     """
 
     model_config = _TABLE
@@ -103,6 +107,7 @@ class WorkbenchSettings(BaseModel):
     model: str = "unet3d-small"
     review: bool = False
     ohif: str = ""
+    oidc: OidcSettings | None = None
 
 
 class PacsSettings(BaseModel):
@@ -299,6 +304,11 @@ class SiteHome:
     def pacs(self) -> tuple[PacsSettings, ...]:
         """The tables ``[[pacs]]``; raises as :attr:`settings`."""
         return self._file.pacs
+
+    @property
+    def oidc_secret(self) -> Path:
+        """Where the secret of the workbench at the hospital's sign-in service lies."""
+        return self.keys / "oidc-secret"
 
     def pacs_password(self, name: str) -> Path:
         """Where the password of an archive lies."""

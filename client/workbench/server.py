@@ -24,9 +24,10 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from wardround import __version__
+from wardround.client.cases.dicom.archives import read_password
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
-from wardround.client.workbench import own, people
+from wardround.client.workbench import oidc, own, people
 from wardround.client.workbench.access import Access
 from wardround.client.workbench.accounts import Accounts, Person
 from wardround.client.workbench.connections import MOST, Connection, HallServer
@@ -34,6 +35,7 @@ from wardround.client.workbench.entrance import Entrance
 from wardround.client.workbench.errors import handle_errors, note
 from wardround.client.workbench.events import Events
 from wardround.client.workbench.monai_label import make_router
+from wardround.client.workbench.provider import Provider
 from wardround.client.workbench.settings import Endpoint
 from wardround.client.workbench.studio import Studio
 from wardround.listening import bind, modern
@@ -72,15 +74,27 @@ def create_app(
     static
         Folder of the page.
 
+    Raises
+    ------
+    DataError, StorageError
+        If the secret or the authority of the hospital's sign-in service cannot be used.
+
     Returns
     -------
     FastAPI
         ``state.events`` is what :meth:`Server.stop` ends, ``state.access`` the door.
     """
     app = FastAPI(title="Wardround workbench", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    access = Access(accounts, secure=endpoint.certificate is not None)
+    settings = home.workbench
+    service = settings.oidc
+    provider = None
+    if service is not None:
+        ca = home.path / service.ca if service.ca else None
+        provider = Provider(service, read_password(home.oidc_secret), ca)
+    passwords = service is None or service.passwords
+    access = Access(accounts, secure=endpoint.certificate is not None, passwords=passwords)
     events = Events(studio)
-    app.state.events, app.state.access = events, access
+    app.state.events, app.state.access, app.state.provider = events, access, provider
     handle_errors(app)
     app.add_middleware(
         Entrance,
@@ -88,7 +102,7 @@ def create_app(
         names=endpoint.names,
         secure=endpoint.certificate is not None and not endpoint.made,
     )
-    settings = home.workbench
+    app.include_router(oidc.make_router(access, accounts, service, provider))
     app.include_router(people.make_router(access, accounts))
     app.include_router(
         own.make_router(
@@ -137,6 +151,7 @@ class Server:
 
     def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
         self._events: Events = app.state.events
+        self._provider: Provider | None = app.state.provider
         self._socket = bind(
             endpoint.host,
             endpoint.port,
@@ -180,6 +195,8 @@ class Server:
         if self._thread.is_alive():
             self._thread.join(_STOPPED_WITHIN_S)
         self._socket.close()
+        if self._provider is not None:
+            self._provider.close()
         if self._thread.is_alive():
             log.warning("the workbench did not stop in time")
 

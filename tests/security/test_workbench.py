@@ -33,6 +33,9 @@ NOBODY = "nobody"
 LEAST: dict[tuple[Method, Path_], str] = {
     ("GET", "/health"): NOBODY,
     ("GET", "/openapi.json"): "annotator",
+    ("GET", "/api/v1/entrance"): NOBODY,
+    ("GET", "/oidc/start"): NOBODY,
+    ("GET", "/oidc/callback"): NOBODY,
     ("POST", "/api/v1/login"): NOBODY,
     ("POST", "/api/v1/logout"): "annotator",
     ("GET", "/api/v1/me"): "annotator",
