@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wardround import files
 from wardround.client.cases import nifti
@@ -23,6 +23,9 @@ from wardround.client.workbench.monai_label.sessions import Sessions
 from wardround.client.workbench.studio import Studio
 from wardround.client.workbench.views import CaseView
 from wardround.errors import DataError
+
+if TYPE_CHECKING:
+    from wardround.client.cases.dicom.register import SourceSeries
 
 POINTS = "wardround"
 SCRIBBLES = "wardround_scribbles"
@@ -44,6 +47,9 @@ class SeriesRegister(Protocol):
     def series_of(self, case_id: str) -> tuple[str, str] | None:
         """Study and series under which a viewer finds a case, voxel for voxel; None where it does not."""
 
+    def source(self, case_id: str) -> "SourceSeries":
+        """The series of a case with its headers; DataError where there is none."""
+
 
 @dataclass(eq=False)
 class Desk:
@@ -63,6 +69,8 @@ class Desk:
         Of DICOM series, if the site has one.
     clock
         Seconds since 1970.
+    identified
+        Whether those who are signed in may read in the archive whose images these are: where OHIF is served.
     """
 
     studio: Studio
@@ -72,6 +80,7 @@ class Desk:
     secret: bytes
     register: SeriesRegister | None = None
     clock: Callable[[], float] = time.time
+    identified: bool = False
     _files: OrderedDict[str, bytes] = field(init=False, default_factory=OrderedDict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 

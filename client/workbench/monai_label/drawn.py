@@ -18,6 +18,7 @@ from wardround.client.annotation.prompts import (
     Prompt,
     scribbles_of,
 )
+from wardround.client.cases.nifti import MAX_LABEL
 from wardround.client.workbench.monai_label.replies import Refused
 from wardround.client.workbench.monai_label.uploads import SentLabels
 
@@ -41,6 +42,11 @@ class Drawn:
 
     prompts: tuple[Prompt, ...]
     extent: ExtentPrompt | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether a person has drawn anything."""
+        return bool(self.prompts) or self.extent is not None
 
 
 def clicks(params: Mapping[str, Any], labels: Sequence[str]) -> tuple[PointPrompt, ...]:
@@ -111,7 +117,11 @@ def scribbles(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str]
 
 
 def region(params: Mapping[str, Any], shape: tuple[int, int, int]) -> ExtentPrompt | None:
-    """The region ``roi`` = ``[i0, i1, j0, j1, k0, k1]`` of a request, cut to the image; None if it has none."""
+    """The region ``roi`` = ``[i0, i1, j0, j1, k0, k1]`` of a request, cut to the image; None if it has none.
+
+    Either of the two bounds of an axis may come first. 3D Slicer sends the voxels of its box's corners in RAS, and on a
+    usual image i falls where x grows.
+    """
     found = params.get("roi")
     if not found:
         return None
@@ -120,10 +130,8 @@ def region(params: Mapping[str, Any], shape: tuple[int, int, int]) -> ExtentProm
     bounds = [_whole(number, "`roi`") for number in found]
     lower, upper = (
         tuple(min(max(bound, 0), side - 1) for bound, side in zip(ends, shape, strict=True))
-        for ends in (bounds[0::2], bounds[1::2])
+        for ends in zip(*(sorted(pair) for pair in zip(bounds[0::2], bounds[1::2], strict=True)), strict=True)
     )
-    if any(low > high for low, high in zip(lower, upper, strict=True)):
-        raise Refused(400, "`roi` is empty", "its last voxel lies before its first", "give the lower bound first")
     return ExtentPrompt((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
 
 
@@ -137,7 +145,9 @@ def numbered(params: Mapping[str, Any], sent: SentLabels) -> dict[str, int]:
         number = one.get("id", one.get("idx")) if isinstance(one, Mapping) else None
         if number is None or not isinstance(one.get("name"), str):
             raise Refused(400, "an entry of `label_info` has no name or no number", "", "give `name` and `idx`")
-        found[one["name"]] = _whole(number, "`label_info`")
+        found[one["name"]] = value = _whole(number, "`label_info`")
+        if not 0 <= value <= MAX_LABEL:
+            raise Refused(400, f"`label_info` must hold numbers of 0 … {MAX_LABEL}", "a voxel has one byte", "")
     return found
 
 
@@ -177,7 +187,7 @@ def renumbered(params: Mapping[str, Any], sent: SentLabels, labels: Sequence[str
         )
     table = np.zeros(256, dtype=np.uint8)
     for number, name in readings[0].items():
-        if name.endswith(SCRIBBLES):
+        if name == BACKGROUND or name.endswith(SCRIBBLES):
             continue
         if name not in labels:
             raise Refused(

@@ -15,16 +15,17 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from wardround.client.workbench.monai_label.replies import Refused
 
 _LONGEST = 200
-MOST_FILES = 16
 
 
-async def files_of(request: Request, name: str, limit: int) -> list[bytes]:
+async def files_of(request: Request, name: str, limit: int, most: int) -> list[bytes]:
     """The files of a form that are called `name`.
 
     Parameters
     ----------
     limit
         Bytes of the whole form.
+    most
+        Files that it may have.
 
     Raises
     ------
@@ -52,7 +53,7 @@ async def files_of(request: Request, name: str, limit: int) -> list[bytes]:
 
     content_type = f"multipart/form-data; boundary={boundary[2:].decode('latin-1')}"
     try:
-        form = await MultiPartParser(Headers({"content-type": content_type}), body(), max_files=MOST_FILES).parse()
+        form = await MultiPartParser(Headers({"content-type": content_type}), body(), max_files=most).parse()
     except (MultiPartException, FormParserError) as error:
         raise Refused(400, "the form cannot be read", "it is damaged or cut short", "send it again") from error
     try:

@@ -3,6 +3,9 @@
 A request is answered from what it holds, as MONAI Label does: every viewer sends all clicks of the case each time. With
 the parameter ``x_session`` what is new in the request is drawn on the annotator's bench instead: the model learns from
 it behind, and the reply says what the bench knows (``x_suggestion``, ``x_effort``, and the layers of ``x_layers``).
+
+With ``output=dicom_seg`` the mask comes as a DICOM segmentation of the series that the case came from. It says who the
+patient is, as the series does. It is given only where OHIF is served, whose users can read that in the archive.
 """
 
 import base64
@@ -13,7 +16,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, File, Form, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 
 from wardround.client.annotation.prompts import Annotations, Labels3D, PointPrompt, Prompt, ScribblePrompt
@@ -32,9 +35,11 @@ from wardround.client.workbench.monai_label.desk import (
 )
 from wardround.client.workbench.monai_label.drawn import Drawn
 from wardround.client.workbench.monai_label.replies import Refused, attachment, two_parts
+from wardround.client.workbench.monai_label.series import check_series, segmentation
 from wardround.client.workbench.views import Answer, Progress
 
-Output = Literal["image", "json", "all"]
+Output = Literal["image", "json", "all", "dicom_seg"]
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
 
 
@@ -46,6 +51,7 @@ def inference_router(desk: Desk) -> APIRouter:
     @router.post("/{model}", summary="Segment an image", response_class=Response)
     def infer(
         *,
+        request: Request,
         model: str,
         person: Annotated[Person, anybody],
         image: str = "",
@@ -55,22 +61,28 @@ def inference_router(desk: Desk) -> APIRouter:
         file: Annotated[UploadFile | None, File()] = None,
         label: Annotated[UploadFile | None, File()] = None,
     ) -> Response:
+        _check_form(request)
         checked_model(model)
         given = params_of(params)
         extension = _extension(given)
         began = time.perf_counter()
         case_id, volume = _image(desk, person.name, image, session_id, file)
-        request = _drawing(model, given, desk.studio.labels, volume, label)
+        if output == "dicom_seg":
+            check_series(desk, case_id)
+        asked = _drawing(model, given, desk.studio.labels, volume, label)
         if given.get("x_session") and model != AUTOMATIC:
             if case_id is None:
                 raise Refused(400, "`x_session` needs a case", "an image was sent with the request", "name the case")
             if not person.roles & {"annotator"}:
                 raise Refused(403, "the account may not draw", "it is no annotator's")
-            labels, extras = _on_bench(desk, case_id, person.name, request, given)
+            labels, extras = _on_bench(desk, case_id, person.name, asked, given)
         else:
-            labels, extras = _stateless(desk, case_id or volume, person.name, request)
+            labels, extras = _stateless(desk, case_id or volume, person.name, asked)
         labels, names = _selected(model, given, labels, desk.studio.labels)
         loaded = time.perf_counter()
+        if output == "dicom_seg" and case_id is not None:
+            seg = segmentation(desk, case_id, volume.with_array(labels), tuple(names), person.name, drawn=asked.any)
+            return attachment(seg, f"mask-{secrets.token_hex(8)}.dcm")
         mask = _encoded(volume.with_array(labels), extension, compress=bool(given.get("result_compress")))
         ended = time.perf_counter()
         reply = _params(names, labels, extras, loaded - began, ended - loaded)
@@ -94,6 +106,14 @@ def read_upload(upload: UploadFile) -> bytes:
 def is_raw(upload: UploadFile) -> bool:
     """Whether a label part is bare bytes, as OHIF sends them."""
     return (upload.filename or "").endswith(".bin")
+
+
+def _check_form(request: Request) -> None:
+    """Refuse what would be taken for a request without parameters: its clicks would be missing from the mask."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    empty = "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0"
+    if not empty and kind not in FORMS:
+        raise Refused(415, "the body is no form", "its parameters are not read", "send multipart/form-data")
 
 
 def _image(desk: Desk, user: str, image: str, session_id: str, file: UploadFile | None) -> tuple[str | None, Volume]:

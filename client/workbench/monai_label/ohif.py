@@ -1,4 +1,7 @@
-"""OHIF under ``/ohif/``: a built viewer that the administrator has put into a folder, served as it is."""
+"""OHIF under ``/ohif/``: a built viewer that the administrator has put into a folder, served as it is.
+
+A person who opens it without having signed in is sent to our log-in page, which leads back; a script gets its 401.
+"""
 
 import mimetypes
 from pathlib import Path
@@ -6,9 +9,10 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from wardround.client.workbench.accounts import Person
+from wardround.client.workbench.errors import ApiError
 from wardround.client.workbench.monai_label.desk import Desk
 from wardround.client.workbench.monai_label.replies import Refused
 
@@ -18,6 +22,7 @@ POLICY = (
     "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 """What OHIF's own scripts need; they reach this server and no other."""
+LOGIN = "/login.html"
 SERVER_COOKIE = "MONAILABEL_SERVER_URL"
 """In which OHIF's MONAI Label panel looks for its server; else it takes port 8000."""
 _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json"}
@@ -27,9 +32,26 @@ def ohif_router(desk: Desk, folder: Path | None) -> APIRouter:
     """The route; without a folder it answers that there is none."""
     router = APIRouter(prefix="/ohif", tags=["Others"])
     root = folder.resolve() if folder is not None else None
+    signed_in = desk.access.require()
+
+    def visitor(request: Request) -> Person | str:
+        """Who is signed in; where a person opens a page in a browser, else, what our log-in page is told."""
+        try:
+            return signed_in(request)
+        except ApiError as error:
+            if root is None or error.code not in ("not-signed-in", "change-password") or not _is_page(request):
+                raise
+            return "change&" if error.code == "change-password" else ""
+
+    # Read by the test that holds every route against its roles.
+    visitor.roles = frozenset()  # type: ignore[attr-defined]
 
     @router.get("/{path:path}", summary="A file of the viewer", response_class=Response)
-    def file(path: str, request: Request, person: Annotated[Person, Depends(desk.access.require())]) -> Response:
+    def file(path: str, request: Request, person: Annotated[Person | str, Depends(visitor)]) -> Response:
+        if isinstance(person, str):
+            # Our own page, which goes on to no address but one below /ohif/.
+            after = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"{LOGIN}?{person}next={quote(after, safe='')}", 303)
         if root is None:
             raise Refused(
                 404, "OHIF is not served here", "the site's settings name no folder", "set `ohif` in site.toml"
@@ -43,6 +65,14 @@ def ohif_router(desk: Desk, folder: Path | None) -> APIRouter:
         return response
 
     return router
+
+
+def _is_page(request: Request) -> bool:
+    """Whether a browser asks for something to show, not for a part of a page."""
+    wanted = request.headers.get("sec-fetch-dest", "document")
+    last = request.url.path.rpartition("/")[2]
+    accepts = "text/html" in request.headers.get("accept", "")
+    return "authorization" not in request.headers and wanted == "document" and accepts and "." not in last
 
 
 def _find(root: Path, path: str) -> Path:

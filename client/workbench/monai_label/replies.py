@@ -16,6 +16,7 @@ from wardround.client.workbench.errors import ApiError
 
 NRRD_TYPE = "application/octet-stream"
 NIFTI_TYPE = "application/gzip"
+DICOM_TYPE = "application/dicom"
 
 
 class Refused(ApiError):
@@ -60,4 +61,6 @@ def attachment(data: bytes, name: str) -> Response:
 
 def media_type(name: str) -> str:
     """Of a file that we send."""
+    if name.endswith(".dcm"):
+        return DICOM_TYPE
     return NIFTI_TYPE if name.endswith(".gz") else NRRD_TYPE

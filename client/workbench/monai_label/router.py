@@ -68,7 +68,15 @@ def protocol_router(
         For the root of an application: MONAI Label's paths have no prefix.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    desk = Desk(studio, store, access, Sessions(folder / "sessions"), read_secret(folder / "secret"), register)
+    desk = Desk(
+        studio,
+        store,
+        access,
+        Sessions(folder / "sessions"),
+        read_secret(folder / "secret"),
+        register,
+        identified=archive is not None,
+    )
     router = APIRouter()
     for part in (
         auth_router(desk),

@@ -79,6 +79,11 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def folder(self) -> Path:
+        """Where images lie; only the site can read it."""
+        return self._folder
+
     def create(self, owner: str, image: Volume, expiry: int = 0) -> Session:
         """Keep an image for its owner."""
         now = self._clock()

@@ -17,6 +17,7 @@ from wardround.client.workbench.monai_label.desk import UPLOAD_LIMIT, Desk, para
 from wardround.client.workbench.monai_label.forms import files_of
 from wardround.client.workbench.monai_label.inference import is_raw, read_upload
 from wardround.client.workbench.monai_label.replies import Refused, attachment
+from wardround.client.workbench.monai_label.series import MOST_FILES, is_dicom, read_dicom
 from wardround.client.workbench.monai_label.sessions import Session
 from wardround.client.workbench.views import STRATEGIES, CaseView, Strategy
 
@@ -190,15 +191,15 @@ def session_router(desk: Desk) -> APIRouter:
     anybody = Depends(desk.access.require())
 
     @router.put("/", summary="Send an image for a session", openapi_extra=_FILES)
-    async def create(request: Request, person: Annotated[Person, anybody], expiry: int = 0) -> dict[str, Any]:
-        sent = await files_of(request, "files", UPLOAD_LIMIT)
-        if len(sent) != 1:
-            raise Refused(
-                400, "a session takes one image", f"{len(sent)} files were sent", "send one .nii.gz or .nrrd file"
-            )
+    async def create(
+        request: Request, person: Annotated[Person, anybody], expiry: int = 0, uncompress: bool = False
+    ) -> dict[str, Any]:
+        sent = await files_of(request, "files", UPLOAD_LIMIT, MOST_FILES)
 
         def keep() -> Session:
-            return desk.sessions.create(person.name, uploads.read_image(sent[0]), expiry)
+            # An archive is told by its first bytes, whatever `uncompress` says.
+            image = read_dicom(sent, desk.sessions.folder) if is_dicom(sent) else uploads.read_image(sent[0])
+            return desk.sessions.create(person.name, image, expiry)
 
         session = await run_in_threadpool(keep)
         return {"session_id": session.id, "session_info": session.info()}

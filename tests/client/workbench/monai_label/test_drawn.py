@@ -80,10 +80,12 @@ def test_a_map_without_scribbles_draws_nothing() -> None:
 def test_a_region_is_cut_to_the_image() -> None:
     assert drawn.region({"roi": [-3, 2, 1, 99, 0, 3]}, SHAPE) == ExtentPrompt((0, 1, 0), (2, 4, 3))
     assert drawn.region({"roi": []}, SHAPE) is None
+    # 3D Slicer's box has its corners in RAS: on a usual image i and j fall where x and y grow.
+    assert drawn.region({"roi": [2, -3, 99, 1, 0, 3]}, SHAPE) == ExtentPrompt((0, 1, 0), (2, 4, 3))
     assert drawn.region({}, SHAPE) is None
 
 
-@pytest.mark.parametrize("roi", [[1, 2], "abcdef", [3, 1, 0, 1, 0, 1], [0, 1, 0, 1, 0, float("inf")], 7])
+@pytest.mark.parametrize("roi", [[1, 2], "abcdef", [3, None, 0, 1, 0, 1], [0, 1, 0, 1, 0, float("inf")], 7])
 def test_a_region_must_make_sense(roi: Any) -> None:
     with pytest.raises(Refused):
         drawn.region({"roi": roi}, SHAPE)
@@ -93,6 +95,11 @@ def test_a_label_map_gets_our_numbers() -> None:
     info = [{"name": "posterior", "idx": 1}, {"name": "anterior", "idx": 5}, {"name": "foreground_scribbles", "idx": 9}]
     found = drawn.renumbered({"label_info": info}, sent((0, 0, 0, 1), (1, 0, 0, 5), (2, 0, 0, 9)), LABELS)
     assert (found[0, 0, 0], found[1, 0, 0], found[2, 0, 0], found.sum()) == (2, 1, 0, 3)
+
+
+def test_the_background_of_a_file_of_3d_slicer_is_no_structure() -> None:
+    found = drawn.renumbered({}, sent((0, 0, 0, 1), (1, 0, 0, 2), background=1, posterior=2), LABELS)
+    assert (found[0, 0, 0], found[1, 0, 0]) == (0, 2)
 
 
 def test_numbers_without_names_are_ours() -> None:
@@ -107,6 +114,8 @@ def test_numbers_without_names_are_ours() -> None:
         ([{"name": "anterior", "idx": 1}], (0, 0, 0, 3)),
         ([], (0, 0, 0, 3)),
         ([{"name": "anterior"}], (0, 0, 0, 1)),
+        ([{"name": "anterior", "idx": 10**400}], (0, 0, 0, 1)),
+        ([{"name": "anterior", "idx": -1}], (0, 0, 0, 1)),
         (["anterior"], (0, 0, 0, 1)),
     ],
 )

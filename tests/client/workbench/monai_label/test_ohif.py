@@ -90,5 +90,36 @@ def test_the_page_knows_its_server(ann: httpx.Client, bench: Workbench) -> None:
     assert "set-cookie" not in ann.get("/ohif/app.js").headers
 
 
+PAGE = {"accept": "text/html,*/*", "sec-fetch-dest": "document"}
+
+
 def test_only_for_those_who_are_signed_in(bench: Workbench) -> None:
     assert bench.client().get("/ohif/app.js").status_code == 401
+    assert bench.client().get("/ohif/viewer?StudyInstanceUIDs=1.2").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/ohif/", "/ohif/viewer?StudyInstanceUIDs=1.2&x=%26y", "/ohif//evil.org/?next=//e"])
+def test_a_person_is_led_to_our_login_page_and_nowhere_else(bench: Workbench, path: str) -> None:
+    answer = bench.client().get(path, headers=PAGE)
+    assert answer.status_code == 303
+    where, _, query = answer.headers["location"].partition("?next=")
+    assert where == "/login.html", "an address without a host stays on this one"
+    assert "&" not in query
+    assert "/" not in query
+    assert unquote(query) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/ohif/app.js", PAGE),
+        ("/ohif/", {"accept": "application/json"}),
+        ("/ohif/", PAGE | {"sec-fetch-dest": "empty"}),
+        ("/ohif/", PAGE | {"authorization": "Bearer wrong"}),
+        ("/proxy/dicom/qido/studies", PAGE),
+    ],
+)
+def test_what_is_no_page_gets_its_401(bench: Workbench, path: str, headers: dict[str, str]) -> None:
+    answer = bench.client().get(path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "not-signed-in"

@@ -106,7 +106,24 @@ def test_the_image_alone_and_the_parameters_alone(ann: httpx.Client) -> None:
         (POINTS, {"anterior": [[99, 0, 0]]}, {"image": "case0"}, 409),
         (POINTS, {"result_extension": "/../x"}, {"image": "case0"}, 400),
         (POINTS, {"result_dtype": "float32"}, {"image": "case0"}, 400),
-        (POINTS, {}, {"image": "case0", "output": "dicom_seg"}, 422),
+        (POINTS, {}, {"image": "case0", "output": "dicom_seg"}, 409),
+        (POINTS, {}, {"image": "case0", "output": "nothing"}, 422),
+        (POINTS, '{"anterior": [[NaN, 0, 0]]}', {"image": "case0"}, 400),
+        (POINTS, '{"anterior": [[Infinity, 0, 0]]}', {"image": "case0"}, 400),
+        (POINTS, '{"anterior": [[1e300, 0, 0]]}', {"image": "case0"}, 409),
+        (POINTS, '{"anterior": [[' + "9" * 400 + ", 0, 0]]}", {"image": "case0"}, 409),
+        (POINTS, '{"anterior": [[' + "9" * 5000 + ", 0, 0]]}", {"image": "case0"}, 400),
+        (POINTS, {"anterior": [[-1, 0, 0]]}, {"image": "case0"}, 409),
+        (POINTS, {"anterior": {"x": 1}}, {"image": "case0"}, 400),
+        (POINTS, {"anterior": [[True, 0, 0]]}, {"image": "case0"}, 400),
+        (POINTS, {"label": {"x": 1}}, {"image": "case0"}, 400),
+        (POINTS, {"label": [1]}, {"image": "case0"}, 400),
+        (POINTS, {"roi": ["a"] * 6, "anterior": []}, {"image": "case0"}, 400),
+        (POINTS, {"roi": {"x": 1}}, {"image": "case0"}, 400),
+        (POINTS, {"result_extension": {"x": 1}}, {"image": "case0"}, 400),
+        (POINTS, {"result_dtype": ["uint8"]}, {"image": "case0"}, 400),
+        (POINTS, {"x_session": True, "x_layers": [{"x": 1}]}, {"image": "case0"}, 400),
+        (POINTS, {"x_session": True, "x_layers": "nothing"}, {"image": "case0"}, 400),
         (SCRIBBLES, {}, {"image": "case0"}, 400),
     ],
 )
@@ -117,6 +134,32 @@ def test_a_mistake_is_answered_as_json(
     assert answer.status_code == status
     assert problem(answer)
     assert "passwd" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "more"),
+    [
+        ("POST", f"/infer/{POINTS}?image=case0", {"json": {"params": "{}"}}),
+        ("POST", f"/infer/{POINTS}?image=case0", {"content": b"\xff" * 100}),
+        ("POST", f"/infer/{POINTS}?image=case0", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}),
+        ("POST", f"/infer/{SCRIBBLES}?image=case0", {"files": {"label": ("x.nii.gz", b"")}}),
+        ("POST", f"/infer/{SCRIBBLES}?image=case0", {"files": {"label": ("x.bin", b"123")}}),
+        ("POST", f"/infer/{POINTS}", {"files": {"file": ("x", b"nothing")}}),
+        ("POST", "/activelearning/first", {"content": b"{", "headers": {"content-type": "application/json"}}),
+        ("POST", "/activelearning/first", {"json": [1]}),
+        ("POST", f"/train/{POINTS}", {"json": "x"}),
+        ("PUT", "/datastore/image", {"json": {}}),
+        ("PUT", "/datastore/image", {"files": {"file": ("x", b"\x1f\x8b" * 50)}}),
+        ("PUT", "/datastore/label?image=case0", {"files": {"label": ("x", b"NRRD0004\n\n")}}),
+        ("PUT", "/datastore/label?image=case0&tag=original", {"files": {"label": ("x", b"")}}),
+        ("PUT", "/session/?expiry=" + "9" * 5000, {"files": {"files": ("x", b"y")}}),
+        ("GET", "/logs/?lines=NaN", {}),
+    ],
+)
+def test_nonsense_is_refused_with_a_sentence(ann: httpx.Client, method: str, path: str, more: dict[str, Any]) -> None:
+    answer = ann.request(method, path, **more)
+    assert 400 <= answer.status_code < 500
+    assert problem(answer)
 
 
 def test_nothing_drawn_is_predicted(bench: Workbench, ann: httpx.Client) -> None:
@@ -365,3 +408,15 @@ def test_a_raw_label_map_of_ohif(bench: Workbench, ann: httpx.Client) -> None:
         files={"params": (None, json.dumps(params)), "label": ("label.bin", io.BytesIO(strokes.tobytes(order="F")))},
     )
     assert nrrd.decode(answer.content).volume.array[4, 5, 6] == 1
+
+
+def test_two_people_with_two_viewers_at_one_case(bench: Workbench) -> None:
+    """Each saves a label of their own; none is lost, and only a reviewer sees both."""
+    volume = oblique(0)
+    for user, value in (("ann", 1), ("ben", 2)):
+        label = np.full(volume.shape, value, np.uint8)
+        form = {"label": ("x.nrrd", nrrd.encode(volume.with_array(label)))}
+        assert bench.client(user).put("/datastore/label", params={"image": "case0"}, files=form).status_code == 200
+    for user, value in (("ann", 1), ("ben", 2)):
+        kept = bench.client(user).get("/datastore/label", params={"label": "case0"}).content
+        assert (nifti.decode_labels(kept, None).array == value).all()  # type: ignore[arg-type]
