@@ -78,6 +78,19 @@ def main() -> None:
     said["status"] = client.train_status()
     said["stopped"] = client.train_stop()
 
+    said["saved again"] = client.save_label(
+        sample["id"], ask["label file"], tag="final", params={"label_info": ask["label info"]}
+    )
+    said["datastore at the end"] = client.datastore()
+    said["last sample"] = client.next_sample("first", {})
+    administrator = MONAILabelClient(ask["url"], str(folder))
+    administrator.update_auth(administrator.auth_token(ask["administrator"], ask["administrator's password"]))
+    status, body, _, _ = MONAILabelUtils.http_method(
+        "GET", ask["url"], "/logs/?lines=500&text=true", headers=administrator._headers
+    )
+    said["log"] = [status, bytes_to_str(body)]
+    said["log for others"], _, _, _ = MONAILabelUtils.http_method("GET", ask["url"], "/logs/", headers=client._headers)
+
     refused("no such model", client.infer, "nothing", sample["id"], {})
     refused("no such image", client.infer, ask["points model"], "/etc/passwd", {})
     refused("no such strategy", client.next_sample, "nothing", {})

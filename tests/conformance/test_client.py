@@ -19,6 +19,7 @@ from wardround.client.workbench.monai_label.desk import AUTOMATIC, POINTS, SCRIB
 
 DRIVER = Path(__file__).parent / "drive.py"
 CLICK = (5, 4, 3)
+ADMINISTRATOR = "adm"
 pytestmark = pytest.mark.network
 
 
@@ -49,13 +50,16 @@ def drive(env: Path, url: str, image: Volume, folder: Path, **more: Any) -> dict
                 {"name": "foreground_scribbles", "id": 3},
             ],
             "selected_label_name": "posterior",
-            "roi": [1, 9, 1, 8, 1, 6],
+            # As 3D Slicer gives the corners of its box on an image whose i falls where x grows.
+            "roi": [9, 1, 8, 1, 1, 6],
         },
         "scribbles file": str(folder / "strokes.nii.gz"),
         "image file": str(folder / "image.nii.gz"),
         # Numbered the other way round, as a viewer numbers its segments.
         "label info": [{"name": "posterior", "idx": 1}, {"name": "anterior", "idx": 2}],
         "label file": str(folder / "label.nii.gz"),
+        "administrator": ADMINISTRATOR,
+        "administrator's password": password(ADMINISTRATOR),
         **more,
     }
     (folder / "ask.json").write_text(json.dumps(ask))
@@ -136,6 +140,14 @@ def check_protocol(said: dict[str, Any], image: Volume, folder: Path) -> None:
         assert {"id", "status", "request", "start_ts", "details"} <= said[name].keys(), name
         assert said[name]["details"]
     assert said["train"]["status"] in ("SUBMITTED", "RUNNING", "DONE")
+
+    assert [said["log"][0], said["log for others"]] == [200, 403]
+    assert "/infer/{model}" in said["log"][1]
+    assert not any(name in said["log"][1] for name in ("Erika", "user-xyz", sample["x_id"], said["uploaded"]["image"]))
+    # The same label once more by its tag: it takes the place of the first, which was the same person's.
+    assert said["saved again"]["x_state"] == "accepted"
+    assert said["datastore at the end"]["objects"].keys() >= {sample["x_id"]}
+    assert said["last sample"].get("x_id") not in (sample["x_id"], None)
 
     for name, status in (
         ("no such model", "404"),

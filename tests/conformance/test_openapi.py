@@ -87,3 +87,23 @@ def test_a_call_of_these_clients_is_there(
 def test_the_description_is_for_those_who_are_signed_in(tmp_path: Path) -> None:
     with played_workbench(tmp_path / "home") as bench:
         assert bench.client().get("/openapi.json").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/infer/wsi/{model}",
+        "/model/{model}",
+        "/model/info/{model}",
+        "/datastore/updatelabelinfo",
+        "/datastore/dataset",
+        "/reload",
+    ],
+)
+def test_what_removes_replaces_or_hands_out_all_is_not_there(description: dict[str, Any], path: str) -> None:
+    """As docs/viewers.md says."""
+    assert path not in description["paths"]
+    for place in ("/datastore/", "/datastore/image", "/datastore/label"):
+        assert "delete" not in description["paths"][place]
+    for place in ("/datastore/image/info", "/datastore/label/info"):
+        assert "put" not in description["paths"][place]
