@@ -7,7 +7,7 @@ const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
 /** The line at the top: which model, of which round, and whether it learns. */
 export function showModel({ model, run, round, learning, updates_left, federation }) {
   const words = { idle: "", train: "training for the federation", evaluate: "being evaluated for the federation" };
-  const doing = learning ? `learning · ${updates_left} to go` : words[federation] || "ready";
+  const doing = learning ? (updates_left ? `learning · ${updates_left} to go` : "learning") : words[federation] || "ready";
   fill(
     $("model"),
     el("span", { class: learning ? "dot busy" : "dot", "aria-hidden": "true" }),
