@@ -25,6 +25,18 @@ BUSY_TIMEOUT_S = 30
 
 metadata = sa.MetaData()
 
+
+def _file() -> tuple[sa.Column[Any], ...]:
+    """The columns that name a file."""
+    return sa.Column("file", sa.String, nullable=False, unique=True), sa.Column("sha256", sa.String, nullable=False)
+
+
+def _whose() -> tuple[sa.Column[Any], ...]:
+    """The columns that say whose work on which case a row is."""
+    case: sa.Column[Any] = sa.Column("case_id", sa.ForeignKey("cases.id"), primary_key=True)
+    return case, sa.Column("author", sa.String, primary_key=True)
+
+
 cases = sa.Table(
     "cases",
     metadata,
@@ -33,26 +45,22 @@ cases = sa.Table(
     sa.Column("role", sa.String, nullable=False),
     sa.Column("grid", sa.String, nullable=False),  # JSON: shape and affine, which NIfTI would round to 32 bits
     sa.Column("content", sa.String, nullable=False),  # digest of voxels and grid, whatever the compression
-    sa.Column("file", sa.String, nullable=False, unique=True),
-    sa.Column("sha256", sa.String, nullable=False),
+    *_file(),
 )
 
 labels = sa.Table(
     "labels",
     metadata,
-    sa.Column("case_id", sa.ForeignKey("cases.id"), primary_key=True),
-    sa.Column("author", sa.String, primary_key=True),
+    *_whose(),
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("effort", sa.Float, nullable=False),
-    sa.Column("file", sa.String, nullable=False, unique=True),
-    sa.Column("sha256", sa.String, nullable=False),
+    *_file(),
 )
 
 drawings = sa.Table(
     "drawings",
     metadata,
-    sa.Column("case_id", sa.ForeignKey("cases.id"), primary_key=True),
-    sa.Column("author", sa.String, primary_key=True),
+    *_whose(),
     sa.Column("state", sa.String, nullable=False),
     sa.Column("source", sa.String, nullable=False),
     sa.Column("effort_contour", sa.Float, nullable=False),

@@ -18,6 +18,7 @@ from wardround.client.arrivals import REFERENCE
 from wardround.client.cases import nifti
 from wardround.client.cases.drawings import REASONS
 from wardround.client.cases.store import CaseStore, Verdict
+from wardround.client.intake import AUTHOR as LOOP
 from wardround.client.workbench import notation, people
 from wardround.client.workbench.access import Access
 from wardround.client.workbench.accounts import Person
@@ -285,10 +286,11 @@ def _reason(reason: str) -> str:
 
 
 def _label(author: str, drawing: Any, label: Any) -> dict[str, Any]:
-    """What is known of a label; one that was imported has no drawing."""
+    """What is known of a label; one that was imported, or that a round of the federation wrote, has no drawing."""
     if drawing is None:
         return {
-            "author": author, "state": "imported", "source": "whole", "effort": label.effort, "round": label.round,
+            "author": author, "state": "learnt" if author == LOOP else "imported",
+            "source": "whole", "effort": label.effort, "round": label.round,
             "updated": None, "reviewer": "", "reason": "", "stored": True,
         }  # fmt: skip
     return {

@@ -181,6 +181,14 @@ def test_an_accepted_label_is_in_the_store(bench: Workbench) -> None:
     assert code(client.post("/api/v1/cases/case-0/accept", json={"source": "thin air"})) == (422, "not-understood")
 
 
+def test_a_label_that_a_round_wrote_is_no_imported_one(bench: Workbench) -> None:
+    label = bench.store.label("case-0", "imported")
+    assert label is not None
+    bench.store.save_label("case-0", label, "wardround", 1, 0.0)
+    found = bench.client("rev").get("/api/v1/cases/case-0/labels").json()["labels"]
+    assert {one["author"]: one["state"] for one in found} == {"imported": "imported", "wardround": "learnt"}
+
+
 def test_everybody_sees_their_own_label_and_a_reviewer_all(bench: Workbench) -> None:
     ann, ben, rev = (bench.client(user) for user in ("ann", "ben", "rev"))
     accept(ann, "case-0")
