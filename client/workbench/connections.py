@@ -114,9 +114,7 @@ class HallServer(uvicorn.Server):
 
         hall = Hall()
         self._accepting = [
-            asyncio.create_task(
-                accept(one, hall.admit, connection, self.config.ssl, lambda: HANDSHAKE_WITHIN_S)  # type: ignore[arg-type]
-            )
+            asyncio.create_task(accept(one, hall.admit, connection, self.config.ssl, lambda: HANDSHAKE_WITHIN_S))
             for one in sockets or ()
         ]
 
