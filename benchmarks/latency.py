@@ -19,7 +19,7 @@ Small cases are the first training cases of a data set, if its folder is given, 
 import argparse
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -27,22 +27,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sizes import LARGE, SEED, SMALL, load_cases
 
 from wardround.client.annotation.allocation import allocate
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.guidance import suggest
 from wardround.client.annotation.prompts import Annotations, SlicePrompt
 from wardround.client.annotation.propagation import PropagationCache, PropagationSettings, propagate
-from wardround.client.cases.dataset import load_dataset, split_by_file
-from wardround.client.cases.nifti import read_image, read_labels
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
 from wardround.client.learning.replay import Sample
 
-SEED = 0
-SMALL, LARGE = (35, 50, 35), (128, 128, 128)
 GOALS = {SMALL: 0.5, LARGE: 2.0}
 SPEEDUP = 5.0
 MEGABYTE = 1 << 20
@@ -80,20 +77,6 @@ def timed(call: Callable[[], None], device: str) -> Spent:
     return Spent(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def load_cases(options: Options) -> Iterator[tuple[Volume, Volume]]:
-    """Images and labels of the size that is asked for."""
-    if options.data is None or options.shape != SMALL:
-        for number in range(options.cases):
-            yield draw_phantom(np.random.default_rng([SEED, number]), options.shape)
-        return
-    dataset = load_dataset(options.data)
-    federation = split_by_file(dataset, Path("split.json"))
-    for case in sorted(case for cases in federation.sites.values() for case in cases)[: options.cases]:
-        files = dataset.cases[case]
-        assert files.label is not None
-        yield read_image(files.image), read_labels(files.label)
-
-
 def prompts_of(
     image: Volume, labels: Volume, total: int, known_extent: bool = True
 ) -> tuple[Annotations, list[SlicePrompt]]:
@@ -120,7 +103,7 @@ def measure(options: Options) -> list[str]:
     settings = PropagationSettings(device=options.device)
     cases = [
         (image, labels, *prompts_of(image, labels, options.slices, options.extent))
-        for image, labels in load_cases(options)
+        for image, labels in load_cases(options.data, options.shape, options.cases)
     ]
     warm_image, warm_labels = draw_phantom(np.random.default_rng(SEED), (24, 24, 24))
     begin, drawn = prompts_of(warm_image, warm_labels, 3)

@@ -32,10 +32,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sizes import LARGE, SEED, SMALL, load_cases
 
 from wardround.client.annotation.prompts import UNLABELLED, PointPrompt, Prompt, ScribblePrompt, SlicePrompt
-from wardround.client.cases.dataset import load_dataset, split_by_file
-from wardround.client.cases.nifti import read_image, read_labels
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
@@ -48,8 +47,6 @@ from wardround.client.learning.replay import Sample
 from wardround.client.workbench.studio import Answer, Studio
 from wardround.strategies.plan import RoundPlan
 
-SEED = 0
-SMALL, LARGE = (35, 50, 35), (128, 128, 128)
 GOALS = {SMALL: 1.0, LARGE: 2.5}
 WAYS = ("alone", "behind", "in a round")
 USER = "reader"
@@ -78,20 +75,6 @@ class Found:
     kinds: dict[str, list[float]] = field(default_factory=dict)
     opening: list[float] = field(default_factory=list)
     updates: int = 0
-
-
-def load_cases(options: Options) -> Iterator[tuple[Volume, Volume]]:
-    """Images and labels of the size that is asked for."""
-    if options.data is None or options.shape != SMALL:
-        for number in range(options.cases):
-            yield draw_phantom(np.random.default_rng([SEED, number]), options.shape)
-        return
-    dataset = load_dataset(options.data)
-    federation = split_by_file(dataset, Path("split.json"))
-    for case in sorted(case for cases in federation.sites.values() for case in cases)[: options.cases]:
-        files = dataset.cases[case]
-        assert files.label is not None
-        yield read_image(files.image), read_labels(files.label)
 
 
 def next_prompt(number: int, answer: Answer, shown: np.ndarray, truth: np.ndarray) -> Prompt:
@@ -161,7 +144,7 @@ def measure(options: Options) -> list[str]:
         LatestModel(home.site / "model").save(
             plan, OnlineLearner(LearningSettings(plan.model, 3, SEED), torch.device("cpu")).weights()
         )
-        cases = list(load_cases(options))
+        cases = list(load_cases(options.data, options.shape, options.cases))
         device = Device()
         with CaseStore(home.site / "store") as store:
             for number, (image, _) in enumerate(cases):
