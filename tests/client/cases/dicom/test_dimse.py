@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -382,7 +383,9 @@ def test_certificates_that_cannot_be_used_are_told(tmp_path: Path) -> None:
         name="old", aet="A", host="127.0.0.1", dimse_port=1, dimse_tls=True, move_port=2,
         authority=str(made.authority), certificate=str(made.certificate), key=str(made.key),
     )  # fmt: skip
-    make_contexts(good, home)
+    contexts = make_contexts(good, home)
+    assert contexts.serving.verify_mode is contexts.calling.verify_mode is ssl.CERT_REQUIRED
+    assert contexts.calling.check_hostname
     for change, error in (
         ({"key": ""}, UsageError),
         ({"key": "", "certificate": ""}, UsageError),
