@@ -5,6 +5,9 @@ session ends when it is idle or old, when its owner signs out, and with any chan
 
 A browser sends its cookie with whatever it is made to send. A request that changes something and comes with a cookie
 must therefore say that it comes from a page of ours (Sec-Fetch-Site or Origin); a program shows its token itself.
+
+All windows of a browser share the cookie. A page says whose it is: what was drawn on it before somebody else signed in
+in another window must not become that person's.
 """
 
 import asyncio
@@ -22,11 +25,13 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from wardround.client.workbench.accounts import Accounts, Person
+from wardround.client.workbench.accounts import Accounts, Person, new_serial
 from wardround.client.workbench.errors import ApiError
 from wardround.client.workbench.roster import ROLES
 
 COOKIE = "wardround"
+WHOSE = "x-wardround-person"
+"""Header of a request in which a page says for whom it was loaded."""
 IDLE_S = 3600.0
 OLDEST_S = 12 * 3600.0
 TOKEN_IDLE_S = 4 * 3600.0
@@ -49,6 +54,8 @@ class _Session:
     begun: float
     seen: float
     idle_s: float
+    # Of the account as it will be when its owner's change, now under way, is written.
+    coming: str = ""
 
 
 class Access:
@@ -129,12 +136,16 @@ class Access:
         AuthRefused, UsageError
             As :meth:`~wardround.client.workbench.accounts.Accounts.change_password`.
         """
-        serial = self._accounts.change_password(person.name, old, new, CLIENT_ADDRESS.get())
+        serial = new_serial()
         token, _ = _shown(request)
         with self._lock:
             session = self._sessions.get(_key(token or ""))
             if session is not None and session.name == person.name:
-                session.serial = serial
+                # Before it is written: whatever else the page asks at that moment must find its session.
+                session.coming = serial
+        self._accounts.change_password(person.name, old, new, CLIENT_ADDRESS.get(), serial=serial)
+        if session is not None and session.name == person.name:
+            session.serial = serial
 
     def sign_out(self, request: Request, response: Response) -> None:
         """End the session of a request; the cookie goes."""
@@ -161,6 +172,11 @@ class Access:
                 raise ApiError(
                     401, "not-signed-in", "nobody is signed in", "the session has ended, or there was none",
                     "sign in", headers={"www-authenticate": 'Bearer realm="wardround"'},
+                )  # fmt: skip
+            if request.headers.get(WHOSE, found.name) != found.name:
+                raise ApiError(
+                    401, "not-signed-in", "somebody else is signed in", "another window of this browser has signed in",
+                    "sign in again",
                 )  # fmt: skip
             if found.must_change and not one_time:
                 raise ApiError(
@@ -236,7 +252,7 @@ class Access:
         if session is None:
             return None
         account = self._accounts.find(session.name)
-        if account is None or account[1] != session.serial or not _lives(session, now):
+        if account is None or account[1] not in (session.serial, session.coming) or not _lives(session, now):
             self._end(token)
             return None
         if not quietly:

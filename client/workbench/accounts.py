@@ -115,14 +115,14 @@ class Accounts:
             If there is one of that name, or name or password cannot be used.
         """
         _check_name(name)
-        self._put_new(name, Account(role=role, hash=self._hashed(name, password), serial=_serial()))
+        self._put_new(name, Account(role=role, hash=self._hashed(name, password), serial=new_serial()))
 
     def invite(self, name: str, role: Role) -> str:
         """Make an account with a one-time password, which is returned and kept nowhere; raises as :meth:`add`."""
         _check_name(name)
         password = _one_time()
         until = int(self._clock()) + ONE_TIME_S
-        account = Account(role=role, hash=self._hashed(name, password), serial=_serial(), one_time_until=until)
+        account = Account(role=role, hash=self._hashed(name, password), serial=new_serial(), one_time_until=until)
         self._put_new(name, account)
         return password
 
@@ -154,31 +154,38 @@ class Accounts:
         self._set_password(name, self._hashed(name, password), int(self._clock()) + ONE_TIME_S)
         return password
 
-    def change_password(self, name: str, old: str, new: str, address: str = "") -> str:
-        """Let a person choose another password; all of their sessions end. The serial of new ones is returned.
+    def change_password(self, name: str, old: str, new: str, address: str = "", *, serial: str = "") -> None:
+        """Let a person choose another password; all of their sessions end.
+
+        Parameters
+        ----------
+        serial
+            Of sessions from now on, by :func:`new_serial`.
 
         Raises
         ------
         AuthRefused
-            If the old one is wrong; a wrong one counts as it does where people sign in.
+            If the old one is wrong; a wrong one counts as it does where people sign in. Also if an administrator has
+            changed the account meanwhile: what they did holds.
         UsageError
             As :meth:`set_password`, or if both are the same.
         """
         if self._roster.known().get(name, NOBODY).subject:
             raise _elsewhere()
-        self.verify(name, old, address)
+        _, since = self.verify(name, old, address)
         if _normal(old) == _normal(new):
             raise UsageError("the new password is the old one", "", "choose another")
-        return self._set_password(name, self._hashed(name, new), 0)
+        self._set_password(name, self._hashed(name, new), 0, serial=serial, since=since)
 
-    def _set_password(self, name: str, hashed: str, until: int) -> str:
+    def _set_password(self, name: str, hashed: str, until: int, *, serial: str = "", since: str = "") -> None:
         with self._roster.changing() as accounts:
             account = _find(accounts, name)
             if account.subject:
                 raise _elsewhere()
-            serial = _serial()
-            accounts[name] = account.model_copy(update={"hash": hashed, "serial": serial, "one_time_until": until})
-        return serial
+            if since and account.serial != since:
+                raise AuthRefused("the account was changed meanwhile", "", "sign in again")
+            given = {"hash": hashed, "serial": serial or new_serial(), "one_time_until": until}
+            accounts[name] = account.model_copy(update=given)
 
     def set_role(self, name: str, role: Role) -> None:
         """Give an account another role; its sessions end."""
@@ -186,13 +193,13 @@ class Accounts:
             account = _find(accounts, name)
             if account.subject:
                 raise _elsewhere()
-            accounts[name] = account.model_copy(update={"role": role, "serial": _serial()})
+            accounts[name] = account.model_copy(update={"role": role, "serial": new_serial()})
 
     def set_disabled(self, name: str, disabled: bool) -> None:
         """Let an account sign in no longer, or again; its sessions end. What it drew stays."""
         with self._roster.changing() as accounts:
             account = _find(accounts, name)
-            accounts[name] = account.model_copy(update={"disabled": disabled, "serial": _serial()})
+            accounts[name] = account.model_copy(update={"disabled": disabled, "serial": new_serial()})
 
     def from_provider(self, name: str, subject: str, role: Role) -> tuple[Person, str]:
         """The account of somebody whom the sign-in service vouches for, and its serial; made at the first time.
@@ -200,7 +207,8 @@ class Accounts:
         Parameters
         ----------
         subject
-            Digest of who it is there. The name belongs to that person from now on.
+            Digest of who it is there. An account belongs to that person from now on, and keeps its first name: whoever
+            is called otherwise there one day is no other person here, and a disabled account stays shut.
         role
             That the service's groups give at this time.
 
@@ -211,15 +219,16 @@ class Accounts:
         AuthRefused
             If the account is disabled.
         """
-        _check_name(name)
         with self._roster.changing() as accounts:
-            account = accounts.get(name) or Account(role=role, hash="", serial=_serial(), subject=subject)
+            name = next((one for one, known in accounts.items() if known.subject == subject), name)
+            _check_name(name)
+            account = accounts.get(name) or Account(role=role, hash="", serial=new_serial(), subject=subject)
             if not secrets.compare_digest(account.subject, subject):
                 raise UsageError("the name belongs to another account", "", "ask your administrator")
             if account.disabled:
                 raise AuthRefused("the account is disabled", "", "ask your administrator")
             if account.role != role:
-                account = account.model_copy(update={"role": role, "serial": _serial()})
+                account = account.model_copy(update={"role": role, "serial": new_serial()})
             accounts[name] = account
         return _person(name, account), account.serial
 
@@ -325,7 +334,8 @@ def _elsewhere() -> UsageError:
     )  # fmt: skip
 
 
-def _serial() -> str:
+def new_serial() -> str:
+    """What tells the sessions of an account as it is now from those of before."""
     return secrets.token_hex(16)
 
 

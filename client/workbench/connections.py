@@ -25,10 +25,13 @@ HANDSHAKE_WITHIN_S = 10.0
 """Time for the handshake of TLS."""
 HEADERS_WITHIN_S = 20.0
 """Time for a whole request but its body, from the beginning of the connection or of the request."""
+TAKEN_WITHIN_S = 60.0
+"""Time in which whoever has not yet taken an answer takes some of it."""
+_TAKEN_AT_LEAST = 32 << 10
 
 
 class Connection(H11Protocol):
-    """One connection, closed where it takes too long to ask for anything.
+    """One connection, closed where it takes too long to ask for anything, or to take the answer.
 
     By h11, which limits the headers and trailers of a request; the faster httptools keeps as many as are sent.
     """
@@ -37,6 +40,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self._place = place
         self._deadline: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for what it asks."""
@@ -52,7 +56,34 @@ class Connection(H11Protocol):
         """Forget it."""
         self._place.leave()
         self._end_watch()
+        self._end_look()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Send no more for now: the other side does not take what was sent."""
+        super().pause_writing()
+        self._look_again()
+
+    def resume_writing(self) -> None:
+        """Send again."""
+        self._end_look()
+        super().resume_writing()
+
+    def _look_again(self) -> None:
+        self._end_look()
+        self._look = self.loop.call_later(TAKEN_WITHIN_S, self._taken, self.transport.get_write_buffer_size())
+
+    def _end_look(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _taken(self, before: int) -> None:
+        """Whoever takes nothing holds a connection, and the file that is sent."""
+        if self.transport.get_write_buffer_size() > before - _TAKEN_AT_LEAST:
+            self.transport.abort()
+        else:
+            self._look_again()
 
     def _watch(self) -> None:
         """Time runs as long as no request is answered. More of it does not begin the time anew."""

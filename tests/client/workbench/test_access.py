@@ -1,14 +1,24 @@
 """Sessions: how they begin, and everything that ends them; and whose pages a browser's cookie is taken from."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.testclient import TestClient
 from workbench import QUICK
 
-from wardround.client.workbench.access import COOKIE, IDLE_S, OLDEST_S, SESSIONS_EACH, TOKEN_IDLE_S, Access, is_own_page
-from wardround.client.workbench.accounts import Accounts
+from wardround.client.workbench.access import (
+    COOKIE,
+    IDLE_S,
+    OLDEST_S,
+    SESSIONS_EACH,
+    TOKEN_IDLE_S,
+    WHOSE,
+    Access,
+    is_own_page,
+)
+from wardround.client.workbench.accounts import Accounts, Person
 from wardround.client.workbench.errors import handle_errors
 
 WORD = "a few words do well"
@@ -42,6 +52,10 @@ class Door:
         @app.post("/logout", dependencies=[Depends(self.access.require())])
         def logout(request: Request, response: Response) -> None:
             self.access.sign_out(request, response)
+
+        @app.post("/password")
+        def password(request: Request, person: Annotated[Person, Depends(self.access.require())]) -> None:
+            self.access.change_password(request, person, WORD, f"{WORD} indeed")
 
         @app.api_route("/anyone", methods=["GET", "POST"], dependencies=[Depends(self.access.require())])
         def anyone() -> None:
@@ -194,6 +208,31 @@ def test_the_session_idle_for_longest_makes_room(door: Door) -> None:
     browser = door.browser()
     assert browser.get("/anyone", headers=bearer(first)).status_code == 401
     assert {browser.get("/anyone", headers=bearer(token)).status_code for token in others} == {200}
+
+
+def test_what_one_persons_page_sends_never_becomes_anothers(door: Door) -> None:
+    """Two people share a browser, and so its cookie: the page of the first is still open."""
+    browser = signed_in(door, "rev")
+    for method in ("GET", "POST"):
+        answer = browser.request(method, "/anyone", headers=OURS | {WHOSE: "ann"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "not-signed-in")
+        assert "somebody else" in answer.json()["error"]["problem"]
+        assert browser.request(method, "/anyone", headers=OURS | {WHOSE: "rev"}).status_code == 200
+    token = bearer(door.access.token("ann", WORD))
+    assert browser.get("/anyone", headers=token | {WHOSE: "rev"}).status_code == 401
+
+
+def test_what_the_page_asks_while_its_password_changes_is_answered(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = signed_in(door)
+    real = door.accounts.change_password
+
+    def and_asks(*given: Any, **more: Any) -> None:
+        real(*given, **more)
+        assert browser.get("/anyone").status_code == 200, "the page's own session has ended"
+
+    monkeypatch.setattr(door.accounts, "change_password", and_asks)
+    assert browser.post("/password", headers=OURS).status_code == 200
+    assert browser.get("/anyone").status_code == 200
 
 
 def test_tokens_are_not_kept_as_they_are(door: Door) -> None:

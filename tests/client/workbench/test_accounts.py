@@ -163,3 +163,38 @@ def test_a_full_disk_leaves_the_accounts_as_they_were(accounts: Accounts, monkey
     with pytest.raises(StorageError):
         accounts.remove("ann")
     accounts.verify("ann", WORD)
+
+
+def test_what_an_administrator_does_while_somebody_chooses_a_password_holds(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts.add("ann", WORD, "annotator")
+    real = accounts._hashed
+    once = []
+
+    def meanwhile(name: str, password: str) -> str:
+        monkeypatch.undo()
+        once.append(accounts.reset("ann"))
+        return real(name, password)
+
+    monkeypatch.setattr(accounts, "_hashed", meanwhile)
+    with pytest.raises(AuthRefused, match="changed meanwhile"):
+        accounts.change_password("ann", WORD, "another few words")
+    assert accounts.verify("ann", once[0])[0].must_change
+    with pytest.raises(AuthRefused):
+        accounts.verify("ann", "another few words")
+
+
+def test_who_is_called_otherwise_at_the_service_is_the_same_person_here(accounts: Accounts) -> None:
+    accounts.add("ann", WORD, "annotator")
+    assert accounts.from_provider("eva", "digest of eva", "annotator")[0].name == "eva"
+    assert accounts.from_provider("mrs.eva", "digest of eva", "reviewer")[0].roles == {"annotator", "reviewer"}
+    assert accounts.from_provider("No Name", "digest of eva", "annotator")[0].name == "eva"
+    assert [one.name for one in accounts.views()] == ["ann", "eva"]
+    for name, subject in (("eva", "digest of another"), ("ann", "digest of another"), ("No Name", "digest of another")):
+        with pytest.raises(UsageError):
+            accounts.from_provider(name, subject, "admin")
+    accounts.set_disabled("eva", True)
+    with pytest.raises(AuthRefused, match="disabled"):
+        accounts.from_provider("another.name", "digest of eva", "annotator")
+    assert [one.name for one in accounts.views()] == ["ann", "eva"]

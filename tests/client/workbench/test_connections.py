@@ -3,8 +3,10 @@
 import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -139,3 +141,38 @@ def test_addresses_of_one_network_are_counted_together() -> None:
     places[0].leave()
     assert hall.admit("2001:db8::ffff") is not None
     assert hall.admit("2001:db8::ffff") is None
+
+
+@pytest.mark.parametrize("settings", ["", 'host = "0.0.0.0"'], ids=["http", "https"])
+def test_who_does_not_take_what_was_asked_for_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    static = tmp_path / "static"
+    static.mkdir()
+    (static / "index.html").touch()
+    length = 32 << 20
+    with (static / "large.bin").open("wb") as large:
+        large.truncate(length)
+    ended_here = threading.Event()
+    lost = connections.Connection.connection_lost
+
+    def is_lost(self: connections.Connection, exc: Exception | None) -> None:
+        lost(self, exc)
+        ended_here.set()
+
+    monkeypatch.setattr(connections.Connection, "connection_lost", is_lost)
+    with workbench(tmp_path / "home", cases=1, studio=FakeStudio, settings=settings, static=static) as bench:
+        for patience, is_closed in ((60.0, False), (0.02, True)):
+            monkeypatch.setattr(connections, "TAKEN_WITHIN_S", patience)
+            with ExitStack() as ends:
+                line = ends.enter_context(opened(bench))
+                if settings:
+                    trust = ssl.create_default_context(cafile=endpoint(bench.home).certificate)
+                    line = ends.enter_context(trust.wrap_socket(line, server_hostname="127.0.0.1"))
+                line.sendall(b"GET /large.bin HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+                assert line.recv(1) == b"H"
+                if is_closed:
+                    assert ended_here.wait(60), "an answer that nobody takes is held"
+                assert (len(ended(line)) >= length) != is_closed
+            assert ended_here.wait(60)
+            ended_here.clear()

@@ -1,6 +1,12 @@
 // How the page talks to the workbench. Every failure becomes one kind of error: problem, cause, fix.
 
 const ROOT = "api/v1";
+let whose = {};
+
+/** This page is the account's `name`: from now on, where somebody else is signed in, the workbench refuses what it asks. */
+export const isOf = (name) => {
+  whose = { "x-wardround-person": name };
+};
 
 export class Failure extends Error {
   constructor({ code = "unknown", problem = "the workbench did not answer as expected", cause = "", fix = "" }, status = 0) {
@@ -12,7 +18,7 @@ export class Failure extends Error {
 async function asked(path, options = {}) {
   let response;
   try {
-    response = await fetch(`${ROOT}${path}`, { credentials: "same-origin", ...options });
+    response = await fetch(`${ROOT}${path}`, { credentials: "same-origin", ...options, headers: { ...whose, ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Failure({

@@ -18,6 +18,7 @@ export class Connection {
    */
   constructor(name, drawing) {
     this.name = name;
+    api.isOf(name);
     this.drawing = drawing;
     this.lost = false;
     this.strokes = 0;
