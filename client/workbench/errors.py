@@ -5,12 +5,11 @@
     {"error": {"code": "no-such-case", "problem": "…", "cause": "…", "fix": "…"}, "detail": "…"}
 
 What went wrong at the site itself (a damaged file, a full disk, a bug) is not described: its text may hold a path. The
-log has the name of the error's class and the line that raised it, and never its text.
+log has the name of the error's class and the lines that led to it, and never its text.
 """
 
 import logging
 import re
-import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -21,7 +20,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from wardround.client.workbench.patience import TooManyTries
-from wardround.errors import AuthRefused, ConnectionFailed, DataError, StorageError, UsageError, WardroundError
+from wardround.errors import AuthRefused, ConnectionFailed, DataError, StorageError, UsageError, WardroundError, for_log
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +94,7 @@ def failed() -> JSONResponse:
 
 def note(error: BaseException) -> None:
     """Write down that something failed, and where: the text of an error may name a patient."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{frames[-1].name}, line {frames[-1].lineno}" if frames else "nowhere"
-    log.error("%s in %s", type(error).__name__, where)
+    log.error("%s", for_log(error))
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -164,15 +164,21 @@ def drawing(data: Annotated[bytes, Depends(_body)]) -> DrawJson:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from error
 
 
+_SCHEMAS = "#/components/schemas/"
 DRAW_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {
-            "application/json": {"schema": {"type": "object", "title": "DrawJson", "description": DrawJson.__doc__}}
-        },
+        "content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{DrawJson.__name__}"}}},
     }
 }
 """What the description of our API says of it."""
+
+
+def draw_schemas() -> dict[str, Any]:
+    """The form of a drawing and of its parts, by name, for the components of that description."""
+    whole = DrawJson.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    parts: dict[str, Any] = whole.pop("$defs")
+    return {**parts, DrawJson.__name__: whole}
 
 
 def plane(values: npt.NDArray[Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Signing in with the hospital's own service: away to it, and back to our page.
 
+Who was on the way to the viewer is led there in the end: by our sign-in page, which goes on to no other site.
+
 What has to be known when somebody comes back travels in a cookie, sealed with a key of this process: so nobody who
 only begins, however often, takes a place from those who finish. A way back is good once.
 """
@@ -9,6 +11,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import secrets
 import threading
 import time
@@ -16,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -39,6 +43,8 @@ WITHIN_S = 600.0
 AT_ONCE = 4
 """That are asked for at the service; the others are told to try again, and hold no thread that a stroke needs."""
 _LONGEST = 4096
+_NEXT = re.compile(r"/ohif/[\x21-\x5b\x5d-\x7e]{0,1500}")
+"""A page of the viewer; longer, the cookie would not be kept."""
 _MOST_USED = 10_000
 
 
@@ -48,6 +54,7 @@ class _Journey:
     nonce: str
     verifier: str
     until: float
+    next: str
 
 
 class _Seal:
@@ -59,9 +66,9 @@ class _Seal:
         self._used: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self) -> _Journey:
+    def begin(self, after: str) -> _Journey:
         state, nonce, verifier = (secrets.token_urlsafe(48) for _ in range(3))
-        return _Journey(state, nonce, verifier, self._clock() + WITHIN_S)
+        return _Journey(state, nonce, verifier, self._clock() + WITHIN_S, after)
 
     def write(self, journey: _Journey) -> str:
         content = base64.urlsafe_b64encode(json.dumps(vars(journey)).encode()).decode()
@@ -132,13 +139,13 @@ def make_router(  # noqa: PLR0915 - one function a route
         return {"passwords": access.passwords, "oidc": offered}
 
     @router.get(f"{PATH}/start", summary="Sign in with the hospital's service", response_class=Response)
-    async def start() -> Response:
+    async def start(next: str = "") -> Response:
         _, service = configured()
-        journey = seal.begin()
+        journey = seal.begin(next if _NEXT.fullmatch(next) else "")
         try:
             where = await asked(service.address, journey.state, journey.nonce, journey.verifier)
         except SignInRefused as error:
-            return _refused(error)
+            return _refused(error, journey.next)
         response = RedirectResponse(where, status_code=303)
         response.set_cookie(
             # Lax: whoever comes back comes from the service's page.
@@ -151,17 +158,20 @@ def make_router(  # noqa: PLR0915 - one function a route
     async def callback(request: Request) -> Response:
         of, service = configured()
         said = {name: value[:_LONGEST] for name, value in request.query_params.items()}
+        after = ""
         try:
             journey = seal.open(request.cookies.get(COOKIE, ""), said.get("state", ""))
+            after = journey.next
             if said.get("iss", of.issuer) != of.issuer:  # RFC 9207
                 raise SignInRefused("not-valid", "another service answers")
             if "code" not in said:
                 raise SignInRefused("cancelled")
             found = await asked(service.identity, said["code"], journey.nonce, journey.verifier)
-            response: Response = RedirectResponse("/", status_code=303)
+            # Not to the viewer itself: a browser that comes from another site does not show the new cookie there yet.
+            response: Response = RedirectResponse(_page(next=after) if after else "/", status_code=303)
             await run_in_threadpool(_admit, request, response, found, of)
         except SignInRefused as error:
-            response = _refused(error)
+            response = _refused(error, after)
         response.delete_cookie(COOKIE, path=PATH, secure=access.secure, httponly=True, samesite="lax")
         return response
 
@@ -186,6 +196,12 @@ def _role(found: Identity, settings: OidcSettings) -> Role:
     raise SignInRefused("no-role")
 
 
-def _refused(error: SignInRefused) -> Response:
+def _refused(error: SignInRefused, after: str) -> Response:
     log.warning("a sign-in is refused: %s", error.why)
-    return RedirectResponse(f"/login.html?refused={error.reason}", status_code=303)
+    asked = {"next": after} if after else {}
+    return RedirectResponse(_page(refused=error.reason, **asked), status_code=303)
+
+
+def _page(**asked: str) -> str:
+    """Our sign-in page."""
+    return f"/login.html?{urlencode(asked)}"

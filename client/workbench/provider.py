@@ -131,6 +131,21 @@ class Provider:
         """Where the service sends people back to."""
         return f"{self._settings.url.rstrip('/')}/oidc/callback"
 
+    def check(self) -> None:
+        """See whether the service answers as it should when somebody signs in.
+
+        Raises
+        ------
+        SignInRefused
+            If it does not.
+        """
+        self._endpoint("authorization_endpoint")
+        self._endpoint("token_endpoint")
+        try:
+            self._key_set()
+        except (JoseError, ValueError, TypeError, KeyError) as error:
+            raise SignInRefused("not-valid", "its keys cannot be read") from error
+
     def address(self, state: str, nonce: str, verifier: str) -> str:
         """Where a browser is sent to sign in.
 

@@ -27,7 +27,7 @@ from wardround import __version__
 from wardround.client.cases.dicom.archives import read_password
 from wardround.client.cases.store import CaseStore
 from wardround.client.home import SiteHome
-from wardround.client.workbench import oidc, own, people
+from wardround.client.workbench import notation, oidc, own, people
 from wardround.client.workbench.access import Access
 from wardround.client.workbench.accounts import Accounts, Person
 from wardround.client.workbench.connections import MOST, Connection, HallServer
@@ -117,6 +117,7 @@ def create_app(
         )
     )
     app.include_router(make_router(studio, store, home, access))
+    _describe_drawings(app)
 
     @app.get("/health", summary="Whether the workbench is there", response_class=PlainTextResponse)
     def health() -> Response:
@@ -131,6 +132,18 @@ def create_app(
     else:
         app.add_api_route("/", _no_page, methods=["GET"], include_in_schema=False)
     return app
+
+
+def _describe_drawings(app: FastAPI) -> None:
+    """A drawing is read by us, not by FastAPI, which would describe it otherwise."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        found = describe()
+        found["components"]["schemas"].update(notation.draw_schemas())
+        return found
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 class Server:

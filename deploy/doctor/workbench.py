@@ -11,20 +11,23 @@ import ssl
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from wardround.client.cases.dicom.archives import Wanted, read_password
 from wardround.client.cases.dicom.dimse import Dimse
 from wardround.client.cases.dicom.export import open_archive
 from wardround.client.home import PacsSettings, SiteHome
 from wardround.client.workbench.accounts import Accounts
+from wardround.client.workbench.provider import Provider, SignInRefused
 from wardround.client.workbench.server import STATIC
 from wardround.client.workbench.settings import Endpoint, check_pair, planned
+from wardround.client.workbench.signing import OidcSettings
 from wardround.deploy.doctor import machine
 from wardround.deploy.doctor.finding import Finding, bad, good, of_error
 from wardround.deploy.provisioning.authority import CertificateFacts, as_certified, certificate_facts
 from wardround.errors import WardroundError
 from wardround.files import is_locked
-from wardround.pages import count
+from wardround.pages import count, is_for
 
 _PATIENCE_S = 10.0
 # A study that no archive has: whether it answers can be seen without anything of a patient coming here.
@@ -45,6 +48,8 @@ def workbench(home: SiteHome) -> Iterator[Finding]:
         if home.workbench.ohif:
             yield _viewer(home.path / home.workbench.ohif)
         yield _accounts(home)
+        if home.workbench.oidc is not None:
+            yield _sign_in(home, home.workbench.oidc, place)
         if place.certificate is not None:
             yield _certificate(place)
         yield _port(home, place)
@@ -105,6 +110,41 @@ def _accounts(home: SiteHome) -> Finding:
         )
     closed = machine.private("accounts", [home.accounts])
     return good("accounts", count(len(found), "account")) if closed.ok else closed
+
+
+def _sign_in(home: SiteHome, of: OidcSettings, place: Endpoint) -> Finding:
+    """Whether people could sign in with the hospital's service; it is asked for what it says to everybody."""
+    name = "sign-in service"
+    asked = [(b"host", urlsplit(of.url).netloc.encode())]
+    if not is_for({"headers": asked}, {"localhost", *(one.lower() for one in place.names)}):
+        return bad(
+            name,
+            f"the workbench is not served under {of.url}",
+            "the host of `url` is none of its names, so whoever comes back from the service is turned away",
+            "add the host to `names` under [workbench], or correct `url` under [workbench.oidc]",
+        )
+    if not (of.roles.annotator or of.roles.reviewer or of.roles.admin):
+        return bad(
+            name,
+            "nobody can sign in with it",
+            "no group has a role",
+            "name the service's groups under [workbench.oidc.roles]",
+        )
+    try:
+        secret = read_password(home.oidc_secret)
+        with closing(Provider(of, secret, home.path / of.ca if of.ca else None)) as service:
+            service.check()
+    except SignInRefused as error:
+        return bad(
+            name,
+            f"the sign-in service at {of.issuer} cannot be used",
+            error.why,
+            "compare `issuer` and `ca` under [workbench.oidc] with what the service says of itself, and see whether "
+            "this machine reaches it; local accounts work meanwhile",
+        )
+    except WardroundError as error:
+        return of_error(name, error)
+    return good(name, "answers" if secret else f"answers; {home.oidc_secret} is not there: a public client")
 
 
 def _certificate(place: Endpoint) -> Finding:

@@ -40,15 +40,16 @@ def add(name: Name, home: Home = _HOME, role: RoleOption = "annotator") -> None:
 
 @app.command("list")
 def listing(home: Home = _HOME) -> None:
-    """Show all accounts and their roles."""
-    found = _accounts(home).listing()
+    """Show all accounts: their roles, whose passwords they have, and which are disabled."""
+    found = _accounts(home).views()
     if not found:
         _say("nobody has an account")
         return
-    table = Table("account", "role", box=None)
-    for name, role in found:
-        table.add_row(name, role)
-    Console(width=80).print(table)
+    table = Table("account", "role", "password", "", box=None)
+    for one in found:
+        password = "hospital's" if one.source == "oidc" else "one-time" if one.one_time else "own"
+        table.add_row(one.name, one.role, password, "disabled" if one.disabled else "")
+    Console(width=80, highlight=False).print(table)
 
 
 @app.command()
@@ -61,6 +62,20 @@ def remove(
         raise Interrupted("the account stays", "you said no", "")
     accounts.remove(name)
     _say(f"{name} may sign in no longer")
+
+
+@app.command()
+def disable(name: Name, home: Home = _HOME) -> None:
+    """Let an account sign in no longer, also by the hospital's service. Its sessions end; what it drew stays."""
+    _accounts(home).set_disabled(name, True)
+    _say(f"{name} may sign in no longer")
+
+
+@app.command()
+def enable(name: Name, home: Home = _HOME) -> None:
+    """Let a disabled account sign in again."""
+    _accounts(home).set_disabled(name, False)
+    _say(f"{name} may sign in again")
 
 
 @app.command()

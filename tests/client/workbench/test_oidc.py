@@ -3,10 +3,12 @@
 import base64
 import json
 import logging
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from workbench import FakeStudio, Workbench, password, workbench
 
 from wardround.client.home import SiteHome
 from wardround.client.workbench import oidc, provider
+from wardround.client.workbench.settings import endpoint
 from wardround.client.workbench.signing import OidcSettings, RolesSettings
 from wardround.errors import DataError, StorageError
 
@@ -46,17 +49,27 @@ def service() -> Iterator[Issuer]:
         yield found
 
 
-@pytest.fixture
-def bench(tmp_path: Path, service: Issuer) -> Iterator[Workbench]:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, service: Issuer) -> Iterator[Workbench]:
     def prepare(home: SiteHome) -> None:
         home.keys.mkdir(exist_ok=True)
         home.oidc_secret.write_text("a secret of two\n")
         home.oidc_secret.chmod(0o600)
 
-    service.change = None
-    with workbench(tmp_path / "home", studio=FakeStudio, settings=settings(service.url), prepare=prepare) as found:
+    path = tmp_path_factory.mktemp("oidc") / "home"
+    with workbench(path, studio=FakeStudio, settings=settings(service.url), prepare=prepare) as found:
         yield found
+
+
+@pytest.fixture
+def bench(served: Workbench, service: Issuer) -> Iterator[Workbench]:
+    """One bench for all tests; whoever signed in with the service is forgotten after each."""
     service.change = None
+    yield served
+    service.change = None
+    for one in served.accounts.views():
+        if one.source == "oidc":
+            served.accounts.remove(one.name)
 
 
 def back(browser: httpx.Client, address: str) -> httpx.Response:
@@ -417,3 +430,75 @@ def test_no_line_of_the_log_names_who_signs_in(
     lines = [one for one in caplog.records if one.name.startswith(("wardround", "uvicorn", "asyncio", "authlib"))]
     assert any("a sign-in is refused: no-role" in one.getMessage() for one in lines)
     assert [one for one in lines if "canary" in one.getMessage() or "code=" in one.getMessage()] == []
+
+
+VIEW = "/ohif/viewer?StudyInstanceUIDs=1.2&x=%26"
+
+
+@pytest.mark.parametrize(
+    ("asked", "led"),
+    [
+        (VIEW, VIEW),
+        ("", ""),
+        ("/", ""),
+        ("/api/v1/site", ""),
+        ("https://evil.example/ohif/", ""),
+        ("//evil.example/ohif/", ""),
+        ("/\\evil.example/ohif/", ""),
+        ("/ohif/\\evil.example", ""),
+        ("/ohif/\r\nset-cookie: a=b", ""),
+        ("/ohif/" + "x" * 2000, ""),
+    ],
+)
+def test_who_was_on_the_way_to_the_viewer_is_led_there_and_nowhere_else(
+    bench: Workbench, service: Issuer, asked: str, led: str
+) -> None:
+    browser = bench.client()
+    start = browser.get("/oidc/start", params={"next": asked})
+    assert "evil" not in start.headers["location"]
+    assert "ohif" not in start.headers["location"], "the service need not know which study somebody wants to see"
+    assert len(start.headers["set-cookie"]) < 4096
+    where = back(browser, service.sign_in(start.headers["location"], "eva")).headers["location"]
+    assert query(where) == ({"next": led} if led else {})
+    assert urlsplit(where)[:3] == ("", "", "/login.html" if led else "/")
+    state = query(browser.get("/oidc/start", params={"next": asked}).headers["location"])["state"]
+    answer = browser.get("/oidc/callback", params={"error": "access_denied", "state": state})
+    assert query(answer.headers["location"]) == {"refused": "cancelled"} | ({"next": led} if led else {})
+
+
+def test_another_name_at_the_service_opens_no_second_account(bench: Workbench, service: Issuer) -> None:
+    service.put("zoe", preferred_username="zoe", groups=["wardround-doctors"])
+    signed_in(bench, service, "zoe")
+    service.put("zoe", preferred_username="zoe.the.second", groups=["wardround-doctors"])
+    browser, where = signed_in(bench, service, "zoe")
+    assert (where, browser.get("/api/v1/me").json()["name"]) == ("/", "zoe")
+    bench.accounts.set_disabled("zoe", True)
+    assert signed_in(bench, service, "zoe")[1].endswith("refused=disabled")
+
+
+def test_the_cookie_of_a_journey_is_for_encrypted_ways_only_where_there_is_one(tmp_path: Path, service: Issuer) -> None:
+    given = 'host = "0.0.0.0"\n' + settings(service.url)
+    with workbench(tmp_path / "home", studio=FakeStudio, settings=given) as bench:
+        trust = ssl.create_default_context(cafile=endpoint(bench.home).certificate)
+        said = bench.client(verify=trust).get("/oidc/start").headers["set-cookie"].lower()
+        assert "secure" in said.split("; ")
+
+
+def test_a_service_can_be_checked_without_anybody_signing_in(wicked: Issuer) -> None:
+    of = OidcSettings(issuer=wicked.url, client_id="wardround", url="http://localhost:9", roles=RolesSettings())
+
+    def check() -> None:
+        one = provider.Provider(of, "", None)
+        try:
+            one.check()
+        finally:
+            one.close()
+
+    check()
+    for wrong in ({"keys": "none"}, {"keys": [{"kty": "nonsense"}]}, {}):
+        wicked.change = lambda path, said, wrong=wrong: wrong if path == "/jwks" else said
+        with pytest.raises(provider.SignInRefused) as refused:
+            check()
+        assert refused.value.reason == "not-valid"
+        with pytest.raises(provider.SignInRefused):
+            asked(wicked)

@@ -1,5 +1,7 @@
 """One application on one port: what is mounted, TLS, and how it begins and ends."""
 
+import json
+import re
 import socket
 import ssl
 import threading
@@ -74,3 +76,17 @@ def test_it_ends_while_pages_are_open_and_leaves_no_thread(tmp_path: Path) -> No
     assert "workbench" not in {thread.name for thread in threading.enumerate()}
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{bench.url}/health")
+
+
+def test_what_may_be_drawn_is_described(tmp_path: Path) -> None:
+    with workbench(tmp_path / "home", studio=FakeStudio) as bench:
+        said = bench.client("ann").get("/openapi.json").json()
+    body = said["paths"]["/api/v1/cases/{case_id}/draw"]["post"]["requestBody"]["content"]["application/json"]
+    schemas = said["components"]["schemas"]
+    drawing = schemas[body["schema"]["$ref"].rpartition("/")[2]]
+    assert set(drawing["properties"]) == {"prompts", "extent"}
+    text = json.dumps(said)
+    for name in re.findall(r'"#/components/schemas/([^"]+)"', text):
+        assert name in schemas
+    assert "#/$defs" not in text
+    assert {"PointJson", "EraseJson", "DrawnJson", "PlaneJson", "ExtentJson"} <= set(schemas)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from deployment import free_ports, make_coordinator, make_site
+from oidc import issuer
 from orthanc import orthanc
 from workbench import QUICK, FakeStudio, password, workbench
 
@@ -208,3 +209,38 @@ def test_archives_that_answer(home: SiteHome) -> None:
         assert problems(with_settings(home, tables)) == {}
         home.pacs_password("web").write_text("another")
         assert set(problems(with_settings(home, tables))) == {"archive web"}
+
+
+def with_service(
+    home: SiteHome, of: str, *more: str, url: str = "http://localhost:9", roles: str = "doctors"
+) -> SiteHome:
+    """The home with a sign-in service."""
+    table = [f'issuer = "{of}"', 'client-id = "wardround"', f'url = "{url}"', *more]
+    groups = f'annotator = ["{roles}"]' if roles else ""
+    return with_settings(home, "\n".join(["[workbench.oidc]", *table, "[workbench.oidc.roles]", groups]))
+
+
+def test_a_sign_in_service(home: SiteHome) -> None:
+    with issuer() as service:
+        named = with_service(home, service.url)
+        assert problems(named) == {}
+        assert "a public client" in findings(named)["sign-in service"].note
+        home.oidc_secret.parent.mkdir(exist_ok=True)
+        home.oidc_secret.write_text("a canary of two\n")
+        home.oidc_secret.chmod(0o640)
+        assert "can be read by others" in problems(named)["sign-in service"]
+        home.oidc_secret.chmod(0o600)
+        assert findings(named)["sign-in service"].note == "answers"
+        service.change = lambda path, said: {} if path == "/jwks" else said
+        assert "keys" in problems(named)["sign-in service"]
+        service.change = lambda path, said: said | {"token_endpoint": "https://evil.example/token"}
+        assert "token_endpoint" in problems(named)["sign-in service"]
+        service.change = None
+        assert "calls itself otherwise" in problems(with_service(home, f"{service.url}/"))["sign-in service"]
+        asked = len(service.asked)
+        elsewhere = with_service(home, service.url, url="https://bench.example.org")
+        assert "not served under https://bench.example.org" in problems(elsewhere)["sign-in service"]
+        assert "no group has a role" in problems(with_service(home, service.url, roles=""))["sign-in service"]
+        assert len(service.asked) == asked, "what site.toml says wrong is said without asking"
+    assert "does not answer" in problems(named)["sign-in service"]
+    assert "authority" in problems(with_service(home, service.url, 'ca = "none.crt"'))["sign-in service"]

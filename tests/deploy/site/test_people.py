@@ -51,6 +51,36 @@ def test_an_account_is_made_changed_and_removed(
     assert accounts.listing() == ()
 
 
+def test_an_account_is_shut_and_opened_again_and_the_list_says_whose_password_it_has(
+    home: SiteHome, account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accounts = Accounts(home.accounts)
+
+    def lines() -> dict[str, list[str]]:
+        capsys.readouterr()
+        assert account("list") == 0
+        return {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
+
+    account("add", "ann", piped=WORD)
+    accounts.invite("ben", "reviewer")
+    accounts.from_provider("eva", "digest", "admin")
+    expected = {"ann": ["annotator", "own"], "ben": ["reviewer", "one-time"], "eva": ["admin", "hospital's"]}
+    assert lines() == expected
+    for name in ("ann", "eva"):
+        assert account("disable", name) == 0
+    assert lines() == {name: said + ["disabled"] * (name != "ben") for name, said in expected.items()}
+    with pytest.raises(AuthRefused):
+        accounts.verify("ann", WORD)
+    with pytest.raises(AuthRefused):
+        accounts.from_provider("eva", "digest", "admin")
+    for name in ("ann", "eva"):
+        assert account("enable", name) == 0
+    assert lines() == expected
+    accounts.verify("ann", WORD)
+    assert account("role", "eva", "annotator") == UsageError.exit_code, "the service says so, at each sign-in"
+    assert account("password", "eva", piped=WORD) == UsageError.exit_code
+
+
 @pytest.mark.parametrize(
     ("arguments", "piped"),
     [
@@ -62,6 +92,8 @@ def test_an_account_is_made_changed_and_removed(
         (("add", "ann", WORD), ""),
         (("remove", "bob", "--yes"), ""),
         (("role", "bob", "admin"), ""),
+        (("disable", "bob"), ""),
+        (("enable", "bob"), ""),
     ],
 )
 def test_what_cannot_be_done_is_said(home: SiteHome, account: Account, arguments: tuple[str, ...], piped: str) -> None:

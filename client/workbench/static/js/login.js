@@ -18,14 +18,14 @@ const query = new URLSearchParams(location.search);
 
 const tell = (id, ...lines) => fill($(id), ...lines.filter(Boolean).map((text) => el("p", {}, text)));
 
-/** Where to go once signed in: into the viewer, if it sent us here; else to our page. Never to another site. */
-function after() {
+/** The viewer's page that sent us here; empty for none. Never one of another site. */
+function viewer() {
   const next = new URL(query.get("next") ?? "/", location.origin);
-  const own = next.origin === location.origin && next.pathname.startsWith("/ohif/");
-  return own ? next.pathname + next.search : "./" + location.hash;
+  return next.origin === location.origin && next.pathname.startsWith("/ohif/") ? next.pathname + next.search : "";
 }
 
-const enter = () => location.replace(after());
+/** Go on to the viewer, if it sent us here; else to our page. */
+const enter = () => location.replace(viewer() || "./" + location.hash);
 
 function askToChange(old = "") {
   $("form").hidden = true;
@@ -80,13 +80,14 @@ onSubmit(
 if (query.has("refused")) tell("wrong", REFUSED[query.get("refused")] ?? "You could not be signed in.");
 if (query.has("change")) askToChange();
 // A link in somebody else's page comes without the cookie that we have, and is sent here by the viewer.
-else if (query.has("next") && (await fetch("/api/v1/me")).ok) enter();
+else if (query.has("next") && !query.has("refused") && (await fetch("/api/v1/me")).ok) enter();
 else {
   // Where the workbench says nothing of other ways in, there is the password.
   const { passwords = true, oidc = null } = await entrance().catch(() => ({}));
   if (oidc) {
     $("elsewhere").textContent = `Sign in with ${oidc.title}`;
-    $("elsewhere").href = oidc.start.startsWith("/") && !oidc.start.startsWith("//") ? oidc.start : "/oidc/start";
+    const start = oidc.start.startsWith("/") && !oidc.start.startsWith("//") ? oidc.start : "/oidc/start";
+    $("elsewhere").href = start + (viewer() && `?next=${encodeURIComponent(viewer())}`);
     $("other").hidden = false;
   }
   $("form").classList.toggle("no-passwords", !passwords);
