@@ -176,7 +176,7 @@ class RoundCases:
                 author = counting.get(case_id)
                 # Its author may have begun to draw on it, or accepted it anew, since it was counted.
                 settled = None if author is None else self._store.settled(case_id, author)
-                if settled is not None:
+                if settled is not None and (settled[0].state == "approved" or not self._review):
                     drawing, label = settled
                     files[case_id] = name = f"{number:04d}"
                     (folder / f"{name}.npz").write_bytes(encode(drawing))

@@ -24,6 +24,7 @@ from wardround.errors import DataError, StorageError, UsageError
 
 class _CaseRow(NamedTuple):
     grid: str
+    content: str
     file: str
     sha256: str
 
@@ -141,6 +142,16 @@ class VolumeStore:
         """
         return rows.grid_from_json(self._case_row(case_id).grid)
 
+    def content(self, case_id: str) -> str:
+        """SHA-256 of the voxels and the grid of a case, in hexadecimal: another one under the same id is told by it.
+
+        Raises
+        ------
+        DataError
+            If there is no such case.
+        """
+        return self._case_row(case_id).content
+
     def save_label(self, case_id: str, labels: Volume, author: str, round: int, effort: float) -> None:
         """Store an author's label of a case in place of the same author's earlier one, atomically and durably.
 
@@ -225,7 +236,7 @@ class VolumeStore:
             self._files.keep_only(rows.files_in(connection))
 
     def _case_row(self, case_id: str) -> _CaseRow:
-        query = sa.select(rows.cases.c.grid, rows.cases.c.file, rows.cases.c.sha256).where(rows.cases.c.id == case_id)
+        query = sa.select(*(rows.cases.c[name] for name in _CaseRow._fields)).where(rows.cases.c.id == case_id)
         with self._database.reading() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:

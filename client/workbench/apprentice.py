@@ -25,7 +25,6 @@ from wardround.client.learning.state import Standing
 from wardround.client.workbench.desk import Desk
 from wardround.client.workbench.kept import Kept, load_kept, save_kept
 from wardround.client.workbench.layers import Bytes3D
-from wardround.client.workbench.surroundings import whole_labels
 from wardround.client.workbench.window import Window, around, window_for
 from wardround.errors import StorageError
 from wardround.strategies.plan import RoundPlan
@@ -150,10 +149,7 @@ class Apprentice:
         return max(0, done - before)
 
     def predict(self, image: Volume) -> Bytes3D:
-        """Labels ``[I, J, K]``, uint8, of an image."""
-        near = window_for(image.shape, Annotations())
-        if not near.is_whole:
-            return whole_labels(image, intensity_scale(image.array), near, self.work.learner.predict)
+        """Labels ``[I, J, K]``, uint8, of an image that is worked on as a whole."""
         found = self.work.learner.predict(normalise(image.array))
         return np.asarray(found.argmax(axis=0), dtype=np.uint8)
 
@@ -204,7 +200,9 @@ class Apprentice:
     def look(self, desk: Desk) -> None:
         """Predict one more piece of the large image on the desk."""
         assert desk.surroundings is not None
-        desk.surroundings.look(self.work.learner.predict)
+        # The last piece may have been found for a desk that another one took the place of.
+        if desk.surroundings.left:
+            desk.surroundings.look(self.work.learner.predict)
         if not desk.surroundings.left:
             desk.take_surroundings()
 

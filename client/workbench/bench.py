@@ -80,6 +80,7 @@ class Bench:
         self.hands = threading.RLock()
         self.desk: Desk | None = None
         self.training: Training | None = None
+        self.content = ""
         self.updates_done = 0
         self.scores: dict[str, float] = {}
         self.looked_at: set[str] = set()
@@ -109,7 +110,7 @@ class Bench:
     @property
     def is_idle(self) -> bool:
         """Whether nothing would be lost if it ended now."""
-        return not self._worker.tasks and (self.training is None or not self.training.running)
+        return not self._worker.tasks and not self._later and (self.training is None or not self.training.running)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until nothing is left to do."""
@@ -135,9 +136,16 @@ class Bench:
         self.note()
 
     def predict(self, image: Volume) -> Bytes3D:
-        """Labels ``[I, J, K]``, uint8, of an image."""
-        with self._device.interactive():
-            return self.apprentice.predict(image)
+        """Labels ``[I, J, K]``, uint8, of an image; between the pieces of a large one others compute."""
+        near = window_for(image.shape, Annotations())
+        if near.is_whole:
+            with self._device.interactive():
+                return self.apprentice.predict(image)
+        found = Surroundings(image, intensity_scale(image.array), near)
+        while found.left:
+            with self._device.interactive():
+                found.look(self.apprentice.work.learner.predict)
+        return found.labels
 
     def lay(self, case_id: str, image: Volume, drawing: Drawing | None, *, learns: bool) -> Desk:
         """Lay a case on the empty desk and go on with what was drawn of it."""
@@ -223,9 +231,8 @@ class Bench:
         """Take the case off the desk; it is learnt from and remembered, unless it made the model worse."""
         desk, self.desk = self.desk, None
         assert desk is not None
-        if not desk.learns:
-            return
-        self._accept_behind(lambda: self.apprentice.accept(desk.session), judged)
+        if desk.learns:
+            self._accept_behind(lambda: self.apprentice.accept(desk.session), judged)
         self._do_later()
 
     def accept_whole(self, case_id: str, image: Volume, labels: Bytes3D, judged: Callable[[bool], None]) -> None:

@@ -97,12 +97,15 @@ class Benches:
                 return None
             return place.training if place.bench is None else place.bench.training
 
-    def take_left_open(self, user: str) -> str | None:
-        """The case that lay on the bench when it was freed, if nobody has asked since."""
+    def left_open(self, user: str) -> str | None:
+        """The case that lay on the bench when it was freed, until :meth:`forget_left_open`."""
         with self._lock:
-            place = self._place(user)
-            left, place.left_open = place.left_open, None
-            return left
+            return self._place(user).left_open
+
+    def forget_left_open(self, user: str) -> None:
+        """Another case was laid on the bench, or none shall be."""
+        with self._lock:
+            self._place(user).left_open = None
 
     def close(self) -> None:
         """End all of them."""

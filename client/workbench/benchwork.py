@@ -4,6 +4,7 @@ The lower half of :mod:`wardround.client.workbench.studio`.
 """
 
 import itertools
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import resolve_device
 from wardround.client.workbench.bench import Bench
 from wardround.client.workbench.benches import Benches
-from wardround.client.workbench.desk import Desk
+from wardround.client.workbench.desk import Desk, Former
 from wardround.client.workbench.news import News
 from wardround.client.workbench.stopwatch import Clock
 from wardround.client.workbench.views import (
@@ -27,8 +28,10 @@ from wardround.client.workbench.views import (
 )
 from wardround.client.workbench.warmup import warm_up
 from wardround.client.workbench.worklist import WorkList
-from wardround.errors import DataError, LabelError, StorageError, UsageError, WardroundError
+from wardround.errors import DataError, LabelError, StorageError, UsageError
 from wardround.strategies.plan import RoundPlan
+
+log = logging.getLogger(__name__)
 
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -106,19 +109,28 @@ class Benchwork:
                     clock.lap("move")
             kept = desk.kept()
             with self._device.beside():
-                act(desk)
-                clock.lap("propagate")
-                desk.publish()
-                clock.lap("encode")
                 try:
+                    act(desk)
+                    clock.lap("propagate")
+                    desk.publish()
+                    clock.lap("encode")
                     self._store.save_drawing(desk.drawing("open"))
-                except WardroundError:
-                    desk.restore(kept)
+                except Exception:
+                    self._take_back(bench, desk, kept)
                     raise
                 clock.lap("persist")
                 answer = self.answer(bench, desk, clock)
             bench.learn(desk, anew=anew or desk is not before)
         return answer
+
+    @staticmethod
+    def _take_back(bench: Bench, desk: Desk, kept: Former) -> None:
+        """The desk as it was; where even that fails it is emptied, and the store says how far the case was."""
+        try:
+            desk.restore(kept)
+        except Exception as error:  # noqa: BLE001 - memory is short, say; what happened before is raised
+            log.error("a drawing could not be taken back: %s", type(error).__name__)
+            bench.leave()
 
     def answer(self, bench: Bench, desk: Desk, clock: Clock) -> Answer:
         """What the person sees now."""
@@ -171,25 +183,29 @@ class Benchwork:
 
     def desk(self, bench: Bench, case_id: str) -> Desk:
         """The desk with an open case on it; hands must be on the bench."""
-        if bench.desk is None and self.benches.take_left_open(bench.user) == case_id:
+        if bench.desk is None and self.benches.left_open(bench.user) == case_id:
             return self.lay(bench, case_id, Clock())  # It was freed meanwhile.
         desk = bench.desk
         if desk is None or desk.case_id != case_id:
             raise UsageError("the case is not open", "it was closed, accepted or never opened", "open it first")
         try:
-            self.worklist.grid(case_id)
+            same = self.worklist.content(case_id) == bench.content
         except DataError:
             bench.leave()  # It was removed from the store.
             raise
+        if not same:
+            bench.leave()
+            raise UsageError("this case is another one by now", "it was removed and added again", "open it again")
         return desk
 
     def lay(self, bench: Bench, case_id: str, clock: Clock) -> Desk:
         """Lay a case on the bench in place of what lies there; hands must be on it."""
-        image, drawing = self.worklist.image(case_id), self._store.drawing(case_id, bench.user)
+        content, image = self.worklist.content(case_id), self.worklist.image(case_id)
+        drawing = self._store.drawing(case_id, bench.user)
         clock.lap("load")
         bench.leave()
         bench.rebase()
-        self.benches.take_left_open(bench.user)
+        self.benches.forget_left_open(bench.user)
         most = bench.plan.labels - 1
         if drawing is not None and drawing.classes - 1 > most:
             raise LabelError(
@@ -197,6 +213,7 @@ class Benchwork:
                 "it was drawn for a run with more structures",
                 "wait for such a run: what you drew is kept",
             )
+        bench.content = content
         desk = bench.lay(case_id, image, drawing, learns=self.worklist.learns(case_id))
         clock.lap("predict")
         desk.publish()

@@ -30,6 +30,7 @@ from wardround.client.workbench.window import Window
 from wardround.errors import UsageError
 
 Steps = tuple[tuple[Prompt, ...], ...]
+Former = tuple[Steps, ExtentPrompt | None, Steps]
 # So many drawn voxels, evenly spread, tell how far the prediction can be believed as well as all of them do.
 _TELLING = 20_000
 
@@ -146,8 +147,9 @@ class Desk:
 
     @property
     def predicted(self) -> bool:
-        """Whether the prediction of the whole image is known."""
-        return self.surroundings is None or not self.surroundings.left
+        """Whether the layer of the prediction shows the whole image."""
+        with self._lock:
+            return self._slots["prediction"].window.is_whole
 
     @property
     def effort_share(self) -> float:
@@ -237,13 +239,15 @@ class Desk:
         """Steps that were taken back, the last one at the end."""
         return tuple(self._undone)
 
-    def kept(self) -> tuple[Steps, ExtentPrompt | None, Steps]:
+    def kept(self) -> Former:
         """What :meth:`restore` comes back to."""
         return self.steps, self.annotations.extent, tuple(self._undone)
 
-    def restore(self, kept: tuple[Steps, ExtentPrompt | None, Steps]) -> None:
-        """Be as before, where what was done since could not be stored: it is drawn again, or not, but never twice."""
+    def restore(self, kept: Former) -> None:
+        """Be as before, where what was done since failed: it is drawn again, or not, but never twice."""
         steps, extent, undone = kept
+        if self.steps is steps and self.annotations.extent is extent and len(self._undone) == len(undone):
+            return
         self._go_to(steps, extent)
         self._undone = list(undone)
         self.publish()

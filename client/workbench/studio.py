@@ -31,6 +31,7 @@ from wardround.client.workbench.views import (
     Strategy,
     TrainView,
 )
+from wardround.client.workbench.window import window_for
 from wardround.errors import UsageError
 
 __all__ = [
@@ -160,14 +161,15 @@ class Studio(Benchwork):
             raise UsageError(f"{source!r} is no label", "", f"accept one of {', '.join(get_args(Source))}")
         with self.at(user) as bench:
             desk = self.desk(bench, case_id)
+            if source == "prediction" and not desk.predicted:
+                raise UsageError(
+                    "the prediction is not complete yet", "the image is large", "wait a moment, and accept it then"
+                )
+            # Only now: what is complete may have become so a moment ago.
             layer = desk.layer(source, -1) if source == "prediction" or desk.stands else None
             if layer is None:
                 raise UsageError(
                     "there is nothing to accept", "nothing is drawn on this case", "draw, or accept the prediction"
-                )
-            if source == "prediction" and not desk.predicted:
-                raise UsageError(
-                    "the prediction is not complete yet", "the image is large", "wait a moment, and accept it then"
                 )
             if shown is not None and layer.version != shown:
                 raise UsageError(
@@ -195,6 +197,8 @@ class Studio(Benchwork):
     def close(self, case_id: str, user: str) -> None:
         """Take a case off the bench; what was drawn stays a draft."""
         with self.at(user) as bench:
+            if self.benches.left_open(user) == case_id:
+                self.benches.forget_left_open(user)
             if bench.desk is not None and bench.desk.case_id == case_id:
                 bench.leave()
                 bench.note()
@@ -261,13 +265,17 @@ class Studio(Benchwork):
         clock = Clock()
         volume = self.image(image) if isinstance(image, str) else image
         with self.benches.of(checked_user(user)) as bench:
+            labels = bench.plan.labels
             for prompt in prompts:
-                check_prompt(prompt, volume.shape, bench.plan.labels)
+                check_prompt(prompt, volume.shape, labels)
+            empty = Annotations(extent=extent).checked(volume.shape, labels)
             clock.lap("load")
             if prompts:
-                known = Annotations(extent=extent).adding(*prompts)
+                window = window_for(volume.shape, empty.adding(*prompts))
+                known = Annotations(extent=window.local_extent(extent)).adding(*window.locals(*prompts))
+                found = np.zeros(volume.shape, dtype=np.uint8)
                 with self._device.beside():
-                    found = propagate(volume, known, bench.plan.labels, settings=LIVE).labels
+                    found[window.slices] = propagate(window.crop(volume), known, labels, settings=LIVE).labels
                 clock.lap("propagate")
             else:
                 found = bench.predict(volume)

@@ -62,11 +62,3 @@ class Surroundings:
         inner = tuple(slice(low - first, end - first) for low, end, (first, _) in zip(at, ends, outer, strict=True))
         self.labels[at[0] : ends[0], at[1] : ends[1], at[2] : ends[2]] = found[inner]
         self._left.pop()
-
-
-def whole_labels(image: Volume, scale: tuple[float, float], near: Window, predict: Predict) -> Bytes3D:
-    """Labels ``[I, J, K]``, uint8, of an image of any size, in the memory of one piece."""
-    found = Surroundings(image, scale, near)
-    while found.left:
-        found.look(predict)
-    return found.labels

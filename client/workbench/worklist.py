@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -67,15 +68,16 @@ class WorkList:
         DataError
             If there is no such case.
         """
-        self.grid(case_id)
+        # By what they hold: a case may be removed, and another image be added under its id.
+        content = self.content(case_id)
         with self._lock:
-            found = self._images.get(case_id)
+            found = self._images.get(content)
             if found is not None:
-                self._images.move_to_end(case_id)
+                self._images.move_to_end(content)
                 return found
         image = self._store.image(case_id)
         with self._lock:
-            self._images[case_id] = image
+            self._images[content] = image
             while len(self._images) > 1 and sum(kept.array.nbytes for kept in self._images.values()) > IMAGE_BYTES:
                 self._images.popitem(last=False)
         return image
@@ -88,14 +90,20 @@ class WorkList:
         DataError
             If there is no such case.
         """
-        try:
+        with _no_folder_named():
             grid = self._grids[case_id] = self._store.grid(case_id)
-        except DataError:
-            # The store's words name a folder, which is no business of somebody at a viewer.
-            raise DataError(
-                "there is no such case", "it was never added, or it was removed", "take one of the work list"
-            ) from None
         return grid
+
+    def content(self, case_id: str) -> str:
+        """What tells the image of a case, voxels and grid, from every other.
+
+        Raises
+        ------
+        DataError
+            If there is no such case.
+        """
+        with _no_folder_named():
+            return self._store.content(case_id)
 
     def next_case(
         self, user: str, strategy: Strategy, on_desk: str | None, scores: Mapping[str, float] | None
@@ -159,3 +167,14 @@ class WorkList:
             0.0 if own is None else own.effort_contour,
             role,
         )
+
+
+@contextmanager
+def _no_folder_named() -> Iterator[None]:
+    """That a case is not there, in words that are the business of somebody at a viewer."""
+    try:
+        yield
+    except DataError:
+        raise DataError(
+            "there is no such case", "it was never added, or it was removed", "take one of the work list"
+        ) from None

@@ -238,23 +238,45 @@ def test_a_drawing_that_is_accepted_anew_while_it_is_copied_is_copied_with_its_o
     store: CaseStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accept(store, "a", 1)
-    drawing_of = store.drawing
-    label_of = store.label_bytes
+    verified, values = store._files.verified, [2]
 
-    def first(case: str, author: str) -> Any:
-        found = drawing_of(case, author)
-        accept(store, "a", 2)
-        return found
+    def accepted_meanwhile(file: str, sha256: str) -> bytes | None:
+        if values:
+            accept(store, "a", values.pop())
+        return verified(file, sha256)
 
-    monkeypatch.setattr(store, "drawing", first)
-    monkeypatch.setattr(store, "label_bytes", label_of)
+    # Between the rows and the file of the label that they name.
+    monkeypatch.setattr(store._files, "verified", accepted_meanwhile)
     cases = RoundCases(store)
     assert cases.begin(folder, 1, ["a"]) == ["a"]
+    assert not values
     found = cases.drawing("a", plan())
     assert found is not None
     step = found.steps[0][0]
     assert isinstance(step, SlicePrompt)
-    assert (cases.label("a").array == step.labels.max()).all()
+    assert (step.labels == 2).all()
+    assert (cases.label("a").array == 2).all()
+
+
+def test_a_drawing_that_is_accepted_anew_is_approved_anew_before_it_is_learnt_from(
+    store: CaseStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case in ("a", "b", "c"):
+        accept(store, case, 1)
+        store.review(case, "ann", by="rev", verdict="approved")
+    counting = store.counting
+
+    def accepted_meanwhile(review: bool) -> Any:
+        found = counting(review)
+        accept(store, "a", 2)
+        accept(store, "b", 1)
+        return found
+
+    monkeypatch.setattr(store, "counting", accepted_meanwhile)
+    cases = RoundCases(store, review=True)
+    assert cases.begin(folder, 1, ["a", "b", "c"]) == ["b", "c"]
+    assert (cases.label("b").array == 2).all(), "the imported one"
+    assert (cases.label("c").array == 1).all()
 
 
 def test_a_round_that_is_begun_again_does_without_a_case_that_was_removed(store: CaseStore, folder: Path) -> None:

@@ -117,8 +117,9 @@ def test_an_empty_desk_goes_first_and_an_open_case_is_known_afterwards() -> None
         with site.of("eve"):
             pass
         assert site.peek("ann") is None, "all others are at work"
-    assert site.take_left_open("ann") == "case"
-    assert site.take_left_open("ann") is None
+    assert [site.left_open("ann") for _ in range(2)] == ["case", "case"]
+    site.forget_left_open("ann")
+    assert site.left_open("ann") is None
 
 
 def test_what_somebody_waits_for_outlives_the_bench() -> None:

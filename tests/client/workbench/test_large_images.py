@@ -1,12 +1,15 @@
 """A large image is worked on in a window, and nobody who draws notices but by the time that they save."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from wardround.client.annotation.prompts import UNLABELLED, PointPrompt, ScribblePrompt, SlicePrompt
+from wardround.client.annotation.prompts import UNLABELLED, ExtentPrompt, PointPrompt, ScribblePrompt, SlicePrompt
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
@@ -14,6 +17,9 @@ from wardround.client.device import Device
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
+from wardround.client.workbench import bench as bench_module
+from wardround.client.workbench import desk as desk_module
+from wardround.client.workbench import studio as studio_module
 from wardround.client.workbench import surroundings, window
 from wardround.client.workbench.apprentice import Apprentice
 from wardround.client.workbench.studio import Studio
@@ -51,7 +57,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseStore
 @pytest.fixture
 def studio(store: CaseStore, tmp_path: Path) -> Iterator[Studio]:
     home = SiteHome(tmp_path)
-    home.settings_file.write_text(SETTINGS_TEMPLATE.format(name="north", coordinator="https://127.0.0.1:1"))
+    home.settings_file.write_text(
+        SETTINGS_TEMPLATE.format(name="north", coordinator="https://127.0.0.1:1"), encoding="utf-8"
+    )
     learner = OnlineLearner(LearningSettings.of(PLAN), resolve_device("cpu"))
     LatestModel(home.site / "model").save(PLAN, learner.weights())
     found = Studio(home, store, Device(), torch_device="cpu", look_ahead=False)
@@ -159,3 +167,84 @@ def test_a_whole_label_of_a_large_image_is_learnt_where_it_is(studio: Studio) ->
     studio.save_label("a", "ann", IMAGE.with_array(TRUTH))
     assert studio.wait("ann", LONG)
     assert studio.kept("a", "ann") is True
+
+
+def test_a_window_that_moves_when_the_last_piece_is_found_shows_the_whole_image(
+    studio: Studio, store: CaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The piece was being looked at for the desk before, and is found while the new one is being made."""
+    monkeypatch.setattr(Apprentice, "look", lambda *_: None)
+    studio.open("a", "ann")
+
+    class Desk(desk_module.Desk):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            assert self.surroundings is not None
+            while self.surroundings.left:
+                self.surroundings.look(self.session.learner.predict)
+
+    monkeypatch.setattr(bench_module, "Desk", Desk)
+    studio.draw("a", "ann", [cut(28)])
+    with pytest.raises(UsageError, match="not complete"):
+        studio.accept("a", "ann", "prediction")
+    monkeypatch.undo()
+    studio.draw("a", "ann", [cut(30)])
+    assert studio.wait("ann", LONG)
+    shown = whole(studio, "prediction")
+    outside = np.ones(SHAPE, bool)
+    outside[desk(studio).window.slices] = False  # type: ignore[attr-defined]
+    assert shown[outside].any()
+    assert studio.accept("a", "ann", "prediction").state == "accepted"
+    label = store.label("a", "ann")
+    assert label is not None
+    assert label.array[outside].any()
+
+
+def test_it_is_answered_without_a_session_where_it_is_drawn_on(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = list[tuple[int, ...]]()
+    propagate = studio_module.propagate
+
+    def seen(image: Volume, *given: Any, **more: Any) -> Any:
+        shapes.append(image.shape)
+        return propagate(image, *given, **more)
+
+    monkeypatch.setattr(studio_module, "propagate", seen)
+    found = studio.infer("a", "ann", [cut(28), cut(30), PointPrompt((69, 59, 49), 0)]).labels
+    assert found.shape == SHAPE
+    for k in (28, 30):
+        assert np.array_equal(found[:, :, k], TRUTH[:, :, k])
+    assert shapes[0] != SHAPE
+    extent = ExtentPrompt(AT, (AT[0] + 10, AT[1] + 23, AT[2] + 15))
+    within = studio.infer("a", "ann", [cut(28)], extent).labels
+    beyond = np.delete(within[AT[0] + 11 :], 28, axis=2)
+    assert not beyond.any()
+    assert within[: AT[0] + 11, :, 29].any()
+    with pytest.raises(UsageError):
+        studio.infer("a", "ann", [cut(28)], ExtentPrompt((0, 0, 0), SHAPE))
+
+
+def test_whoever_draws_goes_first_between_two_pieces_of_a_prediction(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = list[bool]()
+    look = surroundings.Surroundings.look
+    device = studio._device
+
+    def looking(self: surroundings.Surroundings, predict: Any) -> None:
+        looked.append(free.acquire(blocking=False))
+        look(self, predict)
+
+    free = threading.Semaphore(0)
+    interactive = device.interactive
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        with interactive():
+            free.release()
+            yield
+
+    monkeypatch.setattr(device, "interactive", held)
+    monkeypatch.setattr(surroundings.Surroundings, "look", looking)
+    studio.infer("a", "ann")
+    assert len(looked) > 1
+    assert all(looked), "each has the device for itself"

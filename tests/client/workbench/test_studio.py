@@ -59,7 +59,7 @@ class Place:
         self.home = SiteHome(folder)
         text = SETTINGS_TEMPLATE.format(name="north", coordinator="https://127.0.0.1:1")
         folder.mkdir(exist_ok=True)
-        (folder / "site.toml").write_text(text)
+        (folder / "site.toml").write_text(text, encoding="utf-8")
         self.store = CaseStore(self.home.site / "store")
         for number, case in enumerate(CASES):
             self.store.add_case(case, phantom(number)[0])
@@ -359,6 +359,30 @@ def test_what_could_not_be_stored_is_not_on_the_desk_either(place: Place, monkey
     assert last.effort_contour == 3 * first.effort_contour, "a stroke that is tried again is charged once"
 
 
+def test_what_failed_on_the_way_is_not_drawn_twice(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio = place.studio
+    studio.open("a", "ann")
+    first = studio.draw("a", "ann", [stroke(6)])
+    propagate, failures = CaseSession._propagate, list[Exception]()
+
+    def failing(session: CaseSession) -> None:
+        if failures:
+            raise failures.pop()
+        propagate(session)
+
+    monkeypatch.setattr(CaseSession, "_propagate", failing)
+    for again in (1, 2):  # The second time the memory is short for what leads back, too.
+        failures.extend(MemoryError() for _ in range(again))
+        with pytest.raises(MemoryError):
+            studio.draw("a", "ann", [stroke(8)])
+    assert not failures
+    with pytest.raises(UsageError, match="not open"):
+        studio.draw("a", "ann", [stroke(8)])
+    assert studio.open("a", "ann").step == 1
+    last = studio.draw("a", "ann", [stroke(8)])
+    assert (last.step, last.effort_contour) == (2, 2 * first.effort_contour)
+
+
 def test_the_prediction_can_be_accepted_as_it_is(place: Place) -> None:
     studio = place.studio
     studio.open("a", "ann")
@@ -546,31 +570,41 @@ def test_a_bench_moves_to_other_weights_while_nothing_learns(place: Place, monke
     studio.save_label("b", "ann", phantom(1)[1])
     assert studio.wait("ann", LONG)
     place.global_weights(PLAN.model_copy(update={"round": 3, "seed": 5}))
-    own, recalled, running = _own(studio), threading.Event(), list[bool]()
-    recall, interactive = OnlineRound.recall, place.device.interactive
+    own, decided, done, before = _own(studio), threading.Event(), list[str](), list[list[str]]()
+    worker = own._worker
+    recall, interactive, wait = OnlineRound.recall, place.device.interactive, worker._state.wait
     monkeypatch.setattr(bench, "TRAINING_UPDATES", 4)
 
     def recalling(work: OnlineRound, updates: int) -> None:
-        recalled.set()
+        done.append("recalled")
+        decided.set()
         recall(work, updates)
+
+    def waiting(timeout: float | None = None) -> bool:
+        if threading.current_thread() is worker._thread and worker._tasks:
+            decided.set()  # The worker knows of a task, and goes to sleep.
+        return wait(timeout)
 
     @contextmanager
     def asked_meanwhile() -> Iterator[None]:
         monkeypatch.setattr(place.device, "interactive", interactive)
         own.train()
-        running.append(recalled.wait(0.3))
+        assert decided.wait(LONG)
+        before.append(list(done))
         with interactive():
             yield
 
     monkeypatch.setattr(OnlineRound, "recall", recalling)
+    monkeypatch.setattr(worker._state, "wait", waiting)
     monkeypatch.setattr(place.device, "interactive", asked_meanwhile)
     studio.open("a", "ann")
-    assert running == [False]
+    assert before == [[]], "nothing has begun"
     assert studio.progress("ann").round == 3
     assert studio.wait("ann", LONG)
     view = studio.training("ann")
     assert view is not None
     assert view.status == "DONE"
+    assert done
 
 
 def test_a_wrong_label_of_another_viewer_closes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,6 +691,59 @@ def test_whoever_comes_back_to_a_freed_bench_goes_on(place: Place) -> None:
     assert weights_digest(_own(studio).apprentice.work.learner.weights()) == learnt
     with pytest.raises(UsageError, match="not open"):
         studio.draw("b", "ann", [cut("b", 5)])
+
+
+def test_a_freed_bench_is_gone_on_with_whatever_else_is_asked_but_not_after_the_end(place: Place) -> None:
+    studio = place.studio
+    studio.benches = Benches(studio._build, most=1)
+
+    def freed() -> None:
+        studio.open("b", "ann")
+        assert studio.wait("ann", LONG)
+        with studio.benches.of("bob"):
+            studio.progress("ann")
+        with studio.benches.of("bob"), studio.benches.of("cat"):
+            pass
+        assert studio.benches.peek("ann") is None
+
+    freed()
+    with pytest.raises(UsageError, match="not open"):
+        studio.draw("a", "ann", [stroke(8)])
+    assert studio.draw("b", "ann", [stroke(8)]).step == 1
+    freed()
+    studio.close("b", "ann")
+    with pytest.raises(UsageError, match="not open"):
+        studio.draw("b", "ann", [stroke(9)])
+
+
+def test_a_whole_label_that_came_meanwhile_is_learnt_once_the_desk_is_empty(place: Place) -> None:
+    studio = place.studio
+    studio.open("held", "ann")
+    studio.draw("held", "ann", [SlicePrompt(2, 8, np.ones(SHAPE[:2], np.uint8))])
+    studio.save_label("b", "ann", phantom(1)[1])
+    assert studio.wait("ann", LONG)
+    own = _own(studio)
+    assert not own.is_idle, "it would be lost"
+    studio.accept("held", "ann")
+    assert studio.wait("ann", LONG)
+    assert own.is_idle
+    assert studio.kept("b", "ann") is not None
+
+
+def test_another_image_under_the_same_id_is_another_case(place: Place) -> None:
+    """What is drawn on one that was removed is no label of the one that came in its place."""
+    studio = place.studio
+    studio.open("a", "ann")
+    studio.draw("a", "ann", [stroke(8)])
+    place.store.remove("a")
+    other = phantom(7)[0]
+    place.store.add_case("a", other)
+    for ask in (lambda: studio.accept("a", "ann"), lambda: studio.draw("a", "ann", [stroke(9)])):
+        with pytest.raises(UsageError):
+            ask()
+    assert place.store.drawings("a") == ()
+    assert np.array_equal(studio.image("a").array, other.array)
+    assert studio.open("a", "ann").step == 0
 
 
 def test_a_case_that_is_removed_while_somebody_draws_is_gone_for_them(place: Place) -> None:
