@@ -10,15 +10,14 @@ import shutil
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
+from dying import die_at_line, forked
 
 from wardround import files
 from wardround.client.annotation.prompts import SlicePrompt
@@ -86,36 +85,10 @@ def remove(folder: Path, acknowledge: Callable[[str], object]) -> None:
         acknowledge("removed")
 
 
-def forked(work: Callable[[], object]) -> int:
-    """Run `work` in a process of its own; its wait status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitpid(child, 0)[1]
-
-
-def die_at_line(number: int, work: Work, folder: Path, journal: Path) -> None:
+def work_and_die(number: int, work: Work, folder: Path, journal: Path) -> None:
     """Do `work` and die before the given line that the store or the atomic files execute."""
-    sources = {module.__file__ for module in (store_module, volume_store, database, volume_files, rows, files)}
-    left = number
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in sources:
-            return None
-        if event == "line":
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-        return trace
-
     handle = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    sys.settrace(trace)
+    die_at_line(number, (store_module, volume_store, database, volume_files, rows, files))
     work(folder, lambda done: os.write(handle, f"{done}\n".encode()))
 
 
@@ -129,7 +102,7 @@ def every_line(work: Work, start: Path, place: Path, step: int) -> dict[str, Any
     for number in itertools.count(0, step):
         folder = place / f"{number:05d}"
         shutil.copytree(start, folder)
-        status = forked(partial(die_at_line, number, work, folder, folder.with_suffix(".journal")))
+        status = forked(partial(work_and_die, number, work, folder, folder.with_suffix(".journal")))
         if not os.WIFSIGNALED(status):
             return {"lines": number, "copies": [f"{n:05d}" for n in range(0, number + 1, step)], "status": status}
         assert os.WTERMSIG(status) == signal.SIGKILL

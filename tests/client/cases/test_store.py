@@ -2,11 +2,9 @@
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from dying import told_by
 
 from wardround.client.cases.store import CaseStore, LabelRecord
 from wardround.client.cases.volume import Volume
@@ -25,6 +24,7 @@ from wardround.errors import DataError, GeometryError, StorageError, UsageError
 AFFINE = np.diag([-0.9, -1.1, 2.0, 1.0])
 AFFINE[:3, 3] = (12.3456789, -7.1, 0.3)
 SHAPE = (6, 5, 4)
+CRASH = Path(__file__).with_name("store_crash.py")
 
 
 def image(seed: int = 0) -> Volume:
@@ -400,16 +400,6 @@ class TestSharing:
         assert [record.round for record in store.labels("a")] == [4] * 4
 
 
-def run_script(*arguments: object) -> Any:
-    script = Path(__file__).with_name("store_crash.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return json.loads(done.stdout)
-
-
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where there is one: SIGKILL loses nothing there either, and hundreds of flushes are free."""
@@ -429,7 +419,7 @@ class TestCrash:
 
     @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
     def test_a_kill_at_any_line_leaves_the_old_state_or_the_new(self, memory: Path, step: int) -> None:
-        outcome = run_script("change", self.start(memory / "start"), memory, step)
+        outcome = told_by(CRASH, "change", self.start(memory / "start"), memory, step)
         assert outcome["status"] == 0
         assert outcome["lines"] > 150
         states = set()
@@ -461,7 +451,7 @@ class TestCrash:
     @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
     def test_a_kill_while_a_store_is_being_made_leaves_one_that_opens(self, memory: Path, step: int) -> None:
         (memory / "start").mkdir()
-        outcome = run_script("make", memory / "start", memory, step)
+        outcome = told_by(CRASH, "make", memory / "start", memory, step)
         assert outcome["status"] == 0
         assert outcome["lines"] > 50
         for copy in outcome["copies"]:
@@ -471,7 +461,7 @@ class TestCrash:
                 np.testing.assert_array_equal(store.image("after").array, image().array)
 
     def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(self, tmp_path: Path) -> None:
-        found = run_script("storm", self.start(tmp_path / "store"), 25, 0)
+        found = told_by(CRASH, "storm", self.start(tmp_path / "store"), 25, 0)
         assert len(found) == 25
         for state in found:
             # The change during which it died may have been done already, but none after it.
@@ -481,7 +471,7 @@ class TestCrash:
 
     def test_parallel_arms_share_a_store_from_its_making_on(self, tmp_path: Path) -> None:
         folder = tmp_path / "store"
-        assert run_script("parallel", folder, 3, 4, 6) == [0, 0, 0]
+        assert told_by(CRASH, "parallel", folder, 3, 4, 6) == [0, 0, 0]
         with CaseStore(folder) as store:
             assert sorted(store.cases()) == [f"case-{n}" for n in range(4)]
             for case in store.cases():

@@ -3,11 +3,8 @@
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import sqlite3
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drawn import same_drawing
+from dying import told_by
 
 from wardround.client.annotation.prompts import (
     UNLABELLED,
@@ -38,6 +36,7 @@ from wardround.errors import DataError, GeometryError, StorageError, UsageError
 
 AFFINE = np.diag([-0.9, -1.1, 2.0, 1.0])
 SHAPE = (6, 5, 4)
+CRASH = Path(__file__).with_name("store_crash.py")
 
 
 def image(seed: int = 0) -> Volume:
@@ -83,15 +82,6 @@ def memory(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where there is one: hundreds of flushes are free there."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path) as place:
         yield Path(place)
-
-
-def run_script(*arguments: object) -> Any:
-    script = Path(__file__).with_name("store_crash.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def states(store: CaseStore) -> dict[str, str]:
@@ -462,7 +452,7 @@ class TestMigration:
     @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
     def test_a_kill_while_it_is_migrated_loses_nothing(self, memory: Path, step: int) -> None:
         store_of_version_1(memory / "start")
-        outcome = run_script("make", memory / "start", memory, step)
+        outcome = told_by(CRASH, "make", memory / "start", memory, step)
         assert outcome["status"] == 0
         versions = set()
         for copy in outcome["copies"]:
@@ -481,7 +471,7 @@ class TestCrash:
     def test_a_kill_at_any_line_leaves_drawing_and_label_of_one_moment(self, memory: Path, step: int) -> None:
         with CaseStore(memory / "start") as store:
             store.add_case("old", Volume(np.ones(SHAPE, np.float32), np.diag([-1.0, -1.0, 2.0, 1.0])))
-        outcome = run_script("draw", memory / "start", memory, step)
+        outcome = told_by(CRASH, "draw", memory / "start", memory, step)
         assert outcome["status"] == 0
         assert outcome["lines"] > 150
         # After each of these changes: the drawing's state and round, and the value of the label.
@@ -513,7 +503,7 @@ class TestCrash:
                 store.add_case(case, image())
                 store.save_label(case, labels(3), "imported", 0, 0.0)
                 accept(store, case=case)
-        outcome = run_script("remove", memory / "start", memory, step)
+        outcome = told_by(CRASH, "remove", memory / "start", memory, step)
         assert outcome["status"] == 0
         seen = set()
         for copy in outcome["copies"]:
