@@ -27,9 +27,11 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInformationModelMove
 
+from wardround.client.cases.dicom.allowance import Allowance
 from wardround.client.cases.dicom.archives import PullLimits, RemoteSeries, Wanted
 from wardround.client.cases.dicom.dimse import Dimse
 from wardround.client.cases.dicom.importing import read_series
+from wardround.client.cases.dicom.reception import Place, reception
 from wardround.client.cases.dicom.register import Register
 from wardround.client.cases.dicom.segmentation import Origin, write_seg
 from wardround.client.cases.dicom.segments import read_seg
@@ -242,11 +244,19 @@ def test_whoever_knows_no_get_is_told_of_move(tmp_path: Path) -> None:
         Dimse(strange.settings()).pull(remote(SERIES), tmp_path)
 
 
-def calling(port: int, *, title: str = "STRANGE", called: str = "NORTH", source: str = "127.0.0.1") -> str:
+def calling(
+    port: int,
+    *,
+    title: str = "STRANGE",
+    called: str = "NORTH",
+    source: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
+) -> str:
     """Send an image to us as somebody; what came of it."""
     unit = AE(title)
     unit.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-    link = unit.associate("127.0.0.1", port, ae_title=called, bind_address=(source, 0))
+    more = {} if tls is None else {"tls_args": (tls, "127.0.0.1")}
+    link = unit.associate("127.0.0.1", port, ae_title=called, bind_address=(source, 0), **more)
     if not link.is_established:
         return "refused"
     status = link.send_c_store(dcmread(BytesIO(SERIES.files[0])))
@@ -374,6 +384,38 @@ def test_everything_over_tls(tmp_path: Path) -> None:
         other = secure.model_copy(update={"authority": str(foreign.authority)})
         with pytest.raises(ConnectionFailed):
             Dimse(other, tls=make_contexts(other, home)).echo()
+
+
+def test_a_stranger_without_our_authoritys_certificate_may_not_send(tmp_path: Path) -> None:
+    """From the archive's address and with both titles right."""
+    made, other = papers(tmp_path / "papers", "archive", "site"), papers(tmp_path / "foreign", "archive")["archive"]
+    ours, port, came = made["site"], free_port(), list[bytes]()
+    settings = PacsSettings(
+        name="old", aet="STRANGE", our_aet="NORTH", host="127.0.0.1", dimse_port=1, dimse_tls=True, move_port=port,
+        authority=str(ours.authority), certificate=str(ours.certificate), key=str(ours.key),
+    )  # fmt: skip
+    place = Place(port, "NORTH", "127.0.0.1", "STRANGE", 1)
+
+    def take(event: evt.Event) -> int:
+        came.append(event.encoded_dataset())
+        return 0
+
+    def showing(shown: Papers | None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(ours.authority))
+        if shown is not None:
+            context.load_cert_chain(shown.certificate, shown.key)
+        return context
+
+    with (
+        Allowance(1 << 24, 60) as allowance,
+        reception(place, take, allowance, make_contexts(settings, SiteHome(tmp_path / "home")).serving),
+    ):
+        assert calling(port) == "refused", "without TLS"
+        assert calling(port, tls=showing(None)) == "refused", "without a certificate"
+        assert calling(port, tls=showing(other)) == "refused", "with one of another authority"
+        assert came == []
+        assert calling(port, tls=showing(made["archive"])) == "taken"
+    assert len(came) == 1
 
 
 def test_certificates_that_cannot_be_used_are_told(tmp_path: Path) -> None:
