@@ -111,6 +111,25 @@ def test_a_stroke_outlives_the_session(bench: Workbench, browser: Any) -> None:
         assert _drawn(bench, "case-2") == 1
 
 
+def test_what_one_person_draws_is_not_anothers_who_signed_in_meanwhile(bench: Workbench, browser: Any) -> None:
+    """Two people at one workstation: the cookie of the browser is the other's by the time the stroke is sent."""
+    with visiting(browser, bench, SMALL) as page:
+        page.sign_in("ann")
+        page.open("case-2")
+        before = _drawn(bench, "case-2")
+        mouse = page.page.mouse
+        mouse.move(*page.place("axial", 4.5, 10.5))
+        mouse.down()
+        mouse.move(*page.place("axial", 6.5, 10.5), steps=3)
+        given = {"name": "ben", "password": password("ben")}
+        assert page.page.context.request.post(bench.url + "/api/v1/login", data=given).ok
+        mouse.move(*page.place("axial", 9.5, 10.5), steps=3)
+        mouse.up()
+        _sign_in_again(page)
+        page.until(lambda: _drawn(bench, "case-2") == before + 1)
+        assert ("case-2", "ben") not in bench.studio.drawn
+
+
 @pytest.mark.long
 def test_a_second_window_takes_the_case_and_gives_it_back(bench: Workbench, browser: Any) -> None:
     with visiting(browser, bench, SMALL) as page:
