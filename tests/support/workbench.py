@@ -103,6 +103,7 @@ def workbench(
     export: own.Export | None = None,
     prepare: Callable[[SiteHome], None] | None = None,
     static: Path = STATIC,
+    port: int = 0,
 ) -> Iterator[Workbench]:
     """Serve a workbench as long as the block lasts.
 
@@ -123,6 +124,8 @@ def workbench(
         Does more to the home before it is served, such as importing cases.
     static
         Folder of the page.
+    port
+        Where it listens; by default, a free one.
     """
     home = make_home(path, cases=cases, tests=tests)
     site, _, _ = home.settings_file.read_text().partition("[workbench]")
@@ -142,7 +145,7 @@ def workbench(
         store = stack.enter_context(CaseStore(home.site / STORE))
         made = studio(home, store, Device(), torch_device="cpu")
         stack.callback(made.close_all)
-        place = replace(endpoint(home), port=0)
+        place = replace(endpoint(home), port=port)
         app = create_app(home, made, store, accounts, endpoint=place, export=export, static=static)
         server = stack.enter_context(serving(app, place))
         scheme = "https" if place.certificate else "http"
@@ -152,6 +155,22 @@ def workbench(
         finally:
             for client in bench._clients:
                 client.close()
+
+
+def home_to_serve(path: Path, *lines: str, cases: int = 2) -> SiteHome:
+    """The home of a site whose workbench `wardround site serve` runs, with an account of ``ann``.
+
+    Parameters
+    ----------
+    lines
+        Of ``[workbench]``.
+    """
+    home = make_home(path, cases=cases, tests=0)
+    text = home.settings_file.read_text().partition("[workbench]")[0]
+    labels = 'labels = ["anterior", "posterior"]'
+    home.settings_file.write_text("\n".join([text, "[workbench]", labels, *lines]))
+    Accounts(home.accounts, hasher=QUICK).add("ann", password("ann"), PEOPLE["ann"])
+    return SiteHome(path)
 
 
 class FakeStudio:

@@ -7,18 +7,25 @@ import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib.image
 import numpy as np
 import numpy.typing as npt
-from workbench import Workbench, password
+from workbench import password
 
 PATIENCE_S = 90.0
 SIZE = {"width": 1280, "height": 800}
 SMALL = {"width": 900, "height": 560}
 """Of a window that a processor without a graphics card fills sooner."""
 PLANES = ("axial", "coronal", "sagittal")
+
+
+class Served(Protocol):
+    """A workbench, wherever it runs: in this process, or in one of its own."""
+
+    @property
+    def url(self) -> str: ...
 
 
 class Page:
@@ -32,7 +39,7 @@ class Page:
         The workbench that serves it.
     """
 
-    def __init__(self, page: Any, bench: Workbench) -> None:
+    def __init__(self, page: Any, bench: Served) -> None:
         self.page, self.bench = page, bench
         self.complaints: list[str] = []
         page.on("console", lambda message: self._note(message.type, message.text))
@@ -135,7 +142,7 @@ class Page:
 
 
 @contextmanager
-def visiting(browser: Any, bench: Workbench, size: Mapping[str, int] = SIZE) -> Iterator[Page]:
+def visiting(browser: Any, bench: Served, size: Mapping[str, int] = SIZE) -> Iterator[Page]:
     """Somebody's own window at the page, with cookies of their own; afterwards nothing may have been complained of."""
     with browser.new_context(viewport=dict(size)) as context:
         page = Page(context.new_page(), bench)

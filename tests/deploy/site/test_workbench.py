@@ -7,33 +7,21 @@ from pathlib import Path
 import httpx
 import pytest
 from deployment import eventually, free_ports
-from living import agent_process, make_home
-from workbench import QUICK, password
+from living import agent_process
+from workbench import home_to_serve, password
 
 from wardround.client.agent import only_agent
 from wardround.client.cases.store import CaseStore
-from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
-from wardround.client.workbench.accounts import Accounts
 from wardround.deploy.cli import run
 from wardround.errors import ConnectionFailed
 
 OURS = {"sec-fetch-site": "same-origin"}
 
 
-def home_with_workbench(path: Path, *lines: str) -> SiteHome:
-    """A home with two phantoms and one account."""
-    home = make_home(path, cases=2, tests=0)
-    text = home.settings_file.read_text().partition("[workbench]")[0]
-    labels = 'labels = ["anterior", "posterior"]'
-    home.settings_file.write_text("\n".join([text, "[workbench]", labels, *lines]))
-    Accounts(home.accounts, hasher=QUICK).add("ann", password("ann"), "annotator")
-    return SiteHome(path)
-
-
 def test_a_person_signs_in_draws_and_accepts_beside_the_agent(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    home = home_with_workbench(tmp_path / "home", f"port = {port}", 'host = "0.0.0.0"')
+    home = home_to_serve(tmp_path / "home", f"port = {port}", 'host = "0.0.0.0"')
     with agent_process(home):
         # Up as soon as the agent has made its certificate, which is after it has begun to listen for commands.
         eventually((home.path / "workbench.crt").exists, "the certificate")
@@ -79,7 +67,7 @@ def test_a_port_that_is_taken_ends_the_agent_with_an_error(
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        home = home_with_workbench(tmp_path / "home", f"port = {port}")
+        home = home_to_serve(tmp_path / "home", f"port = {port}")
         assert run(["site", "serve", "--no-connect", "--home", str(home.path)]) == ConnectionFailed.exit_code
     assert f"127.0.0.1:{port}" in capsys.readouterr().err
     with only_agent(home):

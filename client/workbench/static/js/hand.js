@@ -136,6 +136,7 @@ export class Hand {
     if (!drag || drag.id !== event.pointerId) return;
     this.drag = null;
     if (drag.kind === "draw" && this.drawing) this._end();
+    if (drag.kind === "turn") this.bench.viewer.render();
   }
 
   _look(at) {

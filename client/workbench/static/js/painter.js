@@ -2,8 +2,8 @@
 // cost does not depend on the size of the image.
 
 import { tells, turnedBox } from "./extent.js";
+import { FAINT, INK, scale, write } from "./lettering.js";
 
-const INK = "#dfe8ec";
 const EXTENT = "#cdb4ff";
 const BACKGROUND = [158, 197, 232];
 
@@ -86,6 +86,7 @@ export class Painter {
     this._identity();
     context.imageSmoothingEnabled = true;
     context.drawImage(this.viewer.solid, ...this.viewer.renderingCell);
+    if (this.viewer.outdated) this._outdated();
     this._frames();
   }
 
@@ -301,30 +302,26 @@ export class Painter {
   }
 
   _text(tile, depth) {
-    const { context } = this;
     const { plane, cell } = tile;
     const [x, y, width, height] = cell;
-    context.font = "12px system-ui, sans-serif";
-    context.textBaseline = "top";
-    const write = (text, px, py, align, colour = INK) => {
-      context.textAlign = align;
-      context.lineWidth = 3;
-      context.strokeStyle = "rgba(0, 0, 0, 0.85)";
-      context.strokeText(text, px, py);
-      context.fillStyle = colour;
-      context.fillText(text, px, py);
-    };
-    const { grid } = this.viewer;
+    const { grid, spacing } = this.viewer;
+    const put = (...given) => write(this.context, ...given);
     const asked = this.suggestion;
     const here = asked && grid.cut(plane) === asked.axis && grid.along(plane.d, depth) === asked.index;
-    write(`${plane.name} ${depth + 1} / ${grid.turned[plane.d]}`, x + 8, y + 7, "left");
-    if (here) write("suggested slice", x + 8, y + 23, "left", "#f2b75c");
+    put(`${plane.name} ${depth + 1} / ${grid.turned[plane.d]}`, x + 8, y + 7, "left");
+    if (here) put("suggested slice", x + 8, y + 23, "left", "#f2b75c");
     const [low, high, down, up] = plane.ends;
     const [left, right] = tile.perU < 0 ? [high, low] : [low, high];
-    write(left, x + 8, y + height / 2 - 6, "left", "#9fb3bb");
-    write(right, x + width - 8, y + height / 2 - 6, "right", "#9fb3bb");
-    write(up, x + width / 2, y + 7, "center", "#9fb3bb");
-    write(down, x + width / 2, y + height - 19, "center", "#9fb3bb");
+    put(left, x + 8, y + height / 2 - 6, "left", FAINT);
+    put(right, x + width - 8, y + height / 2 - 6, "right", FAINT);
+    put(up, x + width / 2, y + 7, "center", FAINT);
+    put(down, x + width / 2, y + height - 19, "center", FAINT);
+    scale(this.context, tile, Math.abs(tile.perU) / spacing[grid.axis[plane.h]]);
+  }
+
+  _outdated() {
+    const [x, y, width, height] = this.viewer.renderingCell;
+    write(this.context, "Click to draw this anew", x + width / 2, y + height - 22, "center", "#f2b75c");
   }
 
   /** Lines between the cells, and a brighter one about the plane that the keyboard works on. */

@@ -151,7 +151,7 @@ export class Panel {
           type: "checkbox", id: `show-${one.name}`, checked: one.shown,
           onchange: () => this.toggle(one.name),
         }),
-        el("label", { for: `show-${one.name}`, class: one.kind }, one.title),
+        el("label", { for: `show-${one.name}`, class: `${one.kind} ${one.name}` }, one.title),
         el("input", {
           type: "range", min: 0.05, max: 1, step: 0.05, value: one.opacity, "aria-label": `Opacity of ${one.title}`,
           oninput: (event) => ((one.opacity = Number(event.target.value)), this.changed()),

@@ -4,6 +4,18 @@ import * as api from "./api.js";
 import { $, el, fill, say } from "./dom.js";
 import { STATES } from "./worklist.js";
 
+// A label that nobody drew here has words of its own.
+const LABELS = { ...STATES, imported: "imported", learnt: "learnt" };
+const SOURCES = { proxy: "label so far", prediction: "prediction", whole: "whole label" };
+
+/** Where a label comes from, in words. */
+function origin({ state, source, effort, round }) {
+  if (state === "imported") return "came with the image";
+  const pixels = `${Math.round(effort)} px drawn`;
+  if (state === "learnt") return round ? `made by round ${round} of the federation · ${pixels}` : `made by a round of the federation · ${pixels}`;
+  return `${SOURCES[source] ?? source} · ${pixels}`;
+}
+
 export class Review {
   /** `told`: {show(author, bytes or null), judged(), failed(error)}; `sends`: whether there is an archive. */
   constructor(user, reasons, sends, told) {
@@ -28,15 +40,16 @@ export class Review {
     }
   }
 
-  _row({ author, state, source, effort, stored, updated }) {
-    const why = el("select", { "aria-label": `Reason to reject the label of ${author}` }, ...this.reasons.map((one) => el("option", { value: one }, one)));
+  _row(label) {
+    const { author, state, stored, updated } = label;
+    const why = el("select", { "aria-label": `Reason to reject the label of ${author}` }, ...this.reasons.map((one) => el("option", { value: one }, one.replaceAll("-", " "))));
     why.value = "inaccurate";
     const can = this.judges && author !== this.user.name && ["accepted", "approved", "rejected"].includes(state);
     const seen = this.seen === author;
     return el(
       "li", {},
-      el("div", {}, el("strong", {}, author), " ", el("span", { class: `state ${state}` }, STATES[state] ?? state)),
-      el("div", { class: "quiet" }, `${source} · ${Math.round(effort)} px`),
+      el("div", {}, el("strong", {}, author), " ", el("span", { class: `state ${state}` }, LABELS[state] ?? state)),
+      el("div", { class: "quiet" }, origin(label)),
       el(
         "div", { class: "pair" },
         stored ? el("button", { type: "button", "aria-pressed": String(seen), onclick: () => this._see(author) }, seen ? "Hide" : "Show") : null,

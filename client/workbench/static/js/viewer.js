@@ -5,6 +5,7 @@
 import { Grid, PLANES, Tile } from "./geometry.js";
 
 const RENDER = 4;
+const SLOW_MS = 1000; // a rendering that takes longer is drawn anew when somebody asks for it, and never under the hand
 const TEXTURE7 = 33991; // where NiiVue keeps the texture of its drawing
 
 export class Viewer {
@@ -20,6 +21,7 @@ export class Viewer {
     this.solid = document.createElement("canvas"); // the rendering as it was drawn last
     this.stale = true; // whether it has to be drawn anew
     this.cost = 0; // milliseconds that it took
+    this.asked = false; // whether it is worth them
   }
 
   async start() {
@@ -49,7 +51,8 @@ export class Viewer {
     const drawScene = nv.drawScene.bind(nv);
     nv.drawScene = (...given) => {
       const { width, height } = this.canvas;
-      const renders = Boolean(this.grid) && (this.stale || this.sized !== `${width}x${height}`);
+      const wanted = this.stale && (this.asked || this.cost < SLOW_MS);
+      const renders = Boolean(this.grid) && (wanted || this.sized !== `${width}x${height}`);
       nv.customLayout = renders ? this.layout : this.layout?.filter((one) => one.sliceType !== RENDER);
       const begun = performance.now();
       const result = drawScene(...given);
@@ -77,6 +80,7 @@ export class Viewer {
     nv.createEmptyDrawing();
     this.shown = null;
     this.stale = true;
+    this.cost = 0;
     const colours = [[0, 0, 0], ...labels];
     nv.setDrawColormap({
       R: colours.map((one) => one[0]),
@@ -155,6 +159,17 @@ export class Viewer {
     pan[plane.h] += step(plane.h, dx, tile.perU);
     pan[plane.v] += step(plane.v, dy, tile.perV);
     this.nv.scene.pan2Dxyzmm = pan;
+    this.nv.drawScene();
+  }
+
+  /** Whether the rendering is an old one, since a new one takes long. */
+  get outdated() {
+    return Boolean(this.grid) && this.stale && this.cost >= SLOW_MS;
+  }
+
+  /** Draw the rendering anew, however long that takes. */
+  render() {
+    this.asked = this.stale;
     this.nv.drawScene();
   }
 
@@ -257,7 +272,7 @@ export class Viewer {
     this.cells = new Map(types.map((type, n) => [type, cells[n]]));
     this.layout = types.map((type, n) => ({ sliceType: type, position: cells[n] }));
     this.stale = true;
-    this.nv.drawScene();
+    this.render();
   }
 
   /** Keep the rendering as a picture: it costs far more than the planes, and changes far less often. */
@@ -266,7 +281,7 @@ export class Viewer {
     const [x, y, across, down] = this.cells.get(RENDER).map((part, n) => Math.round(part * (n % 2 ? height : width)));
     Object.assign(this.solid, { width: across, height: down });
     this.solid.getContext("2d").drawImage(this.canvas, x, y, across, down, 0, 0, across, down);
-    this.stale = false;
+    this.stale = this.asked = false;
     this.sized = `${width}x${height}`;
   }
 
