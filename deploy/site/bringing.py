@@ -72,6 +72,7 @@ def import_dicom(
     from wardround.client.cases.dicom.series import find_series
     from wardround.client.cases.store import CaseStore
     from wardround.client.intake import STORE
+    from wardround.client.removal import finish_removal
 
     if label is None and role == "test":
         raise UsageError("a case to be tested on needs a label", "none was given to compare with", "give --label")
@@ -88,6 +89,7 @@ def import_dicom(
         )
     new = refused = 0
     with Register(home.site / FOLDER) as register, CaseStore(home.site / STORE) as store:
+        finish_removal(home, store)  # Before the same case comes anew, which must not be what is removed.
         for number, volume in enumerate(report.volumes, start=1):
             case_id = register.case_id(volume.series_uid, volume.part)
             known = case_id in register.cases()

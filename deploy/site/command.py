@@ -96,6 +96,7 @@ def bring(  # noqa: PLR0917 - one parameter an option
     """Take cases into the site's store; the next round learns from them. A second time changes nothing."""
     from wardround.client.cases.store import CaseStore
     from wardround.client.intake import STORE, import_case
+    from wardround.client.removal import finish_removal
     from wardround.deploy.site.bringing import holds_dicom, import_dicom
     from wardround.deploy.site.pulled import sweep_pulled
 
@@ -111,6 +112,7 @@ def bring(  # noqa: PLR0917 - one parameter an option
         return
     cases = _cases(source, label, name, case)
     with CaseStore(place.site / STORE) as store:
+        finish_removal(place, store)  # Before the same case comes anew, which must not be what is removed.
         imported = [import_case(store, found, "test" if test else "stream") for found in cases]
     new, classes = sum(one.new for one in imported), max((one.classes for one in imported), default=0)
     unlabelled = sum(found.label is None for found in cases)

@@ -28,6 +28,7 @@ from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
+from wardround.client.removal import finish_removal, remove_case
 from wardround.deploy.cli import run
 from wardround.errors import DataError, GeometryError, SeriesRefused, StorageError, UsageError
 
@@ -52,6 +53,35 @@ def stored(home: SiteHome) -> tuple[str, ...]:
 
 def tilt(dataset: Any, k: int) -> None:
     dataset.ImagePositionPatient = [0, 0.5 * k, 2 * k]
+
+
+@pytest.mark.parametrize("kind", ["dicom", "nifti"])
+def test_a_case_that_comes_again_after_a_removal_that_was_interrupted_stays(
+    home: SiteHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "dicom":
+        source = save(series(noise((4, 4, 5)), AXIAL), tmp_path / "dicom")
+    else:
+        source = tmp_path / "image.nii.gz"
+        write_volume(source, Volume(np.ones((4, 4, 5), np.float32), AXIAL))
+    assert bring(home, source) == 0
+    (case,) = stored(home)
+
+    remove = CaseStore.remove
+
+    def remove_and_die(store: CaseStore, case_id: str) -> None:
+        remove(store, case_id)
+        raise KeyboardInterrupt
+
+    with CaseStore(home.site / STORE) as store, monkeypatch.context() as patch:
+        patch.setattr(CaseStore, "remove", remove_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            remove_case(home, store, case)
+    assert stored(home) == ()
+    assert bring(home, source) == 0
+    with CaseStore(home.site / STORE) as store:
+        finish_removal(home, store)  # As at the next start.
+    assert stored(home) == (case,)
 
 
 def test_what_can_be_imported_is_and_what_cannot_has_a_reason(
