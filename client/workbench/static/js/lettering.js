@@ -25,8 +25,9 @@ function roundBelow(most) {
 /** A bar of a round length at the lower left of a plane, of which a millimetre has `perMm` pixels. */
 export function scale(context, { cell: [x, y, width, height] }, perMm) {
   const mm = roundBelow(Math.min(120, width / 4) / perMm);
-  const [left, right, low] = [x + 9, x + 9 + mm * perMm, y + height - 10];
-  for (const [colour, thick] of [[SHADE, 4], [FAINT, 1.5]]) {
+  const [left, low] = [Math.round(x) + 9, Math.round(y + height) - 10];
+  const right = left + Math.round(mm * perMm);
+  for (const [colour, thick] of [[SHADE, 4], [FAINT, 2]]) {
     context.strokeStyle = colour;
     context.lineWidth = thick;
     context.beginPath();

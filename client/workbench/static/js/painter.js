@@ -176,7 +176,8 @@ export class Painter {
     return this._pixels(columns, rows, (put) => {
       for (let n = 0; n < values.length; n += 1) {
         const value = values[n];
-        if (value) put(n, table[value * 3], table[value * 3 + 1], table[value * 3 + 2], Math.min(255, 60 + value));
+        // Little of it is next to invisible: what is nearly nothing everywhere shall not lie over the image as a pattern.
+        if (value) put(n, table[value * 3], table[value * 3 + 1], table[value * 3 + 2], Math.min(255, 3 * value));
       }
     });
   }

@@ -22,6 +22,7 @@ export class Viewer {
     this.stale = true; // whether it has to be drawn anew
     this.cost = 0; // milliseconds that it took
     this.asked = false; // whether it is worth them
+    this.measuring = false; // whether one is being drawn now
   }
 
   async start() {
@@ -51,13 +52,15 @@ export class Viewer {
     const drawScene = nv.drawScene.bind(nv);
     nv.drawScene = (...given) => {
       const { width, height } = this.canvas;
-      const wanted = this.stale && (this.asked || this.cost < SLOW_MS);
+      const wanted = this.stale && this._timely;
       const renders = Boolean(this.grid) && (wanted || this.sized !== `${width}x${height}`);
       nv.customLayout = renders ? this.layout : this.layout?.filter((one) => one.sliceType !== RENDER);
       const begun = performance.now();
       const result = drawScene(...given);
-      if (renders) this._keepRendering();
-      if (renders) this.cost = performance.now() - begun;
+      if (renders) {
+        this._keepRendering();
+        this._measure(begun);
+      }
       this.drawn();
       return result;
     };
@@ -160,6 +163,28 @@ export class Viewer {
     pan[plane.v] += step(plane.v, dy, tile.perV);
     this.nv.scene.pan2Dxyzmm = pan;
     this.nv.drawScene();
+  }
+
+  /** Whether a rendering may be drawn now: it is quick or asked for, and none is under way. */
+  get _timely() {
+    return !this.measuring && (this.asked || this.cost < SLOW_MS);
+  }
+
+  /** See how long a rendering takes. The page goes on meanwhile: the graphics card, or what plays it, works beside it. */
+  _measure(begun) {
+    const { gl } = this.nv;
+    const fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
+    this.measuring = true;
+    const look = () => {
+      if (fence && !gl.isContextLost() && gl.getSyncParameter(fence, gl.SYNC_STATUS) !== gl.SIGNALED) return setTimeout(look, 20);
+      if (fence) gl.deleteSync(fence);
+      this.measuring = false;
+      this.cost = performance.now() - begun;
+      if (this.stale && this._timely) this.nv.drawScene();
+      else this.drawn();
+    };
+    setTimeout(look);
   }
 
   /** Whether the rendering is an old one, since a new one takes long. */
