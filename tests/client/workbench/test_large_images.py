@@ -15,6 +15,7 @@ from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.device import Device
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
+from wardround.client.learning.inference import normalise
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
 from wardround.client.workbench import bench as bench_module
@@ -92,6 +93,9 @@ def test_it_is_drawn_on_as_any_other(studio: Studio, store: CaseStore) -> None:
     moved = desk(studio)
     assert moved is not first, "the window was in the middle"
     assert "move" in answer.latency_ms
+    for one in (first, moved):
+        normalised = normalise(IMAGE.array)[one.window.slices]  # type: ignore[attr-defined]
+        assert np.array_equal(one.session.normalised, normalised), "scaled as the whole image"  # type: ignore[attr-defined]
     proxy = whole(studio, "proxy")
     inside = TRUTH[:, :, 28] > 0
     assert np.array_equal(proxy[:, :, 28][inside], TRUTH[:, :, 28][inside])
@@ -173,8 +177,7 @@ def test_a_window_that_moves_when_the_last_piece_is_found_shows_the_whole_image(
     studio: Studio, store: CaseStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The piece was being looked at for the desk before, and is found while the new one is being made."""
-    monkeypatch.setattr(Apprentice, "look", lambda *_: None)
-    studio.open("a", "ann")
+    monkeypatch.setattr(Apprentice, "learn", lambda *_: None)  # After which it would be shown anew in any case.
 
     class Desk(desk_module.Desk):
         def __init__(self, *given: Any, **more: Any) -> None:
@@ -183,12 +186,13 @@ def test_a_window_that_moves_when_the_last_piece_is_found_shows_the_whole_image(
             while self.surroundings.left:
                 self.surroundings.look(self.session.learner.predict)
 
-    monkeypatch.setattr(bench_module, "Desk", Desk)
-    studio.draw("a", "ann", [cut(28)])
-    with pytest.raises(UsageError, match="not complete"):
-        studio.accept("a", "ann", "prediction")
-    monkeypatch.undo()
-    studio.draw("a", "ann", [cut(30)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Apprentice, "look", lambda *_: None)
+        studio.open("a", "ann")
+        patch.setattr(bench_module, "Desk", Desk)
+        studio.draw("a", "ann", [cut(28)])
+        with pytest.raises(UsageError, match="not complete"):
+            studio.accept("a", "ann", "prediction")
     assert studio.wait("ann", LONG)
     shown = whole(studio, "prediction")
     outside = np.ones(SHAPE, bool)
