@@ -36,8 +36,10 @@ function nameOf(name, [i, j, k]) {
 
 export function activate(plane, larger = true) {
   const { viewer } = bench;
-  if (larger && viewer.active === plane && viewer.large) return;
-  viewer.arrange(viewer.large, larger || !viewer.large ? plane : viewer.active);
+  const active = larger || !viewer.large ? plane : viewer.active;
+  // A stroke that begins changes nothing of the layout, and the rendering need not be drawn anew for it.
+  if (active === viewer.active) return;
+  viewer.arrange(viewer.large, active);
   bench.painter.paint();
 }
 
