@@ -161,8 +161,11 @@ def for_log(error: BaseException) -> str:
 
     ``ValueError in _answer (agent.py:221), train (site.py:229)``
     """
-    if isinstance(error, WardroundError):
-        return str(error)
+    return str(error) if isinstance(error, WardroundError) else without_text(error)
+
+
+def without_text(error: BaseException) -> str:
+    """Class and place alone: for a log of errors whose text may hold a path that names a patient."""
     frames = traceback.extract_tb(error.__traceback__)
     way = ", ".join(f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames)
     told = f"{_plain(type(error))} in {way or 'nowhere'}"

@@ -20,7 +20,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from wardround.client.workbench.patience import TooManyTries
-from wardround.errors import AuthRefused, ConnectionFailed, DataError, StorageError, UsageError, WardroundError, for_log
+from wardround.errors import (
+    AuthRefused,
+    ConnectionFailed,
+    DataError,
+    StorageError,
+    UsageError,
+    WardroundError,
+    without_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +101,8 @@ def failed() -> JSONResponse:
 
 
 def note(error: BaseException) -> None:
-    """Write down that something failed, and where: the text of an error may name a patient."""
-    log.error("%s", for_log(error))
+    """Write down that something failed, and where: the text of an error, ours too, may name a patient."""
+    log.error("%s", without_text(error))
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -144,7 +144,10 @@ def test_a_fault_is_an_answer_and_a_line_and_its_text_is_in_neither(
     assert answer.status in (500, 503)
     assert SECRET not in answer.text
     assert SECRET not in caplog.text
-    assert {"/bug": "RuntimeError in bug", "/disk": "StorageError in disk"}[path] in caplog.text
+    kind, place = {"/bug": ("RuntimeError", "bug"), "/disk": ("StorageError", "disk")}[path]
+    (line,) = (one.getMessage() for one in caplog.records if one.name == "wardround.client.workbench.errors")
+    assert line.startswith(f"{kind} in ")
+    assert f" {place} (test_entrance.py:" in line
 
 
 def test_one_line_a_request_names_the_route_and_nobody(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:
