@@ -87,7 +87,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 def _spot(page: Page, picture: npt.NDArray[np.float32], plane: str) -> tuple[float, float]:
     """Column and row of the bright spot in a plane's part of the picture."""
     left, top, width, height = page.cell(plane)
-    # Letters and the bar of length lie at the edges, the cursor's lines are blue: white in the middle is the voxel alone.
+    # Letters and the bar of length lie at the edges, the cursor's lines are blue: white in the middle is the voxel.
     part = picture[int(top) : int(top + height), int(left) : int(left + width)].min(axis=-1)
     edge = 36
     part = np.where(part > 0.4, part, 0)
