@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from wardround.errors import Interrupted, UsageError
+from wardround.errors import Interrupted, UsageError, for_log
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class InProcessGrid(Grid):
             except Interrupted:
                 raise
             except Exception as error:
-                logger.exception("the ClientApp of site %s failed", self._names[node])
+                logger.error("the ClientApp of site %s failed: %s", self._names[node], for_log(error))
                 self.first_failure = self.first_failure or error
                 reason = type(error).__name__
                 reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

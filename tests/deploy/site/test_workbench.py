@@ -36,7 +36,7 @@ def test_a_person_signs_in_draws_and_accepts_beside_the_agent(tmp_path: Path) ->
 
             eventually(is_up, "the workbench")
             signed = browser.post("/api/v1/login", json={"name": "ann", "password": password("ann")})
-            assert signed.json() == {"name": "ann", "roles": ["annotator"]}
+            assert signed.json() == {"name": "ann", "roles": ["annotator"], "change_password": False}
             case = browser.get("/api/v1/cases/next").json()["id"]
             opened = browser.post(f"/api/v1/cases/{case}/open").json()
             (axis, index) = (opened["suggestion"][0][name] for name in ("axis", "index"))
