@@ -152,7 +152,7 @@ class InProcessGrid(Grid):
                 reply = self._app(_own_copy(message), self._contexts[node])
             except Interrupted:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever an app raises is an answer of its site
                 logger.error("the ClientApp of site %s failed: %s", self._names[node], for_log(error))
                 self.first_failure = self.first_failure or error
                 reason = type(error).__name__
