@@ -225,7 +225,7 @@ def _inference(model: str, classes: int) -> dict[str, Any]:
             "data": "$[{'image': i} for i in @images]",
             "transform": "@preprocessing",
         },
-        "inferer": {"_target_": "scripts.windows.FittingInferer", "stride": spec.stride},
+        "inferer": {"_target_": "scripts.windows.FittingInferer", "stride": spec.stride, "dimensions": spec.dimensions},
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [

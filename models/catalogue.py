@@ -12,6 +12,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from wardround.errors import UsageError
+from wardround.models.attention import SpatialAttention
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Architecture:
         Spatial sizes of the input must be a multiple of this.
     residual_units
         Residual units a level.
+    attention
+        The encoder level, 0 the finest, that ends in spatial self-attention; None for none.
     """
 
     dimensions: int
     channels: tuple[int, ...]
     residual_units: int
+    attention: int | None = None
 
     @property
     def stride(self) -> int:
@@ -45,6 +49,8 @@ _ARCHITECTURES = {
     "unet3d": Architecture(3, (16, 32, 64, 128, 256), 2),
     "unet2d-small": Architecture(2, (16, 32, 64, 96), 1),
     "unet2d": Architecture(2, (32, 64, 128, 256, 512), 2),
+    "unet3d-small-attention": Architecture(3, (8, 16, 32, 64), 1, attention=1),
+    "unet2d-small-attention": Architecture(2, (16, 32, 64, 96), 1, attention=1),
 }
 
 
@@ -101,7 +107,20 @@ def build(name: str, labels: int, seed: int) -> nn.Module:
             num_res_units=spec.residual_units,
             norm="instance",
         )
+        if spec.attention is not None:
+            attend_after(network, spec.attention, spec.dimensions, spec.channels[spec.attention])
         return network
+
+
+def attend_after(network: nn.Module, level: int, dimensions: int, channels: int) -> None:
+    """Put :class:`~wardround.models.attention.SpatialAttention` behind an encoder level of a catalogue network.
+
+    Its output is what the deeper levels and the skip connection of that level see.
+    """
+    block = network.model
+    for _ in range(level):
+        block = block[1].submodule
+    block[0] = nn.Sequential(block[0], SpatialAttention(channels, dimensions))
 
 
 def feature_modules(network: nn.Module) -> dict[str, nn.Module]:

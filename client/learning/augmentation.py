@@ -41,29 +41,30 @@ class Augmentation:
         Parameters
         ----------
         image
-            ``[N, 1, I, J, K]``, normalised intensities.
+            ``[N, 1, *spatial]`` with two or three spatial axes, normalised intensities.
         target
-            ``[N, C, I, J, K]``, probabilities. What moves in from outside the volume is background.
+            ``[N, C, *spatial]``, probabilities. What moves in from outside the volume is background.
         weight
-            ``[N, 1, I, J, K]``, at least 0. What moves in from outside counts nothing.
+            ``[N, 1, *spatial]``, at least 0. What moves in from outside counts nothing.
         rng
             The only source of randomness.
         """
-        count = image.shape[0]
-        matrix = np.eye(3) * rng.uniform(1 - self.scale, 1 + self.scale, (count, 1, 3))
-        matrix = matrix + rng.normal(0, self.shear, (count, 3, 3)) * (1 - np.eye(3))
-        offset = rng.uniform(-self.shift, self.shift, (count, 3, 1))
+        count, axes = image.shape[0], image.ndim - 2
+        matrix = np.eye(axes) * rng.uniform(1 - self.scale, 1 + self.scale, (count, 1, axes))
+        matrix = matrix + rng.normal(0, self.shear, (count, axes, axes)) * (1 - np.eye(axes))
+        offset = rng.uniform(-self.shift, self.shift, (count, axes, 1))
         theta = torch.from_numpy(np.concatenate([matrix, offset], axis=2)).to(image)
         grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+        one_each = (count, *(1,) * (axes + 1))
 
         def move(tensor: Tensor, mode: str = "bilinear") -> Tensor:
             return F.grid_sample(tensor, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
         target = move(target)
         target = torch.cat([target[:, :1] + (1 - target.sum(1, keepdim=True)), target[:, 1:]], dim=1)
-        gain = torch.from_numpy(rng.uniform(1 - self.contrast, 1 + self.contrast, (count, 1, 1, 1, 1))).to(image)
-        lift = torch.from_numpy(rng.uniform(-self.brightness, self.brightness, (count, 1, 1, 1, 1))).to(image)
+        gain = torch.from_numpy(rng.uniform(1 - self.contrast, 1 + self.contrast, one_each)).to(image)
+        lift = torch.from_numpy(rng.uniform(-self.brightness, self.brightness, one_each)).to(image)
         grain = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        sigma = torch.from_numpy(rng.uniform(0, self.noise, (count, 1, 1, 1, 1))).to(image)
+        sigma = torch.from_numpy(rng.uniform(0, self.noise, one_each)).to(image)
         noise = torch.randn(image.shape, generator=grain).to(image)
         return move(image) * gain + lift + sigma * noise, target, move(weight, "nearest")

@@ -37,6 +37,7 @@ def predict(
     device: torch.device,
     amp: bool = False,
     window: tuple[int, ...] | None = None,
+    dimensions: int = 3,
 ) -> npt.NDArray[np.float32]:
     """Class probabilities of a whole volume by sliding window (MONAI), blended with Gaussian weights.
 
@@ -55,12 +56,15 @@ def predict(
     window
         Sides of the window in voxels; by default as :class:`~wardround.models.windows.FittingInferer` chooses.
 
+    dimensions
+        Spatial axes of the network: one with two maps ``[N, 1, I, J]`` and sees the volume slice by slice along k.
+
     Returns
     -------
     numpy.ndarray
         ``[C, I, J, K]``, float32, sums to one over C.
     """
-    inferer = FittingInferer(stride, window)
+    inferer = FittingInferer(stride, window, dimensions)
     training = network.training
     network.eval()
     try:

@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from wardround.client.learning.augmentation import Augmentation
+from wardround.client.learning.batches import Batch, assemble
 from wardround.client.learning.inference import predict
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
+from wardround.client.supervision.regularisation import Regularisation
 from wardround.errors import UsageError
+from wardround.models.attention import watched_attention
 from wardround.models.catalogue import architecture, build
 from wardround.models.weights import load_weights, weights_of
-from wardround.models.windows import padded_shape
 from wardround.strategies.plan import RoundPlan
 
 Arrays = dict[str, npt.NDArray[np.generic]]
-
-# A training window in voxels along each axis: larger volumes are learnt from in random windows of this size.
-PATCH_LIMIT = (128, 128, 128)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -58,11 +57,14 @@ class LearningSettings:
     proximal_mu
         Strength of the FedProx term ``mu / 2 * ||w - w_global||^2`` (Li et al. 2020, equation 2); 0 leaves it out.
     patch
-        Sides of a training window in voxels, :data:`PATCH_LIMIT` if None; volumes that fit are used whole.
+        Sides of a training window in voxels,
+        :data:`~wardround.client.learning.batches.PATCH_LIMIT` if None; volumes that fit are used whole.
     amp
         Mixed precision on CUDA.
     augmentation
         What is done to every batch; None for nothing.
+    regularisation
+        What is asked of voxels that nobody drew.
     """
 
     model: str
@@ -74,6 +76,7 @@ class LearningSettings:
     patch: tuple[int, int, int] | None = None
     amp: bool = True
     augmentation: Augmentation | None = field(default_factory=Augmentation)
+    regularisation: Regularisation = Regularisation()
 
     @classmethod
     def of(cls, plan: RoundPlan) -> "LearningSettings":
@@ -121,9 +124,11 @@ class OnlineLearner:
         if device.type == "cuda":
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
-        self._stride = architecture(settings.model).stride
+        self.regularisation = settings.regularisation
+        self._spec = architecture(settings.model)
         network = build(settings.model, settings.labels, settings.seed)
-        self._network = network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        layout = torch.channels_last_3d if self._spec.dimensions == 3 else torch.channels_last
+        self._network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
         self._optimiser = torch.optim.AdamW(self._network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._mixed)
         self._anchor: list[Tensor] = []
@@ -212,10 +217,10 @@ class OnlineLearner:
             One value a candidate, negative where the step would help.
         """
         before = self.losses(candidates)
-        image, target, weight = self._assemble([incoming], rng, augmentation=None)
+        batch = self._assemble([incoming], rng, augmentation=None)
         parameters = list(self._network.parameters())
         saved = [parameter.detach().clone() for parameter in parameters]
-        loss = segmentation_loss(self._network(image).float(), target, weight)
+        loss = segmentation_loss(self._network(batch.image).float(), batch.target, batch.weight)
         gradients = torch.autograd.grad(loss, parameters)
         try:
             with torch.no_grad():
@@ -239,7 +244,14 @@ class OnlineLearner:
 
     def predict(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Class probabilities ``[C, I, J, K]`` of a normalised image ``[I, J, K]``."""
-        return predict(self._network, image, stride=self._stride, device=self.device, amp=self.settings.amp)
+        return predict(
+            self._network,
+            image,
+            stride=self._spec.stride,
+            device=self.device,
+            amp=self.settings.amp,
+            dimensions=self._spec.dimensions,
+        )
 
     def update(
         self,
@@ -274,16 +286,21 @@ class OnlineLearner:
         self._network.train()
         total = 0.0
         for _ in range(updates):
-            total += self._step(*self._assemble(batch(), rng, self.settings.augmentation))
+            total += self._step(self._assemble(batch(), rng, self.settings.augmentation))
             between()
         return total / updates if updates else float("nan")
 
-    def _step(self, image: Tensor, target: Tensor, weight: Tensor) -> float:
+    def _step(self, batch: Batch) -> float:
         """One gradient step; returns the loss before it."""
         self._optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, enabled=self._mixed):
-            logits = self._network(image)
-        loss = segmentation_loss(logits.float(), target, weight) + self._proximal()
+        with watched_attention(self._network if self.regularisation.attentive else None) as attention:
+            with torch.autocast(self.device.type, enabled=self._mixed):
+                logits = self._network(batch.image)
+            attended = None if attention is None else attention.seen
+        logits = logits.float()
+        loss = segmentation_loss(logits, batch.target, batch.weight) + self._proximal()
+        if self.regularisation.active:
+            loss = loss + self.regularisation(logits, batch.image, batch.drawn, batch.spacings, attended)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), 10.0)
@@ -300,40 +317,7 @@ class OnlineLearner:
 
     def _assemble(
         self, samples: Sequence[Sample], rng: np.random.Generator, augmentation: Augmentation | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cut windows, pad them to one shape and augment.
-
-        Padding is the image's mean, supervised as background at weight one: left out, the network calls it foreground.
-        """
-        windows = [_window(sample, self.settings.patch or PATCH_LIMIT, rng) for sample in samples]
-        largest = tuple(max(window[0].shape[axis] for window in windows) for axis in range(3))
-        shape = padded_shape(largest, self._stride)
-        images, targets, weights = [], [], []
-        for image, target, weight in windows:
-            padding = [(0, side - own) for side, own in zip(shape, image.shape, strict=True)]
-            images.append(np.pad(image, padding)[None])
-            background = np.pad(target[:1], [(0, 0), *padding], constant_values=1)
-            targets.append(np.concatenate([background, np.pad(target[1:], [(0, 0), *padding])]))
-            weights.append(np.pad(weight, padding, constant_values=1)[None])
-        batch = [torch.from_numpy(np.stack(part).astype(np.float32)) for part in (images, targets, weights)]
-        if augmentation is not None:
-            batch = list(augmentation(batch[0], batch[1], batch[2], rng))
-        image_, target_, weight_ = (tensor.to(self.device) for tensor in batch)
-        return image_.contiguous(memory_format=torch.channels_last_3d), target_, weight_[:, 0]
-
-
-def _window(
-    sample: Sample, patch: tuple[int, int, int], rng: np.random.Generator
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Cut one window: half of the time round a voxel that is likely to hold a structure, else anywhere."""
-    shape = sample.image.shape
-    if all(side <= limit for side, limit in zip(shape, patch, strict=True)):
-        return sample.image, sample.target, sample.weight
-    sides = np.minimum(shape, patch)
-    start = np.array([rng.integers(whole - side + 1) for whole, side in zip(shape, sides, strict=True)])
-    structure = np.flatnonzero((sample.target[0] < 0.5) & (sample.weight > 0))
-    if structure.size and rng.random() < 0.5:
-        centre = np.array(np.unravel_index(structure[rng.integers(structure.size)], shape))
-        start = np.clip(centre - sides // 2, 0, np.array(shape) - sides)
-    box = tuple(slice(low, low + side) for low, side in zip(start, sides, strict=True))
-    return sample.image[box], sample.target[(slice(None), *box)], sample.weight[box]
+    ) -> Batch:
+        spec = self._spec
+        batch = assemble(samples, spec.dimensions, spec.stride, self.settings.patch, rng, augmentation)
+        return batch.to(self.device)

@@ -11,16 +11,18 @@ policy              kept                                           recalled
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from wardround.models.weights import load_arrays, save_arrays
 from wardround.strategies.plan import Replay
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 # How much of the memory is held in RAM; the rest is read again when it is drawn.
 LOADED_BYTES = 2**29
@@ -42,12 +44,42 @@ class Sample:
         ``[C, I, J, K]``, float16, probabilities that sum to one (to half precision).
     weight
         ``[I, J, K]``, float16, at least 0: how much each voxel counts.
+    drawn
+        ``[I, J, K]``, bool: voxels whose label somebody drew; None where that is not known.
+    spacing
+        Distance between voxel centres along i, j, k in millimetres.
+    padding
+        How much a voxel counts that is added round the image to fit a network, where it is background.
     """
 
     case_id: str
     image: npt.NDArray[np.float32]
     target: npt.NDArray[np.float16]
     weight: npt.NDArray[np.float16]
+    drawn: npt.NDArray[np.bool_] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    padding: float = 1.0
+
+    def arrays(self) -> Arrays:
+        """All but its name, to be kept in a file."""
+        known = {"image": self.image, "target": self.target, "weight": self.weight}
+        if self.drawn is not None:
+            known["drawn"] = self.drawn
+        return known | {"spacing": np.asarray(self.spacing), "padding": np.asarray([self.padding])}
+
+    @classmethod
+    def of(cls, case_id: str, arrays: Mapping[str, npt.NDArray[Any]]) -> "Sample":
+        """The sample whose :meth:`arrays` these are; files of earlier versions know neither drawing nor spacing."""
+        first, second, third = (float(step) for step in arrays.get("spacing", np.ones(3)))
+        return cls(
+            case_id,
+            arrays["image"],
+            arrays["target"],
+            arrays["weight"],
+            arrays.get("drawn"),
+            (first, second, third),
+            float(arrays.get("padding", np.ones(1))[0]),
+        )
 
 
 class Learner(Protocol):
@@ -203,9 +235,7 @@ class ReplayMemory:
             self.reservoir = self.reservoir.offer(sample.case_id, rng)
         self._loaded = {name: kept for name, kept in self._loaded.items() if name in self.reservoir.kept}
         if sample.case_id in self.reservoir.kept:
-            save_arrays(
-                self._file(sample.case_id), {"image": sample.image, "target": sample.target, "weight": sample.weight}
-            )
+            save_arrays(self._file(sample.case_id), sample.arrays())
             self._load(sample)
 
     def draw(
@@ -242,8 +272,7 @@ class ReplayMemory:
         """
         sample = self._loaded.get(case_id)
         if sample is None:
-            arrays = load_arrays(self._file(case_id))
-            sample = Sample(case_id, arrays["image"], arrays["target"], arrays["weight"])  # type: ignore[arg-type]
+            sample = Sample.of(case_id, load_arrays(self._file(case_id)))
             self._load(sample)
         return sample
 
@@ -269,4 +298,4 @@ def _ints(values: Iterable[int]) -> tuple[int, ...]:
 
 
 def _size(sample: Sample) -> int:
-    return sample.image.nbytes + sample.target.nbytes + sample.weight.nbytes
+    return sum(array.nbytes for array in sample.arrays().values())

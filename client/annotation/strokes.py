@@ -1,0 +1,143 @@
+"""Strokes as a person would draw them on one slice, made from true labels.
+
+Through the middle of every structure goes one line, as in the simulator behind the scribble literature (Luo et al. 2022,
+arXiv 2203.02106, appendix of their data): the structure is eroded, thinned to its skeleton, of which the longest branch
+is kept and a part of it drawn. Background gets a curve round the structures.
+
+Only :mod:`wardround.client.annotation.annotator` may call this: it is the one that sees the truth.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
+
+from wardround.client.annotation.prompts import UNLABELLED, Labels2D
+
+_SQUARE = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class StrokeSettings:
+    """How carefully somebody scribbles.
+
+    Parameters
+    ----------
+    erosion
+        Pixels by which a structure is eroded first, fewer where nothing would be left.
+    shortest
+        Smallest share of a branch that is drawn; the share is drawn at random from there to 1.
+    away, spread
+        Distance in pixels of the background's curve from the structures: at least `away`, up to `away + spread`.
+    """
+
+    erosion: int = 2
+    shortest: float = 0.6
+    away: int = 3
+    spread: int = 3
+
+
+def strokes(labels: Labels2D, rng: np.random.Generator, settings: StrokeSettings = StrokeSettings()) -> Labels2D:
+    """One stroke for every label on a slice.
+
+    Parameters
+    ----------
+    labels
+        True labels of a slice, uint8, 0 is background.
+    rng
+        The only source of randomness: the same generator state draws the same strokes.
+    settings
+        How carefully.
+
+    Returns
+    -------
+    Labels2D
+        Same shape: the label on a stroke, :data:`~wardround.client.annotation.prompts.UNLABELLED` elsewhere. A stroke
+        lies on its own label. An empty slice gets one straight stroke of background.
+    """
+    drawn = np.full(labels.shape, UNLABELLED, dtype=np.uint8)
+    for label in (int(value) for value in np.unique(labels) if value):
+        drawn[_line(_middle(labels == label, settings.erosion), settings.shortest, rng)] = label
+    around = _around(labels > 0, rng, settings)
+    if around.any():
+        drawn[_line(around & (labels == 0), settings.shortest, rng) & (drawn == UNLABELLED)] = 0
+    return drawn
+
+
+def _middle(structure: npt.NDArray[np.bool_], erosion: int) -> npt.NDArray[np.bool_]:
+    """The skeleton of the largest part of an eroded structure; never empty for one of a pixel or more."""
+    inner = structure
+    for times in range(erosion, 0, -1):
+        inner = ndimage.binary_erosion(structure, iterations=times, border_value=1)
+        if inner.any():
+            break
+    inner = inner if inner.any() else structure
+    parts, count = ndimage.label(inner, structure=_SQUARE)
+    if count > 1:
+        inner = parts == 1 + np.argmax(ndimage.sum_labels(inner, parts, range(1, count + 1)))
+    thinned = sitk.GetArrayFromImage(sitk.BinaryThinning(sitk.GetImageFromArray(inner.astype(np.uint8)))) > 0
+    return np.asarray(thinned if thinned.any() else inner)
+
+
+def _around(
+    structures: npt.NDArray[np.bool_], rng: np.random.Generator, settings: StrokeSettings
+) -> npt.NDArray[np.bool_]:
+    """A closed curve round all structures; a straight line where there is none."""
+    if not structures.any():
+        line = np.zeros(structures.shape, dtype=bool)
+        axis = int(rng.integers(2))
+        where = int(rng.integers(structures.shape[axis]))
+        np.moveaxis(line, axis, 0)[where] = True
+        return line
+    distance = settings.away + int(rng.integers(settings.spread + 1))
+    grown = ndimage.binary_fill_holes(ndimage.distance_transform_edt(~structures) <= distance)
+    return np.asarray(grown & ~ndimage.binary_erosion(grown, border_value=1))
+
+
+def _line(skeleton: npt.NDArray[np.bool_], shortest: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """A part of the longest path of a skeleton, as a mask."""
+    drawn = np.zeros(skeleton.shape, dtype=bool)
+    pixels = np.argwhere(skeleton)
+    if not len(pixels):
+        return drawn
+    path = _longest_path(skeleton, pixels)
+    length = max(1, round(len(path) * rng.uniform(shortest, 1)))
+    start = int(rng.integers(len(path) - length + 1))
+    chosen = pixels[path[start : start + length]]
+    drawn[chosen[:, 0], chosen[:, 1]] = True
+    return drawn
+
+
+def _longest_path(skeleton: npt.NDArray[np.bool_], pixels: npt.NDArray[np.intp]) -> list[int]:
+    """Between the two ends that are furthest apart along the skeleton, as row numbers of `pixels`.
+
+    Found in two searches: the pixel furthest from any is one end of a longest path of a tree.
+    """
+    numbers = np.full(skeleton.shape, -1)
+    numbers[skeleton] = np.arange(len(pixels))
+    tails, heads, lengths = [], [], []
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        there = pixels + (down, right)
+        inside = np.all((there >= 0) & (there < skeleton.shape), axis=1)
+        other = numbers[there[inside, 0], there[inside, 1]]
+        tails.append(np.flatnonzero(inside)[other >= 0])
+        heads.append(other[other >= 0])
+        lengths.append(np.full(len(heads[-1]), np.hypot(down, right)))
+    edges = (np.concatenate(lengths), (np.concatenate(tails), np.concatenate(heads)))
+    graph = sparse.csr_array(edges, shape=(len(pixels), len(pixels)))
+    _, parts = csgraph.connected_components(graph, directed=False)
+    begin = int(np.flatnonzero(parts == np.bincount(parts).argmax())[0])
+    end = _furthest(graph, begin)[0]
+    begin, before = _furthest(graph, end)
+    path = [begin]
+    while path[-1] != end:
+        path.append(int(before[path[-1]]))
+    return path
+
+
+def _furthest(graph: sparse.csr_array, start: int) -> tuple[int, npt.NDArray[np.int32]]:
+    distance, before = csgraph.dijkstra(graph, directed=False, indices=start, return_predecessors=True)
+    return int(np.argmax(np.where(np.isfinite(distance), distance, -1))), before

@@ -1,0 +1,156 @@
+"""Spatial self-attention that can be put behind any encoder level, and a look at its queries and keys.
+
+A pre-norm transformer block with one head, as in SegFormer (Xie et al. 2021, arXiv 2105.15203) and AttenScribble (Yang
+et al. 2023, arXiv 2312.06614): attention, then an MLP with a depthwise convolution that tells tokens where they are.
+Its output replaces the feature, and so reaches the deeper levels and the skip connection alike.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# All tokens attend to all up to this many; more are dealt to windows.
+WHOLE_LIMIT = 4096
+
+
+@dataclass(eq=False)
+class Attended:
+    """What a network attended to in its last pass.
+
+    Parameters
+    ----------
+    queries, keys
+        ``[N, n, d]``, with their gradient; None before the first pass.
+    grid
+        Sides of the token grid; their product is n.
+    scale, offset
+        Scalars that the released similarity kernel learns, see
+        :func:`wardround.client.supervision.attentive.released_affinity`.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    grid: tuple[int, ...]
+    scale: Tensor
+    offset: Tensor
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention over the voxels of a feature map.
+
+    Parameters
+    ----------
+    channels
+        Of the feature map, and of queries, keys and values.
+    dimensions
+        2 or 3 spatial axes.
+    window
+        Sides of the windows that voxels attend within where there are more than :data:`WHOLE_LIMIT` of them.
+    expansion
+        Channels within the MLP over `channels`.
+    """
+
+    def __init__(self, channels: int, dimensions: int, window: int = 8, expansion: int = 4) -> None:
+        super().__init__()
+        self._window = window
+        self.norm = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels, bias=False)
+        self.project = nn.Linear(channels, channels)
+        self.mlp_norm = nn.LayerNorm(channels)
+        hidden = expansion * channels
+        convolution = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.widen = nn.Linear(channels, hidden)
+        self.depthwise = convolution(hidden, hidden, 3, padding=1, groups=hidden)
+        self.narrow = nn.Linear(hidden, channels)
+        self.last_norm = nn.LayerNorm(channels)
+        self.similarity_scale = nn.Parameter(torch.ones(()))
+        self.similarity_offset = nn.Parameter(torch.zeros(()))
+        self.seen: Attended | None = None
+        self.watched = False
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map ``[N, C, *grid]`` to the same shape."""
+        grid = tuple(feature.shape[2:])
+        tokens = feature.flatten(2).transpose(1, 2)
+        normed = self.norm(tokens)
+        queries, keys, values = self.query(normed), self.key(normed), self.value(normed)
+        if self.watched:
+            self.seen = Attended(queries, keys, grid, self.similarity_scale, self.similarity_offset)
+        tokens = tokens + self.project(self._attend(queries, keys, values, grid))
+        inner = self.widen(self.mlp_norm(tokens)).transpose(1, 2).unflatten(2, grid)
+        inner = F.gelu(self.depthwise(inner)).flatten(2).transpose(1, 2)
+        tokens = self.last_norm(tokens + self.narrow(inner))
+        return tokens.transpose(1, 2).unflatten(2, grid).contiguous()
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """``softmax(q kᵀ / √d) v`` over all tokens, or over those of each window."""
+        if math.prod(grid) <= WHOLE_LIMIT:
+            return F.scaled_dot_product_attention(queries, keys, values)
+        parts = [self._windows(part, grid) for part in (queries, keys, values)]
+        real = self._windows(torch.ones_like(queries[..., :1]), grid)[..., 0] > 0
+        mask = torch.zeros(real.shape, dtype=queries.dtype, device=queries.device).masked_fill(~real, -torch.inf)
+        # Windows at the far edge are filled up; what fills them is attended to by nobody.
+        found = F.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, :])
+        return self._joined(found, queries.shape[0], grid)
+
+    def _counts(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(-(-side // self._window) for side in grid)
+
+    def _windows(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """``[N, n, d]`` as ``[N · windows, window ** axes, d]``, filled up with zeros."""
+        axes, side = len(grid), self._window
+        volume = tokens.unflatten(1, grid)
+        padding = [0, 0]
+        for count, own in zip(reversed(self._counts(grid)), reversed(grid), strict=True):
+            padding += [0, count * side - own]
+        volume = F.pad(volume, padding)
+        for axis in range(axes):
+            volume = volume.unflatten(1 + 2 * axis, (-1, side))
+        order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
+        return volume.permute(order).flatten(axes + 1, 2 * axes).flatten(0, axes)
+
+    def _joined(self, windows: Tensor, images: int, grid: tuple[int, ...]) -> Tensor:
+        """Undo :meth:`_windows`."""
+        axes, side = len(grid), self._window
+        volume = windows.unflatten(0, (images, *self._counts(grid))).unflatten(axes + 1, (side,) * axes)
+        order = [0]
+        for axis in range(axes):
+            order += [1 + axis, 1 + axes + axis]
+        volume = volume.permute(*order, 2 * axes + 1)
+        for axis in range(axes):
+            volume = volume.flatten(1 + axis, 2 + axis)
+        inside = (slice(None), *(slice(own) for own in grid))
+        return volume[inside].flatten(1, axes)
+
+
+@contextmanager
+def watched_attention(network: nn.Module | None) -> Iterator[SpatialAttention | None]:
+    """Let the network's attention keep what it sees while the block lasts; None for a network without attention,
+    and for none.
+
+    Examples
+    --------
+    >>> from wardround.models.catalogue import build
+    >>> network = build("unet2d-small-attention", labels=4, seed=0)
+    >>> with watched_attention(network) as attention:
+    ...     logits = network(torch.zeros(1, 1, 64, 64))
+    ...     attention.seen.grid
+    (16, 16)
+    """
+    modules = () if network is None else network.modules()
+    block = next((module for module in modules if isinstance(module, SpatialAttention)), None)
+    if block is None:
+        yield None
+        return
+    block.watched = True
+    try:
+        yield block
+    finally:
+        block.watched, block.seen = False, None
