@@ -1,8 +1,8 @@
 """Strokes as a person would draw them on one slice, made from true labels.
 
-Through the middle of every structure goes one line, as in the simulator behind the scribble literature (Luo et al. 2022,
-arXiv 2203.02106, appendix of their data): the structure is eroded, thinned to its skeleton, of which the longest branch
-is kept and a part of it drawn. Background gets a curve round the structures.
+Through the middle of every structure goes one line, much as in the simulator of WSL4MIS (Luo et al. 2022, arXiv
+2203.02106): the structure is eroded and thinned to its skeleton, of which the longest branch is kept and a part of it
+drawn. Background gets a curve round the structures.
 
 Only :mod:`wardround.client.annotation.annotator` may call this: it is the one that sees the truth.
 """
@@ -120,7 +120,7 @@ def _longest_path(skeleton: npt.NDArray[np.bool_], pixels: npt.NDArray[np.intp])
     numbers[skeleton] = np.arange(len(pixels))
     tails, heads, lengths = [], [], []
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        there = pixels + (down, right)
+        there = pixels + np.array([down, right])
         inside = np.all((there >= 0) & (there < skeleton.shape), axis=1)
         other = numbers[there[inside, 0], there[inside, 1]]
         tails.append(np.flatnonzero(inside)[other >= 0])

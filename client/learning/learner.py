@@ -76,7 +76,7 @@ class LearningSettings:
     patch: tuple[int, int, int] | None = None
     amp: bool = True
     augmentation: Augmentation | None = field(default_factory=Augmentation)
-    regularisation: Regularisation = Regularisation()
+    regularisation: Regularisation = field(default_factory=Regularisation)
 
     @classmethod
     def of(cls, plan: RoundPlan) -> "LearningSettings":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -50,8 +50,8 @@ class Regularisation:
     kernel: Kernel = "windowed"
     side: int = 64
     strength: float = 1.0
-    neighbours: CrfSettings = CrfSettings()
-    window: WindowSettings = WindowSettings()
+    neighbours: CrfSettings = field(default_factory=CrfSettings)
+    window: WindowSettings = field(default_factory=WindowSettings)
 
     @property
     def active(self) -> bool:

@@ -1,8 +1,8 @@
 """Pairs of voxels in a small window, without ever building the window.
 
 An unfolded window holds every neighbour of every voxel at once. A shifted view holds one neighbour of every voxel and
-costs no memory, and one half of the window is enough: the other half are the same pairs, met from their other end. Pairs
-that would reach beyond the image do not exist, so that no padding becomes a neighbour.
+costs no memory, and one half of the window is enough: the other half are the same pairs, met from their other end.
+Pairs that would reach beyond the image do not exist, so that no padding becomes a neighbour.
 """
 
 import itertools
