@@ -29,7 +29,8 @@ def hard_targets(logits: Tensor, teacher: Tensor, weight: Tensor | None = None) 
 def soft_targets(logits: Tensor, teacher: Tensor, temperature: float = 4.0, weight: Tensor | None = None) -> Tensor:
     """``T² KL(softmax(teacher / T) ‖ softmax(student / T))``, averaged over voxels.
 
-    Distillation of Hinton et al. 2015 (arXiv 1503.02531).     The factor T² keeps the size of the gradient the same for all temperatures.
+    Distillation of Hinton et al. 2015 (arXiv 1503.02531). The factor T² keeps the size of the gradient the same for all
+    temperatures.
 
     Parameters
     ----------

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from wardround.client.learning.augmentation import Augmentation
+from wardround.client.learning.batches import _window
 from wardround.client.learning.inference import normalise, predict
-from wardround.client.learning.learner import LearningSettings, OnlineLearner, _window, resolve_device
+from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
 from wardround.errors import UsageError
@@ -185,7 +186,8 @@ def test_the_proximal_term_keeps_the_weights_near_the_global_ones() -> None:
 
 def test_padding_is_supervised_as_background() -> None:
     sample, _ = ball(0)
-    image, target, weight = learner()._assemble([sample], np.random.default_rng(0), None)
+    batch = learner()._assemble([sample], np.random.default_rng(0), None)
+    image, target, weight = batch.image, batch.target, batch.weight
     assert tuple(image.shape[2:]) == (24, 24, 16)
     assert (target[0, 0, 18:] == 1).all()
     assert (target[0, 1, 18:] == 0).all()
@@ -194,7 +196,8 @@ def test_padding_is_supervised_as_background() -> None:
 
 def test_augmentation_keeps_targets_probabilities() -> None:
     sample, _ = ball(0)
-    _, target, weight = learner()._assemble([sample, sample], np.random.default_rng(0), Augmentation())
+    batch = learner()._assemble([sample, sample], np.random.default_rng(0), Augmentation())
+    target, weight = batch.target, batch.weight
     assert torch.allclose(target.sum(1), torch.ones_like(target[:, 0]), atol=1e-3)
     assert set(weight.unique().tolist()) <= {0.0, 1.0}
     assert not torch.equal(target[0], target[1])
@@ -204,9 +207,9 @@ def test_a_window_of_a_large_volume_finds_the_structure_half_of_the_time() -> No
     sample, _ = ball(0, (40, 40, 40))
     rng = np.random.default_rng(0)
     windows = [_window(sample, (16, 16, 16), rng) for _ in range(60)]
-    assert {w[0].shape for w in windows} == {(16, 16, 16)}
-    assert sum(float(w[1][1].sum()) > 100 for w in windows) >= 30
-    assert sum(float(w[1][1].sum()) == 0 for w in windows) >= 3
+    assert {sample.image[window].shape for window in windows} == {(16, 16, 16)}
+    assert sum(float(sample.target[1][window].sum()) > 100 for window in windows) >= 30
+    assert sum(float(sample.target[1][window].sum()) == 0 for window in windows) >= 3
 
 
 def test_prediction_is_the_same_in_windows_and_in_one_piece_away_from_borders() -> None:
