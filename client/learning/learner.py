@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wardround.client.learning.augmentation import Augmentation
 from wardround.client.learning.batches import Batch, assemble
@@ -65,6 +65,8 @@ class LearningSettings:
         What is done to every batch; None for nothing.
     regularisation
         What is asked of voxels that nobody drew.
+    dice
+        Weight of the soft Dice term beside cross-entropy; 0 leaves it out.
     """
 
     model: str
@@ -77,6 +79,7 @@ class LearningSettings:
     amp: bool = True
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     regularisation: Regularisation = field(default_factory=Regularisation)
+    dice: float = 1.0
 
     @classmethod
     def of(cls, plan: RoundPlan) -> "LearningSettings":
@@ -125,6 +128,8 @@ class OnlineLearner:
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
         self.regularisation = settings.regularisation
+        # A further loss term of logits and batch, beside those that the settings know.
+        self.further: Callable[[Tensor, Batch], Tensor] | None = None
         self._spec = architecture(settings.model)
         network = build(settings.model, settings.labels, settings.seed)
         layout = torch.channels_last_3d if self._spec.dimensions == 3 else torch.channels_last
@@ -145,6 +150,10 @@ class OnlineLearner:
     def weights(self) -> Arrays:
         """A copy of the current weights by name."""
         return weights_of(self._network)
+
+    def frozen(self) -> nn.Module:
+        """A copy of the network as it is now, in evaluation mode, that learns no more."""
+        return deepcopy(self._network).eval().requires_grad_(False)
 
     def optimiser_state(self) -> Arrays:
         """The moments of AdamW as named arrays, empty before the first update."""
@@ -192,7 +201,8 @@ class OnlineLearner:
             # Cross-entropy takes the logarithm of a softmax, which leaves logarithms of probabilities as they are.
             scores = torch.from_numpy(self.predict(sample.image)).clamp_min(torch.finfo(torch.float32).tiny).log()
             target, weight = (torch.from_numpy(part.astype(np.float32)) for part in (sample.target, sample.weight))
-            found.append(segmentation_loss(scores[None], target[None], weight[None]).item())
+            loss = segmentation_loss(scores[None], target[None], weight[None], self.settings.dice)
+            found.append(loss.item())
         return found
 
     def interference(self, incoming: Sample, candidates: Sequence[Sample], rng: np.random.Generator) -> list[float]:
@@ -220,7 +230,8 @@ class OnlineLearner:
         batch = self._assemble([incoming], rng, augmentation=None)
         parameters = list(self._network.parameters())
         saved = [parameter.detach().clone() for parameter in parameters]
-        loss = segmentation_loss(self._network(batch.image).float(), batch.target, batch.weight)
+        logits = self._network(batch.image).float()
+        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice)
         gradients = torch.autograd.grad(loss, parameters)
         try:
             with torch.no_grad():
@@ -298,9 +309,11 @@ class OnlineLearner:
                 logits = self._network(batch.image)
             attended = None if attention is None else attention.seen
         logits = logits.float()
-        loss = segmentation_loss(logits, batch.target, batch.weight) + self._proximal()
+        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice) + self._proximal()
         if self.regularisation.active:
             loss = loss + self.regularisation(logits, batch.image, batch.drawn, batch.spacings, attended)
+        if self.further is not None:
+            loss = loss + self.further(logits, batch)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), 10.0)

@@ -1,7 +1,7 @@
 """Voxel-weighted losses against soft targets.
 
 One weight map serves every kind of partial supervision: zero where nothing is known, one where a proxy speaks, more
-where the annotator drew. A slices-only loss is the same function with zero weight off the drawn slices.
+where the annotator drew. A partial loss is the same function with zero weight off the drawn voxels.
 """
 
 import torch
@@ -48,6 +48,7 @@ def weighted_soft_dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor
     return (1 - (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)).mean()
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Sum of :func:`weighted_cross_entropy` and :func:`weighted_soft_dice`."""
-    return weighted_cross_entropy(logits, target, weight) + weighted_soft_dice(logits, target, weight)
+def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, dice: float = 1.0) -> Tensor:
+    """Sum of :func:`weighted_cross_entropy` and `dice` times :func:`weighted_soft_dice`."""
+    entropy = weighted_cross_entropy(logits, target, weight)
+    return entropy + dice * weighted_soft_dice(logits, target, weight) if dice else entropy
