@@ -45,7 +45,7 @@ from wardround.deploy.stream.summary import points
 from wardround.deploy.stream.tables import open_runs, stream_tables
 from wardround.errors import Interrupted
 
-_SMALL, _SLICES = "replay_capacity=8", "supervision=slices"
+_SMALL, _SLICES = "replay_capacity=8", "supervision=partial"
 _CONSTANT_RATE = ("--plan", "learning_rate=0.002", "--plan", "learning_rate_end=0.002")
 _MEMORIES = (
     *("--order", "by-site", "--arms", "proxy,slices-only", *_CONSTANT_RATE, "--plan", "validation_cases=0"),

@@ -15,7 +15,7 @@ Arm = Literal["federated", "dense", "proxy", "slices-only", "pooled", "local"]
 ARMS: tuple[Arm, ...] = ("federated", "dense", "proxy", "slices-only", "pooled", "local")
 
 # What an arm changes in the plan; an arm that is not named here changes only who trains with whom.
-SUPERVISION: Mapping[str, str] = {"dense": "dense", "proxy": "proxy", "slices-only": "slices"}
+SUPERVISION: Mapping[str, str] = {"dense": "dense", "proxy": "proxy", "slices-only": "partial"}
 
 # Fields of the plan that the experiment itself sets.
 SET_BY_EXPERIMENT = frozenset({"run", "round", "rounds", "seed", "labels", "deadline_s"})

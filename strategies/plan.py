@@ -18,10 +18,14 @@ from pydantic import (
 
 from wardround.errors import PlanError
 
-Supervision = Literal["proxy", "dense", "slices"]
+Supervision = Literal["proxy", "dense", "partial"]
+Prompts = Literal["slices", "scribbles", "points"]
 Suggestion = Literal["information", "residual", "residual-sampled", "even", "random"]
 FusionSchedule = Literal["linear", "constant", "sigmoid", "inverse-sigmoid", "trust", "confidence"]
 Replay = Literal["reservoir", "class-balanced", "most-interfered", "random-subset"]
+Kernel = Literal["windowed", "released"]
+Strength = Literal["light", "strong"]
+LabelKind = Literal["dense", "slices", "scribbles", "points"]
 
 # Steepness of the voxel weight in the proxy's confidence: a voxel that is right in 19 of 20 cases counts 0.44, one in 4
 # of 5 counts 0.03. A proxy of few slices is wrong in the same way in every case, which no amount of cases averages out.
@@ -33,6 +37,9 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+:@-]{0,127}$"
 _FLOWERS_OWN = frozenset({"server-round"})
 
 _TUPLES = frozenset({"allocation", "patch"})
+
+# What earlier versions called learning from what was drawn alone, when only slices could be drawn.
+FORMERLY_PARTIAL = "slices"
 
 
 class RoundPlan(BaseModel):
@@ -56,10 +63,16 @@ class RoundPlan(BaseModel):
     labels
         Number of classes including background.
     supervision
-        ``proxy``: learn from the proxy mask, off the drawn voxels weighted by its confidence; ``slices``: from what was
-        drawn and nothing between; ``dense``: from whole labels. The proxy teaches much better where updates are few or
+        ``proxy``: learn from the proxy mask, off the drawn voxels weighted by its confidence; ``partial``: from what was
+        drawn and nothing between (``slices``, as an earlier version called it, is read as this); ``dense``: from whole
+        labels. The proxy teaches much better where updates are few or
         the task is hard, and no worse than a few tenths of a point where a long stream has taught all there is
         (``benchmarks/online.py``). It is shown, corrected and plans the next slice under each.
+    prompts
+        What the annotator is asked for. ``slices``: every pixel of a few slices. ``scribbles``: a stroke for each
+        structure and background on these slices. ``points``: seven clicks a structure, one in it and six around it, and
+        one more where proxy and prediction disagree most in every further annotation round; they are spread as in
+        PA-Seg (Zhai et al. 2023, arXiv 2208.05669), and what they spread to counts as drawn.
     annotation_rounds
         How often a case alternates between drawing and learning.
     slices_per_case
@@ -89,6 +102,23 @@ class RoundPlan(BaseModel):
         Share of the proxy mask in the target, 0 … 1; the rest is the prediction frozen before the case.
     fusion_schedule
         How that share develops over the stream, as :func:`wardround.client.learning.targets.proxy_share` has it.
+    crf_weight
+        Of the gated conditional random field (Obukhov et al. 2019, arXiv 1906.04651) among voxels that nobody drew, in
+        the loss: 0 leaves it out; AttenScribble has 0.1, PA-Seg 1.
+    variance_weight
+        Of the variance of intensity within each class (PA-Seg has 0.1).
+    attentive_weight
+        Of attentive similarity (AttenScribble, Yang et al. 2023, arXiv 2312.06614: 0.1). It needs a network with
+        attention.
+    attentive_kernel
+        ``windowed``: affinities that are normalised in their window; ``released``: as the authors released them, which
+        training drives to nothing.
+    regularisation_side
+        Longest side in voxels of the grid on which the random field compares neighbours; time and memory grow with it.
+    regularisation_ramp
+        Share of the rounds over which these three weights rise to what is said here (PA-Seg); 0 for from the start.
+    augmentation
+        How strongly training batches are changed: ``light``, or ``strong`` as nnU-Net does it.
     confidence_weight
         How far the weight of a voxel off the drawn slices follows the proxy's confidence to the power of
         :data:`CERTAINTY`: 0 not at all, 1 entirely.
@@ -135,6 +165,7 @@ class RoundPlan(BaseModel):
     model: Annotated[str, Field(pattern=_NAME)]
     labels: Annotated[int, Field(ge=2, le=64)]
     supervision: Supervision = "proxy"
+    prompts: Prompts = "slices"
     annotation_rounds: Annotated[int, Field(ge=1, le=16)] = 2
     slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 8
     allocation: tuple[int, int, int] | None = None
@@ -150,6 +181,13 @@ class RoundPlan(BaseModel):
     annotated_weight: Annotated[float, Field(ge=0, le=1e4)] = 4.0
     fusion: Annotated[float, Field(ge=0, le=1)] = 0.9
     fusion_schedule: FusionSchedule = "linear"
+    crf_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    variance_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    attentive_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    attentive_kernel: Kernel = "windowed"
+    regularisation_side: Annotated[int, Field(ge=8, le=512)] = 64
+    regularisation_ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
+    augmentation: Strength = "light"
     confidence_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
     boundary_smoothing: Annotated[float, Field(ge=0, le=8)] = 0.0
     adaptivity: Annotated[float, Field(ge=0, le=4)] = 0.0
@@ -169,6 +207,11 @@ class RoundPlan(BaseModel):
         if isinstance(value, list):
             return tuple(value) or None
         return value
+
+    @field_validator("supervision", mode="before")
+    @classmethod
+    def _as_it_was_called(cls, value: object) -> object:
+        return "partial" if value == FORMERLY_PARTIAL else value
 
     @field_validator("allocation")
     @classmethod
@@ -207,6 +250,14 @@ class RoundPlan(BaseModel):
                 message[:1].lower() + message[1:],
                 "correct the plan; a field that is unknown here may come from another version of Wardround",
             ) from error
+
+    def for_labels(self, kind: LabelKind | None) -> "RoundPlan":
+        """The plan as a site takes part in it whose people give another kind of label; None leaves it as it is."""
+        if kind is None:
+            return self
+        if kind == "dense":
+            return self.model_copy(update={"supervision": "dense", "prompts": "slices"})
+        return self.model_copy(update={"prompts": kind})
 
     def to_record(self) -> ConfigRecord:
         """The plan as it travels: names with dashes, a list for a tuple, an empty list for None."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wardround.errors import GateRefused, UsageError
 from wardround.strategies.contract import EVALUATE_METRICS, TRAIN_METRICS
-from wardround.strategies.plan import RoundPlan, Supervision
+from wardround.strategies.plan import FORMERLY_PARTIAL, RoundPlan, Supervision
 
 ANY = "*"
 """In `models`: every model that the installed catalogue knows."""
@@ -71,7 +71,7 @@ class Policy(BaseModel):
         "unet3d-small",
         "unet3d",
     )
-    supervision: tuple[Supervision, ...] = ("proxy", "slices")
+    supervision: tuple[Supervision, ...] = ("proxy", "partial")
     max_rounds: Annotated[int, Field(ge=1)] = 1000
     max_updates_per_case: Annotated[int, Field(ge=0)] = 1000
     max_slices_per_case: Annotated[int, Field(ge=1)] = 64
@@ -89,10 +89,18 @@ class Policy(BaseModel):
     allow_status: bool = True
     approval_days: Annotated[int, Field(ge=1, le=3660)] = 180
 
-    @field_validator("models", "supervision", mode="before")
+    @field_validator("models", mode="before")
     @classmethod
     def _tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("supervision", mode="before")
+    @classmethod
+    def _kinds(cls, value: object) -> object:
+        """A list of the file; it may be of a version that knew `partial` as `slices`."""
+        if isinstance(value, list):
+            return tuple("partial" if name == FORMERLY_PARTIAL else name for name in value)
+        return value
 
     @field_validator("train_metrics", "evaluate_metrics", mode="before")
     @classmethod
@@ -203,9 +211,9 @@ POLICY_TEMPLATE = """\
 
 # Models that a plan may name; "*" for any that is installed.
 models = ["unet3d-small", "unet3d"]
-# What a plan may ask people to draw: "slices" (a few slices of a case), "proxy" (the same, and the rest is inferred),
+# What a plan may ask people to draw: "partial" (a little of a case), "proxy" (the same, and the rest is inferred),
 # "dense" (every slice of every case).
-supervision = ["proxy", "slices"]
+supervision = ["proxy", "partial"]
 # Rounds of a run.
 max-rounds = 1000
 # Optimiser steps a case.

@@ -271,7 +271,7 @@ class CaseSession:
             supervision=plan.supervision,
         )
         # Where only drawn voxels count, these are few: padding at full weight would drown them.
-        padding = float(weight.mean(dtype=np.float64)) if plan.supervision == "slices" else 1.0
+        padding = float(weight.mean(dtype=np.float64)) if plan.supervision == "partial" else 1.0
         return Sample(
             self.case_id, self.normalised, target, weight, self.proxy.annotated, self.image.spacing, min(1.0, padding)
         )

@@ -168,7 +168,7 @@ def voxel_weights(
     """How much each voxel counts in the loss: ``1 + λ`` where it was drawn (Tian et al. 2023), less elsewhere.
 
     Elsewhere the weight is ``1 − γ + γ · confidence^m`` with γ = `confidence_weight` and m =
-    :data:`~wardround.strategies.plan.CERTAINTY`: unsure voxels count less. Under slices-only supervision it is 0. Where
+    :data:`~wardround.strategies.plan.CERTAINTY`: unsure voxels count less. Under partial supervision it is 0. Where
     dense labels are the target, `asked` decides in place of what was drawn, so that all arms of an experiment weigh by
     the same rule.
 
@@ -191,7 +191,7 @@ def voxel_weights(
         ``[I, J, K]``, float16, 0 … 1 + λ.
     """
     drawn = asked if supervision == "dense" else proxy.annotated
-    if supervision == "slices":
+    if supervision == "partial":
         elsewhere = np.zeros(asked.shape, dtype=np.float32)
     else:
         elsewhere = 1 - confidence_weight * (1 - proxy.confidence**CERTAINTY)

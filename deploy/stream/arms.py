@@ -11,7 +11,7 @@ DENSE, SLICES_ONLY = "dense", "slices-only"
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "proxy": {"supervision": "proxy"},
     DENSE: {"supervision": "dense"},
-    SLICES_ONLY: {"supervision": "slices"},
+    SLICES_ONLY: {"supervision": "partial"},
     "random": {"suggestion": "random"},
     "even": {"suggestion": "even"},
     "information": {"suggestion": "information"},

@@ -19,7 +19,7 @@ from wardround.deploy.stream.summary import (
     runs_by_name,
 )
 from wardround.deploy.stream.transfer import forgetting
-from wardround.strategies.plan import CERTAINTY
+from wardround.strategies.plan import CERTAINTY, FORMERLY_PARTIAL
 
 PROXY = "proxy"
 
@@ -104,7 +104,7 @@ def _weights(results: Results, point: Point, dense: Point) -> str:
     """In what the voxel weights of a run differ from those of dense labels, which are certain everywhere."""
     doubt = float(told_plan_field(results.settings, point.family, "confidence_weight"))
     off = "1"
-    if told_plan_field(results.settings, point.family, "supervision") == "slices":
+    if told_plan_field(results.settings, point.family, "supervision") in ("partial", FORMERLY_PARTIAL):
         off = "0"
     elif doubt > 0:
         off = f"confidence^{CERTAINTY}" if doubt == 1 else f"{1 - doubt:g} + {doubt:g} · confidence^{CERTAINTY}"

@@ -143,7 +143,7 @@ def test_the_approved_drawing_is_learnt_and_the_one_accepted_first_otherwise(sto
     ("fields", "supervision", "replayed"),
     [
         ({}, "proxy", True),
-        ({}, "slices", True),
+        ({}, "partial", True),
         ({}, "dense", False),
         ({"source": "whole"}, "proxy", False),
         ({"source": "prediction"}, "proxy", True),

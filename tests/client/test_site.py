@@ -119,7 +119,7 @@ OPTIONS: list[dict[str, object]] = [
     {"fusion_schedule": "confidence", "confidence_weight": 1.0, "boundary_smoothing": 1.5},
     {"suggestion": "information", "uncertainty": 2, "replay": "most-interfered", "validation_cases": 1},
     {"supervision": "dense", "confidence_weight": 0.5, "validation_cases": 1, "annotation_rounds": 1},
-    {"supervision": "slices", "adaptivity": 2.0, "validation_cases": 1, "proximal_mu": 0.1},
+    {"supervision": "partial", "adaptivity": 2.0, "validation_cases": 1, "proximal_mu": 0.1},
 ]
 EVERYTHING: dict[str, object] = {
     "suggestion": "residual-sampled", "uncertainty": 2, "model_vote": 1.0, "fusion_schedule": "trust", "fusion": 0.5,
@@ -199,7 +199,7 @@ def test_the_target_is_a_blend_off_the_drawn_slices_and_the_drawing_on_them(tmp_
 
 def test_slices_only_leaves_every_other_voxel_out(tmp_path: Path) -> None:
     north = site(tmp_path)
-    partial = plan(supervision="slices")
+    partial = plan(supervision="partial")
     session = north.interact("case-0", partial, north._learner(partial, START))
     truth = Truth(CASES["case-0"][1])
     session.answer(*(truth.slice(request) for request in session.suggest(0)))

@@ -20,7 +20,12 @@ plans = st.builds(
     seed=st.integers(0, 2**63 - 1),
     model=st.just("unet3d"),
     labels=st.integers(2, 64),
-    supervision=st.sampled_from(["proxy", "dense", "slices"]),
+    supervision=st.sampled_from(["proxy", "dense", "partial"]),
+    prompts=st.sampled_from(["slices", "scribbles", "points"]),
+    crf_weight=st.floats(0, 100),
+    attentive_kernel=st.sampled_from(["windowed", "released"]),
+    regularisation_ramp=st.floats(0, 1),
+    augmentation=st.sampled_from(["light", "strong"]),
     allocation=st.none() | st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)),
     patch=st.none() | st.tuples(*[st.integers(8, 64)] * 3),
     fusion=st.floats(0, 1),
@@ -59,6 +64,16 @@ def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None
         ("run", ""),
         ("supervision", "guess"),
         ("suggestion", "best"),
+        ("prompts", "dense"),
+        ("crf_weight", -0.1),
+        ("crf_weight", True),
+        ("variance_weight", 101.0),
+        ("attentive_weight", float("nan")),
+        ("attentive_kernel", "theirs"),
+        ("regularisation_side", 4),
+        ("regularisation_side", 64.0),
+        ("regularisation_ramp", 1.5),
+        ("augmentation", "none"),
         ("annotation_rounds", 17),
         ("allocation", (0, 0, 0)),
         ("allocation", (1, -1, 3)),
@@ -97,6 +112,25 @@ def test_is_frozen_and_hashable(plan: RoundPlan) -> None:
     with pytest.raises(ValueError, match="frozen"):
         plan.round = 2  # type: ignore[misc]
     assert hash(plan) == hash(plan.model_copy())
+
+
+def test_a_plan_of_an_earlier_version_means_what_it_did(plan: RoundPlan) -> None:
+    """It knew none of these fields, and called learning from what was drawn alone ``slices``."""
+    new = {"prompts", "crf_weight", "variance_weight", "attentive_weight", "attentive_kernel", "regularisation_side"}
+    new |= {"regularisation_ramp", "augmentation"}
+    record = plan.to_record()
+    for name in new:
+        del record[name.replace("_", "-")]
+    assert RoundPlan.from_record(record) == plan
+    record["supervision"] = "slices"
+    assert RoundPlan.from_record(record).supervision == "partial"
+
+
+def test_a_site_with_another_kind_of_label_takes_part_in_the_same_plan(plan: RoundPlan) -> None:
+    assert plan.for_labels(None) is plan
+    assert plan.for_labels("points") == plan.model_copy(update={"prompts": "points"})
+    assert plan.for_labels("slices") == plan
+    assert plan.for_labels("dense") == plan.model_copy(update={"supervision": "dense"})
 
 
 def test_digest_tells_plans_apart(plan: RoundPlan) -> None:

@@ -70,6 +70,9 @@ class TestReading:
         with pytest.raises(UsageError):
             read(tmp_path, text)
 
+    def test_a_policy_of_an_earlier_version_allows_what_it_did(self, tmp_path: Path) -> None:
+        assert read(tmp_path, 'supervision = ["proxy", "slices"]').supervision == ("proxy", "partial")
+
     def test_a_missing_or_unreadable_file_is_no_permission(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             load_policy(tmp_path / "policy.toml")

@@ -210,9 +210,9 @@ def test_with_confidence_a_voxel_as_good_as_a_guess_counts_nothing_and_a_sure_on
         assert ((weight >= low) & (weight <= high)).all()
 
 
-def test_under_slices_supervision_nothing_but_the_drawing_counts() -> None:
+def test_under_partial_supervision_nothing_but_the_drawing_counts() -> None:
     one = proxy()
-    weight = voxel_weights(one, one.annotated, annotated_weight=4, confidence_weight=1, supervision="slices")
+    weight = voxel_weights(one, one.annotated, annotated_weight=4, confidence_weight=1, supervision="partial")
     assert set(np.unique(weight)) == {0, 5}
     assert np.array_equal(weight == 5, one.annotated)
 

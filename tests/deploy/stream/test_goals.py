@@ -91,6 +91,7 @@ def test_the_share_of_cases_above_the_effort_is_told(curve: Results) -> None:
     ("settings", "off"),
     [
         ({}, "confidence^16"),
+        ({"arms.proxy": "supervision=partial"}, "0"),
         ({"arms.proxy": "supervision=slices"}, "0"),
         ({"plan.confidence_weight": 0.0, "arms.proxy": "supervision=proxy"}, "1"),
         ({"plan.confidence_weight": 0.25, "arms.proxy": "supervision=proxy"}, "0.75 + 0.25 · confidence^16"),

@@ -97,7 +97,7 @@ def test_all_arms_of_a_seed_have_the_same_order_and_differ_in_their_fields_only(
     assert len({run.cases[SITE].schedule for run in runs if run.seed == 0}) == 1
     plans = [run.plan.model_dump(exclude={"run", "supervision", "slices_per_case"}) for run in runs if run.seed == 0]
     assert all(plan == plans[0] for plan in plans)
-    assert [run.plan.supervision for run in runs[:5]] == ["proxy", "proxy", "dense", "slices", "slices"]
+    assert [run.plan.supervision for run in runs[:5]] == ["proxy", "proxy", "dense", "partial", "partial"]
     index = json.loads((tmp_path / INDEX).read_text())
     assert [(entry["family"], entry["budget"]) for entry in index["runs"][:3]] == [
         ("proxy", 3),
