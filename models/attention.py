@@ -3,6 +3,8 @@
 A pre-norm transformer block with one head, as in SegFormer (Xie et al. 2021, arXiv 2105.15203) and AttenScribble (Yang
 et al. 2023, arXiv 2312.06614): attention, then an MLP with a depthwise convolution that tells tokens where they are.
 Its output replaces the feature, and so reaches the deeper levels and the skip connection alike.
+
+A bundle (:mod:`wardround.models.bundle`) carries a copy of this file. It imports nothing of ours for that reason.
 """
 
 import math
@@ -25,11 +27,11 @@ class Attended:
     Parameters
     ----------
     queries, keys
-        ``[N, n, d]``, with their gradient; None before the first pass.
+        ``[N, n, d]``, with their gradient.
     grid
         Sides of the token grid; their product is n.
     scale, offset
-        Scalars that the released similarity kernel learns, see
+        ``[1]``: what the released similarity kernel learns, see
         :func:`wardround.client.supervision.attentive.released_affinity`.
     """
 
@@ -70,8 +72,9 @@ class SpatialAttention(nn.Module):
         self.depthwise = convolution(hidden, hidden, 3, padding=1, groups=hidden)
         self.narrow = nn.Linear(hidden, channels)
         self.last_norm = nn.LayerNorm(channels)
-        self.similarity_scale = nn.Parameter(torch.ones(()))
-        self.similarity_offset = nn.Parameter(torch.zeros(()))
+        # One entry each, not none: arrays without axes do not survive every way that weights travel.
+        self.similarity_scale = nn.Parameter(torch.ones(1))
+        self.similarity_offset = nn.Parameter(torch.zeros(1))
         self.seen: Attended | None = None
         self.watched = False
 
@@ -92,12 +95,12 @@ class SpatialAttention(nn.Module):
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, ...]) -> Tensor:
         """``softmax(q kᵀ / √d) v`` over all tokens, or over those of each window."""
         if math.prod(grid) <= WHOLE_LIMIT:
-            return F.scaled_dot_product_attention(queries, keys, values)
+            return _attention(queries, keys, values)
         parts = [self._windows(part, grid) for part in (queries, keys, values)]
         real = self._windows(torch.ones_like(queries[..., :1]), grid)[..., 0] > 0
         mask = torch.zeros(real.shape, dtype=queries.dtype, device=queries.device).masked_fill(~real, -torch.inf)
         # Windows at the far edge are filled up; what fills them is attended to by nobody.
-        found = F.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, :])
+        found = _attention(*parts, mask[:, None, None, :])
         return self._joined(found, queries.shape[0], grid)
 
     def _counts(self, grid: tuple[int, ...]) -> tuple[int, ...]:
@@ -128,6 +131,24 @@ class SpatialAttention(nn.Module):
             volume = volume.flatten(1 + axis, 2 + axis)
         inside = (slice(None), *(slice(own) for own in grid))
         return volume[inside].flatten(1, axes)
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Of ``[N, n, d]``. An axis of one head is put in: without it torch takes a path that holds all n × n weights."""
+    parts = (part.unsqueeze(1) for part in (queries, keys, values))
+    return F.scaled_dot_product_attention(*parts, attn_mask=mask).squeeze(1)
+
+
+def attend_after(network: nn.Module, level: int, dimensions: int, channels: int) -> nn.Module:
+    """Put :class:`SpatialAttention` behind an encoder level, 0 the finest, of a U-Net of MONAI, and return the network.
+
+    Its output is what the deeper levels and the skip connection of that level see.
+    """
+    block = network.model
+    for _ in range(level):
+        block = block[1].submodule
+    block[0] = nn.Sequential(block[0], SpatialAttention(channels, dimensions))
+    return network
 
 
 @contextmanager

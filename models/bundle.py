@@ -7,6 +7,7 @@
         configs/inference.json    from a folder of images to a folder of labels
         models/model.pt           the weights, as tensors only
         scripts/windows.py        a copy of :mod:`wardround.models.windows`
+        scripts/attention.py      a copy of :mod:`wardround.models.attention`
         docs/README.md, LICENSE
 """
 
@@ -24,9 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wardround.errors import UsageError
 from wardround.files import new_folder
-from wardround.models import windows
+from wardround.models import attention, windows
 from wardround.models.catalogue import architecture, build
 from wardround.models.weights import load_weights
 
@@ -84,7 +84,7 @@ def write_bundle(
     folder
         Its name is the bundle's.
     model
-        A 3D network of the catalogue.
+        A network of the catalogue; one of two axes labels an image slice by slice.
     labels
         Names of labels 1, 2, …
     weights
@@ -95,15 +95,12 @@ def write_bundle(
     Raises
     ------
     UsageError
-        If the network is not in the catalogue, or not a 3D one.
+        If the network is not in the catalogue.
     PlanError
         If the weights are not that network's.
     StorageError
         If the folder is there, or cannot be written.
     """
-    spec = architecture(model)
-    if spec.dimensions != 3:
-        raise UsageError(f"{model} cannot be exported", "it is a 2D network", "export a 3D one")
     network = build(model, len(labels) + 1, seed=0)
     load_weights(network, weights)
     text = _README.format(
@@ -122,7 +119,10 @@ def write_bundle(
         _write_json(new / "configs" / "inference.json", _inference(model, len(labels) + 1))
         torch.save(network.state_dict(), new / "models" / "model.pt")
         (new / "scripts" / "__init__.py").write_text("")
-        (new / "scripts" / "windows.py").write_text(inspect.getsource(windows), encoding="utf-8")
+        for script in (windows, attention):
+            (new / "scripts" / f"{script.__name__.rpartition('.')[2]}.py").write_text(
+                inspect.getsource(script), encoding="utf-8"
+            )
         (new / "docs" / "README.md").write_text(text, encoding="utf-8")
         (new / "LICENSE").write_text(_LICENSE, encoding="utf-8")
 
@@ -134,7 +134,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _metadata(name: str, model: str, labels: Sequence[str], origin: Origin) -> dict[str, Any]:
     stride = architecture(model).stride
     channels = {str(n): label for n, label in enumerate(["background", *labels])}
-    shape = [f"{stride}*n"] * 3
+    shape = [f"{stride}*n"] * architecture(model).dimensions
     return {
         "schema": (
             "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -191,8 +191,18 @@ def _metadata(name: str, model: str, labels: Sequence[str], origin: Origin) -> d
 
 def _inference(model: str, classes: int) -> dict[str, Any]:
     spec = architecture(model)
+    network = "@network_def"
+    if spec.attention is not None:
+        place = f"{spec.attention}, {spec.dimensions}, {spec.channels[spec.attention]}"
+        network = f"scripts.attention.attend_after(@network_def, {place})"
     return {
-        "imports": ["$import glob", "$import os", "$import torch", "$import scripts.windows"],
+        "imports": [
+            "$import glob",
+            "$import os",
+            "$import torch",
+            "$import scripts.attention",
+            "$import scripts.windows",
+        ],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/labels'",
@@ -209,7 +219,7 @@ def _inference(model: str, classes: int) -> dict[str, Any]:
             "num_res_units": spec.residual_units,
             "norm": "instance",
         },
-        "network": "$@network_def.to(@device)",
+        "network": f"${network}.to(@device)",
         "weights": "$torch.load(@bundle_root + '/models/model.pt', map_location=@device, weights_only=True)",
         "preprocessing": {
             "_target_": "Compose",

@@ -12,7 +12,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from wardround.errors import UsageError
-from wardround.models.attention import SpatialAttention
+from wardround.models.attention import attend_after
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,6 @@ def build(name: str, labels: int, seed: int) -> nn.Module:
         if spec.attention is not None:
             attend_after(network, spec.attention, spec.dimensions, spec.channels[spec.attention])
         return network
-
-
-def attend_after(network: nn.Module, level: int, dimensions: int, channels: int) -> None:
-    """Put :class:`~wardround.models.attention.SpatialAttention` behind an encoder level of a catalogue network.
-
-    Its output is what the deeper levels and the skip connection of that level see.
-    """
-    block = network.model
-    for _ in range(level):
-        block = block[1].submodule
-    block[0] = nn.Sequential(block[0], SpatialAttention(channels, dimensions))
 
 
 def feature_modules(network: nn.Module) -> dict[str, nn.Module]:

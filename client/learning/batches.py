@@ -31,6 +31,8 @@ class Batch:
         ``[N, *spatial]``, at least 0: how much each voxel counts.
     drawn
         ``[N, *spatial]``, bool: voxels whose label somebody drew, and those outside of the image.
+    inside, air
+        ``[N, *spatial]``, bool: voxels of the image, and those of them that are as dark as its darkest.
     spacings
         Millimetres along each spatial axis, of every sample.
     """
@@ -39,13 +41,16 @@ class Batch:
     target: Tensor
     weight: Tensor
     drawn: Tensor
+    inside: Tensor
+    air: Tensor
     spacings: tuple[tuple[float, ...], ...]
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`, in the memory layout that convolutions like."""
         layout = torch.channels_last_3d if self.image.ndim == 5 else torch.channels_last
         image = self.image.to(device).contiguous(memory_format=layout)
-        return Batch(image, self.target.to(device), self.weight.to(device), self.drawn.to(device), self.spacings)
+        maps = (part.to(device) for part in (self.target, self.weight, self.drawn, self.inside, self.air))
+        return Batch(image, *maps, self.spacings)
 
 
 def assemble(  # noqa: PLR0917
@@ -85,10 +90,13 @@ def assemble(  # noqa: PLR0917
         image, target, weight = sample.image[box][flat], sample.target[:, *box][flat], sample.weight[box][flat]
         open_ = np.ones(image.shape) if sample.drawn is None else ~sample.drawn[box][flat]
         padding = [(0, side - own) for side, own in zip(shape, image.shape, strict=True)]
+        # 0 outside of the image, 1 for its air, 2 for the rest. What is air is known before noise is added to it.
+        content = 1 + (image > sample.image.min())
         images.append(np.pad(image, padding)[None])
         background = np.pad(target[:1], [(0, 0), *padding], constant_values=1)
         targets.append(np.concatenate([background, np.pad(target[1:], [(0, 0), *padding])]))
-        voxels.append(np.stack([np.pad(weight, padding, constant_values=sample.padding), np.pad(open_, padding)]))
+        counts = np.pad(weight, padding, constant_values=sample.padding)
+        voxels.append(np.stack([counts, np.pad(open_, padding), np.pad(content, padding)]))
     image_, target_, voxels_ = (
         torch.from_numpy(np.stack(part).astype(np.float32)) for part in (images, targets, voxels)
     )
@@ -96,7 +104,8 @@ def assemble(  # noqa: PLR0917
         # What moves in from outside is 0: it counts nothing, and nobody asks it to agree with its neighbours.
         image_, target_, voxels_ = augmentation(image_, target_, voxels_, rng)
     spacings = tuple(sample.spacing[:dimensions] for sample in samples)
-    return Batch(image_, target_, voxels_[:, 0], voxels_[:, 1] < 0.5, spacings)
+    weights, undrawn, found = voxels_.unbind(1)
+    return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, (found - 1).abs() < 0.5, spacings)
 
 
 def _window(sample: Sample, patch: tuple[int, int, int], rng: np.random.Generator) -> Box:

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from wardround.client.learning.augmentation import Augmentation
+from wardround.client.learning.augmentation import Augmentation, augmentation_named
 from wardround.client.learning.batches import Batch, assemble
 from wardround.client.learning.inference import predict
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
-from wardround.client.supervision.regularisation import Regularisation
+from wardround.client.supervision.regularisation import Regularisation, ramp
 from wardround.errors import UsageError
 from wardround.models.attention import watched_attention
 from wardround.models.catalogue import architecture, build
@@ -83,7 +83,7 @@ class LearningSettings:
 
     @classmethod
     def of(cls, plan: RoundPlan) -> "LearningSettings":
-        """What a plan says of it."""
+        """What a plan says of it; regularisation has the strength of the plan's round."""
         return cls(
             plan.model,
             plan.labels,
@@ -92,6 +92,15 @@ class LearningSettings:
             proximal_mu=plan.proximal_mu,
             patch=plan.patch,
             amp=plan.amp,
+            augmentation=augmentation_named(plan.augmentation),
+            regularisation=Regularisation(
+                crf=plan.crf_weight,
+                variance=plan.variance_weight,
+                attentive=plan.attentive_weight,
+                kernel=plan.attentive_kernel,
+                side=plan.regularisation_side,
+                strength=ramp(max(0, plan.round - 1) / plan.rounds, plan.regularisation_ramp),
+            ),
         )
 
 
@@ -117,6 +126,11 @@ class Checkpoint:
 class OnlineLearner:
     """A network that predicts and learns by turns.
 
+    Raises
+    ------
+    UsageError
+        If attentive similarity is wanted of a network without attention.
+
     Given the same settings, weights, optimiser state, samples and generator it ends bit-equal on the same CPU. On a GPU
     cuDNN is asked for the same; interpolation there still sums in any order, so that last bits may differ.
     """
@@ -131,6 +145,10 @@ class OnlineLearner:
         # A further loss term of logits and batch, beside those that the settings know.
         self.further: Callable[[Tensor, Batch], Tensor] | None = None
         self._spec = architecture(settings.model)
+        if settings.regularisation.attentive and self._spec.attention is None:
+            raise UsageError(
+                f"{settings.model} has no attention", "attentive similarity compares it", "choose a network with attention"
+            )
         network = build(settings.model, settings.labels, settings.seed)
         layout = torch.channels_last_3d if self._spec.dimensions == 3 else torch.channels_last
         self._network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -232,7 +250,7 @@ class OnlineLearner:
         saved = [parameter.detach().clone() for parameter in parameters]
         logits = self._network(batch.image).float()
         loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice)
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         try:
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -311,7 +329,9 @@ class OnlineLearner:
         logits = logits.float()
         loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice) + self._proximal()
         if self.regularisation.active:
-            loss = loss + self.regularisation(logits, batch.image, batch.drawn, batch.spacings, attended)
+            loss = loss + self.regularisation(
+                logits, batch.image, batch.drawn, batch.spacings, attended, inside=batch.inside, air=batch.air
+            )
         if self.further is not None:
             loss = loss + self.further(logits, batch)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

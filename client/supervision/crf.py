@@ -42,6 +42,7 @@ def gated_crf(
     image: Tensor,
     receivers: Tensor | None = None,
     *,
+    inside: Tensor | None = None,
     spacing: Sequence[float] | None = None,
     settings: CrfSettings = CrfSettings(),
     flat: int | None = None,
@@ -63,6 +64,9 @@ def gated_crf(
         I, ``[N, 1, *spatial]``, normalised to zero mean and unit variance.
     receivers
         U, ``[N, *spatial]``, bool or 0 … 1: who is penalised. None for every voxel. Where U is empty the energy is 0.
+    inside
+        ``[N, *spatial]``, bool or 0 … 1: voxels of the image. What was filled up round it is nobody's neighbour. None
+        for every voxel.
     spacing
         Millimetres between voxels along each spatial axis; equal by default. Along an axis so coarse that the nearest
         neighbour lies beyond the window there are no neighbours.
@@ -82,8 +86,8 @@ def gated_crf(
         If the shapes do not fit together.
     """
     axes = probability.ndim - 2
-    if image.shape != (probability.shape[0], 1, *probability.shape[2:]) or (
-        receivers is not None and receivers.shape != image[:, 0].shape
+    if image.shape != (probability.shape[0], 1, *probability.shape[2:]) or any(
+        found is not None and found.shape != image[:, 0].shape for found in (receivers, inside)
     ):
         raise UsageError(
             f"an image of shape {tuple(image.shape)} does not fit probabilities of shape {tuple(probability.shape)}",
@@ -91,10 +95,13 @@ def gated_crf(
             "resample them together",
         )
     steps = relative(spacing or (1.0,) * axes)
-    mask = torch.ones_like(image[:, 0]) if receivers is None else receivers.to(probability.dtype)
+    everywhere = torch.ones_like(image[:, 0])
+    present = everywhere if inside is None else inside.to(probability.dtype)
+    mask = present * (everywhere if receivers is None else receivers.to(probability.dtype))
     offsets = half_window(settings.radius, steps, image.shape[2:], flat)
     kernel = tuple((offset, -0.5 * squared_length(offset, steps) / settings.position**2) for offset in offsets)
-    energy: Tensor = _Pairs.apply(probability, image.detach(), mask.detach(), kernel, settings.intensity)  # type: ignore[no-untyped-call]
+    fixed = (image.detach(), mask.detach(), present.detach(), kernel, settings.intensity)
+    energy: Tensor = _Pairs.apply(probability, *fixed)  # type: ignore[no-untyped-call]
     return energy
 
 
@@ -103,6 +110,7 @@ def multi_view_crf(
     image: Tensor,
     receivers: Tensor | None = None,
     *,
+    inside: Tensor | None = None,
     spacing: Sequence[float] | None = None,
     settings: CrfSettings = CrfSettings(),
     grid: tuple[int, int, int] | None = None,
@@ -113,10 +121,10 @@ def multi_view_crf(
     ----------
     logits
         ``[N, C, I, J, K]``: what is resampled are logits; softmax comes after.
-    image, receivers, spacing, settings
+    image, receivers, inside, spacing, settings
         As of :func:`gated_crf`.
     grid
-        Sides to resample to before, trilinearly; receivers by nearest neighbour. None stays on the grid of the image.
+        Sides to resample to before, see :func:`resampled`. None stays on the grid of the image.
 
     Returns
     -------
@@ -126,15 +134,30 @@ def multi_view_crf(
     spacing = tuple(spacing or (1.0, 1.0, 1.0))
     if grid is not None:
         spacing = tuple(step * side / new for step, side, new in zip(spacing, image.shape[2:], grid, strict=True))
-        logits = F.interpolate(logits, size=grid, mode="trilinear", align_corners=False)
-        image = F.interpolate(image, size=grid, mode="trilinear", align_corners=False)
-        if receivers is not None:
-            receivers = F.interpolate(receivers[:, None].to(image), size=grid, mode="nearest-exact")[:, 0]
+        logits, image, receivers, inside = resampled(grid, logits, image, receivers, inside)
     probability = torch.softmax(logits, dim=1)
     views = [
-        gated_crf(probability, image, receivers, spacing=spacing, settings=settings, flat=axis) for axis in range(3)
+        gated_crf(probability, image, receivers, inside=inside, spacing=spacing, settings=settings, flat=axis)
+        for axis in range(3)
     ]
     return torch.stack(views).mean()
+
+
+def resampled(
+    grid: Sequence[int], logits: Tensor, image: Tensor, receivers: Tensor | None, inside: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What :func:`gated_crf` compares, on a grid of these sides: linearly, and masks by nearest neighbour."""
+    mode = "bilinear" if len(grid) == 2 else "trilinear"
+
+    def soft(part: Tensor) -> Tensor:
+        return F.interpolate(part, size=list(grid), mode=mode, align_corners=False)
+
+    def hard(mask: Tensor | None) -> Tensor | None:
+        if mask is None:
+            return None
+        return F.interpolate(mask[:, None].to(image), size=list(grid), mode="nearest-exact")[:, 0]
+
+    return soft(logits), soft(image), hard(receivers), hard(inside)
 
 
 class _Pairs(torch.autograd.Function):
@@ -146,6 +169,7 @@ class _Pairs(torch.autograd.Function):
         probability: Tensor,
         image: Tensor,
         mask: Tensor,
+        present: Tensor,
         kernel: Sequence[tuple[tuple[int, ...], float]],
         intensity: float,
     ) -> Tensor:
@@ -154,9 +178,9 @@ class _Pairs(torch.autograd.Function):
         energy = probability.new_zeros(())
         gradient = torch.zeros_like(probability) if wanted else None
         for offset, exponent in kernel:
-            (p, q), (a, b), (u, v) = (ends(tensor, offset) for tensor in (probability, image[:, 0], mask))
+            (p, q), (a, b), (u, v), (x, y) = (ends(part, offset) for part in (probability, image[:, 0], mask, present))
             # A pair is met once and counts for each of its ends that is a receiver.
-            weight = (u + v) * torch.exp(exponent - 0.5 * ((a - b) / intensity).square())
+            weight = (u * y + v * x) * torch.exp(exponent - 0.5 * ((a - b) / intensity).square())
             energy += (weight * (1 - (p * q).sum(dim=1))).sum()
             if gradient is not None:
                 here, there = ends(gradient, offset)
@@ -169,7 +193,7 @@ class _Pairs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[misc, no-untyped-call]
-    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         """What was added up in the forward pass, scaled."""
         (gradient,) = context.saved_tensors
-        return upstream * gradient, None, None, None, None
+        return upstream * gradient, None, None, None, None, None

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wardround.client.supervision.attentive import (
@@ -15,7 +14,7 @@ from wardround.client.supervision.attentive import (
     released_affinity,
     windowed_affinity,
 )
-from wardround.client.supervision.crf import CrfSettings, gated_crf, multi_view_crf
+from wardround.client.supervision.crf import CrfSettings, gated_crf, multi_view_crf, resampled
 from wardround.client.supervision.variance import intensity_variance
 from wardround.models.attention import Attended
 
@@ -69,6 +68,9 @@ class Regularisation:
         drawn: Tensor,
         spacings: Sequence[Sequence[float]],
         attended: Attended | None = None,
+        *,
+        inside: Tensor | None = None,
+        air: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of what is switched on.
 
@@ -85,6 +87,11 @@ class Regularisation:
             Millimetres along each spatial axis, of every image.
         attended
             What the network attended to in this pass; without it there is no attentive similarity.
+        inside
+            ``[N, *spatial]``, bool: voxels of the image, not filled up round it; None for all.
+        air
+            ``[N, *spatial]``, bool: what is left out of the variance of background; None for what is as dark as the
+            darkest voxel of each image.
         """
         total = logits.new_zeros(())
         if not self.active:
@@ -93,28 +100,34 @@ class Regularisation:
             for spacing in dict.fromkeys(map(tuple, spacings)):
                 own = [number for number, other in enumerate(spacings) if tuple(other) == spacing]
                 share = len(own) / len(spacings)
-                total = total + self.crf * share * self._crf(logits[own], image[own], ~drawn[own], spacing)
+                total = total + self.crf * share * self._crf(
+                    logits[own], image[own], ~drawn[own], None if inside is None else inside[own], spacing
+                )
         if self.variance or (self.attentive and attended is not None):
             probability = torch.softmax(logits, dim=1)
             if self.variance:
-                air = image > image.amin(dim=tuple(range(1, image.ndim)), keepdim=True)
-                total = total + self.variance * intensity_variance(probability, image, air[:, 0])
+                if air is None:
+                    air = (image <= image.amin(dim=tuple(range(1, image.ndim)), keepdim=True))[:, 0]
+                total = total + self.variance * intensity_variance(probability, image, ~air, inside)
             if self.attentive and attended is not None:
                 total = total + self.attentive * self._attentive(probability, attended)
         return self.strength * total
 
-    def _crf(self, logits: Tensor, image: Tensor, receivers: Tensor, spacing: Sequence[float]) -> Tensor:
+    def _crf(
+        self, logits: Tensor, image: Tensor, receivers: Tensor | None, inside: Tensor | None, spacing: Sequence[float]
+    ) -> Tensor:
         sides = tuple(image.shape[2:])
         grid = tuple(min(side, self.side) for side in sides)
         if len(sides) == 3:
             small = None if grid == sides else (grid[0], grid[1], grid[2])
-            return multi_view_crf(logits, image, receivers, spacing=spacing, settings=self.neighbours, grid=small)
+            return multi_view_crf(
+                logits, image, receivers, inside=inside, spacing=spacing, settings=self.neighbours, grid=small
+            )
         if grid != sides:
             spacing = tuple(step * side / new for step, side, new in zip(spacing, sides, grid, strict=True))
-            logits = F.interpolate(logits, size=grid, mode="bilinear", align_corners=False)
-            image = F.interpolate(image, size=grid, mode="bilinear", align_corners=False)
-            receivers = F.interpolate(receivers[:, None].to(image), size=grid, mode="nearest-exact")[:, 0]
-        return gated_crf(torch.softmax(logits, dim=1), image, receivers, spacing=spacing, settings=self.neighbours)
+            logits, image, receivers, inside = resampled(grid, logits, image, receivers, inside)
+        probability = torch.softmax(logits, dim=1)
+        return gated_crf(probability, image, receivers, inside=inside, spacing=spacing, settings=self.neighbours)
 
     def _attentive(self, probability: Tensor, attended: Attended) -> Tensor:
         queries, keys, grid = attended.queries.float(), attended.keys.float(), attended.grid

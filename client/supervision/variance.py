@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def intensity_variance(probability: Tensor, image: Tensor, counted: Tensor | None = None) -> Tensor:
+def intensity_variance(
+    probability: Tensor, image: Tensor, counted: Tensor | None = None, inside: Tensor | None = None
+) -> Tensor:
     """Soft variance of intensity within every class, summed over classes and averaged over the batch.
 
     ``μ_c = Σ p_c I / Σ p_c`` and ``V_c = Σ p_c (I − μ_c)² / Σ p_c`` (Zhai et al. 2023, PA-Seg, arXiv 2208.05669, after
@@ -19,6 +21,8 @@ def intensity_variance(probability: Tensor, image: Tensor, counted: Tensor | Non
     counted
         ``[N, *spatial]``, bool: which voxels count for background; air, which is of one value and large, would hide the
         rest. None for all.
+    inside
+        ``[N, *spatial]``, bool: which voxels count at all. None for all.
 
     Returns
     -------
@@ -26,6 +30,8 @@ def intensity_variance(probability: Tensor, image: Tensor, counted: Tensor | Non
         Scalar in squared units of the image, at least 0. A class of no mass adds nothing.
     """
     p = probability.flatten(2)
+    if inside is not None:
+        p = p * inside.flatten(1)[:, None]
     if counted is not None:
         p = torch.cat([p[:, :1] * counted.flatten(1)[:, None], p[:, 1:]], dim=1)
     values = image.flatten(2)
