@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from wardround.client.round_cases import RoundCases
 from wardround.errors import DataError, NoTrainingCases
 from wardround.files import remove_folder, sweep, write_text
 from wardround.strategies.contract import Update, Weights
-from wardround.strategies.plan import RoundPlan
+from wardround.strategies.plan import LabelKind, RoundPlan
 
 __all__ = ["REFERENCE", "Interaction", "Observer", "Site"]
 
@@ -43,7 +43,7 @@ class Site:
     ----------
     folder
         The site's folder, with ``site.json`` in it: ``name``; ``author`` of accepted labels; ``store``, the case
-        store's folder; in a simulation ``schedule``, a list of case ids for each round, and ``test``, ids that are only
+        store's folder; ``prompts``, where its people give another kind of label than the plan asks for; in a simulation ``schedule``, a list of case ids for each round, and ``test``, ids that are only
         evaluated on. Without these two the site is a live one: a round takes the labelled cases that have arrived, the
         store knows which are for testing, and what the site remembers is kept apart for every run.
     annotator
@@ -81,6 +81,7 @@ class Site:
             self._schedule: list[list[str]] | None = None if live else settings["schedule"]
             self._tests: list[str] | None = None if live else settings["test"]
             self._author: str = settings["author"]
+            self._labels: LabelKind | None = _kind(settings.get("prompts"))
             store = folder / settings["store"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
@@ -168,7 +169,9 @@ class Site:
         if drawing is not None:
             extent = drawing.extent
         else:
-            extent = self._annotator.extent(case_id) if plan.extent and self._annotator else None
+            # Six of seven points say where a structure ends.
+            asked = plan.extent and plan.asked_for != "points"
+            extent = self._annotator.extent(case_id) if asked and self._annotator else None
         return CaseSession(
             case_id,
             self._store.image(case_id),
@@ -204,6 +207,7 @@ class Site:
         DataError
             If there is nobody to draw.
         """
+        plan = plan.for_labels(self._labels)
         annotator = self._annotator
         if annotator is None:
             raise DataError("the site has no annotator", "it was opened to evaluate only", "open it with an annotator")
@@ -228,7 +232,7 @@ class Site:
             with work.phase("predict"):
                 session = self.interact(case_id, plan, learner, progress, drawing)
             if drawing is None:
-                work.learn(session, lambda request, case_id=case_id: annotator.draw(case_id, request))  # type: ignore[misc]
+                work.learn(session, annotator)
             else:
                 work.open(session)
                 for drawn in drawing.in_groups(plan.annotation_rounds):
@@ -343,6 +347,12 @@ class Site:
             round=session.plan.round,
             effort=float(session.cost),
         )
+
+
+def _kind(name: object) -> LabelKind | None:
+    if name is None or name in get_args(LabelKind):
+        return name  # type: ignore[return-value]
+    raise ValueError("prompts names no kind of label")
 
 
 def _seed(plan: RoundPlan, name: str) -> np.random.SeedSequence:

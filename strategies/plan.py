@@ -251,6 +251,11 @@ class RoundPlan(BaseModel):
                 "correct the plan; a field that is unknown here may come from another version of Wardround",
             ) from error
 
+    @property
+    def asked_for(self) -> Prompts:
+        """What the annotator is asked for, step by step: where whole labels are learnt from, slices decide the weights."""
+        return "slices" if self.supervision == "dense" else self.prompts
+
     def for_labels(self, kind: LabelKind | None) -> "RoundPlan":
         """The plan as a site takes part in it whose people give another kind of label; None leaves it as it is."""
         if kind is None:

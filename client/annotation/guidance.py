@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from wardround.client.annotation.allocation import Counts, allocate, slices_at, thick_axis
 from wardround.client.annotation.calibration import calibrate, shape_estimate
@@ -20,6 +21,9 @@ from wardround.client.annotation.propagation import ProxyMask
 from wardround.errors import UsageError
 
 RULES = ("information", "residual", "residual-sampled", "even", "random")
+
+# Width of the Gaussian over the residual in which a point is looked for.
+POINT_WIDTH = 1.5
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -71,6 +75,35 @@ def suggestion_map(
     certain = proxy.probabilities.max(axis=0)
     doubt = 1 - (certain if uncertainty is None else (1 - uncertainty) * certain)
     return np.asarray(doubt * residual_map(proxy, prediction), dtype=np.float32)
+
+
+def next_point(
+    proxy: ProxyMask, prediction: npt.NDArray[np.float32], spacing: tuple[float, float, float]
+) -> tuple[int, int, int] | None:
+    """Where to ask for one more point: the middle of the largest disagreement of proxy and prediction.
+
+    The residual is smoothed over :data:`POINT_WIDTH` voxels of the finest axis, so that a region counts and not the first
+    of many voxels that are equally wrong.
+
+    Parameters
+    ----------
+    proxy, prediction
+        As in :func:`residual_map`.
+    spacing
+        Millimetres between voxel centres along i, j, k.
+
+    Returns
+    -------
+    tuple of int or None
+        A voxel that nobody drew; None where proxy and prediction agree on all of these.
+    """
+    width = [POINT_WIDTH * min(spacing) / step for step in spacing]
+    residual = ndimage.gaussian_filter(residual_map(proxy, prediction), width, mode="constant", truncate=3)
+    residual[proxy.annotated] = 0
+    if not residual.max() > 0:
+        return None
+    i, j, k = np.unravel_index(int(residual.argmax()), residual.shape)
+    return int(i), int(j), int(k)
 
 
 def next_slices(

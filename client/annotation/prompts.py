@@ -258,6 +258,22 @@ def scribbles_of(strokes: Labels3D, axis: int = 2) -> tuple[ScribblePrompt, ...]
     return tuple(ScribblePrompt(axis, index, cut) for index, cut in cuts if (cut != UNLABELLED).any())
 
 
+def looked_at(annotations: Annotations) -> Annotations:
+    """The same with every slice that was scribbled on as a drawn one, for rules that choose further slices.
+
+    A slice that holds a stroke of a structure shows the structure; what no stroke touches reads as background.
+    """
+    slices = {prompt.request: prompt for prompt in annotations.slices}
+    for stroke in annotations.scribbles:
+        request = SliceRequest(stroke.axis, stroke.index)
+        labels = np.where(stroke.labels == UNLABELLED, np.uint8(0), stroke.labels)
+        known = slices.get(request)
+        slices[request] = SlicePrompt(
+            stroke.axis, stroke.index, labels if known is None else np.maximum(labels, known.labels)
+        )
+    return replace(annotations, slices=tuple(slices.values()))
+
+
 def check_prompt(prompt: Prompt, shape: Shape, labels: int) -> None:
     """Refuse a prompt that cannot have been drawn on an image of `shape` with `labels` labels.
 

@@ -147,7 +147,9 @@ class OnlineLearner:
         self._spec = architecture(settings.model)
         if settings.regularisation.attentive and self._spec.attention is None:
             raise UsageError(
-                f"{settings.model} has no attention", "attentive similarity compares it", "choose a network with attention"
+                f"{settings.model} has no attention",
+                "attentive similarity compares it",
+                "choose a network with attention",
             )
         network = build(settings.model, settings.labels, settings.seed)
         layout = torch.channels_last_3d if self._spec.dimensions == 3 else torch.channels_last

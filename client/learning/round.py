@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from wardround.client.annotation.annotator import Annotator
 from wardround.client.annotation.effort import strict_effort
-from wardround.client.annotation.prompts import Annotations, Prompt, SlicePrompt, SliceRequest
+from wardround.client.annotation.prompts import Annotations, Prompt, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.learner import Checkpoint, OnlineLearner
@@ -64,9 +65,6 @@ class Observer(Protocol):
 
     def observe(self, interaction: Interaction) -> Mapping[str, Any]:
         """Score or record one step."""
-
-
-Draw = Callable[[SliceRequest], SlicePrompt]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +147,15 @@ class OnlineRound:
         known = [loss for loss in self.losses if not math.isnan(loss)]
         return float(np.mean(known)) if known else 0.0
 
-    def learn(self, session: CaseSession, draw: Draw) -> bool:
+    def learn(self, session: CaseSession, annotator: Annotator) -> bool:
         """Annotate one case in the plan's rounds, learn after each, and accept it.
+
+        Parameters
+        ----------
+        session
+            Not open yet.
+        annotator
+            Is asked for what the plan says: slices, strokes on them, or points.
 
         Returns
         -------
@@ -159,15 +164,31 @@ class OnlineRound:
         """
         if self.plan.supervision == "dense":
             with self.phase("annotate"):
-                session.dense = tuple(draw(SliceRequest(2, k)) for k in range(*session.depth))
+                requests = [SliceRequest(2, k) for k in range(*session.depth)]
+                session.dense = tuple(annotator.draw(session.case_id, request) for request in requests)
         self.open(session)
         for step in range(self.plan.annotation_rounds):
-            with self.phase("predict"):
-                requests = session.suggest(step)
-            with self.phase("annotate"):
-                drawn = [draw(request) for request in requests]
-            self.step(session, drawn)
+            ask = self._points if self.plan.asked_for == "points" else self._slices
+            self.step(session, ask(session, annotator, step))
         return self.accept(session)
+
+    def _slices(self, session: CaseSession, annotator: Annotator, step: int) -> list[Prompt]:
+        """This round's slices, drawn or scribbled on."""
+        with self.phase("predict"):
+            requests = session.suggest(step)
+        draw = annotator.strokes if self.plan.asked_for == "scribbles" else annotator.draw
+        with self.phase("annotate"):
+            return [draw(session.case_id, request) for request in requests]
+
+    def _points(self, session: CaseSession, annotator: Annotator, step: int) -> list[Prompt]:
+        """Seven points a structure in the first round, one more in each of the others."""
+        if not step:
+            with self.phase("annotate"):
+                return list(annotator.points(session.case_id))
+        with self.phase("predict"):
+            where = session.suggest_point()
+        with self.phase("annotate"):
+            return [] if where is None else [annotator.label_at(session.case_id, where)]
 
     def open(self, session: CaseSession) -> None:
         """Begin with a case; the state before it is what :meth:`undo` and a rejection come back to.

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from wardround.client.annotation.calibration import LEAST_AGREEMENT
 from wardround.client.annotation.effort import contour_effort
-from wardround.client.annotation.guidance import next_slices, residual_map
+from wardround.client.annotation.guidance import next_point, next_slices, residual_map
 from wardround.client.annotation.prompts import (
     UNLABELLED,
     Annotations,
@@ -18,6 +18,7 @@ from wardround.client.annotation.prompts import (
     Prompt,
     SlicePrompt,
     SliceRequest,
+    looked_at,
 )
 from wardround.client.annotation.propagation import PropagationCache, PropagationSettings, ProxyMask, propagate
 from wardround.client.annotation.seeds import drawn_labels
@@ -26,7 +27,7 @@ from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import OnlineLearner
 from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
-from wardround.client.learning.targets import make_target, proxy_share, voxel_weights
+from wardround.client.learning.targets import make_target, proxy_share, voxel_weights, with_seeds
 from wardround.client.learning.uncertainty import augmented_predictions, entropy
 from wardround.strategies.plan import RoundPlan
 
@@ -181,8 +182,9 @@ class CaseSession:
 
     def suggest(self, step: int) -> tuple[SliceRequest, ...]:
         """The slices to draw in annotation round `step` (0-based) under the plan's budget and rule."""
+        seen = looked_at(self.annotations) if self.plan.prompts == "scribbles" else self.annotations
         requests = next_slices(
-            self.annotations,
+            seen,
             self.image.shape,
             self.image.spacing,
             rule=self.plan.suggestion,
@@ -197,6 +199,10 @@ class CaseSession:
         )
         self.chosen += requests
         return requests
+
+    def suggest_point(self) -> tuple[int, int, int] | None:
+        """The voxel at which one more point would tell most; None before anything was drawn, or where all agree."""
+        return None if self.proxy is None else next_point(self.proxy, self.prediction, self.image.spacing)
 
     def answer(self, *drawn: Prompt) -> None:
         """Take drawn slices, strokes and points, and propagate all that was drawn so far into a new proxy mask.
@@ -253,18 +259,26 @@ class CaseSession:
     def sample(self) -> Sample:
         """What the learner learns from this case as it stands: see :mod:`wardround.client.learning.targets`.
 
+        Where the plan asks for points, what they spread to counts as drawn. It is a guess of good precision all the
+        same, so that regularisation may ask of these voxels what it asks of those that nobody drew.
+
         Which slices weigh more follows what was drawn for the plan, also where dense labels are the target; these are
         certain everywhere.
         """
         assert self.proxy is not None, "answer() comes before sample()"
         assert self._propagated is not None
-        plan = self.plan
-        share = proxy_share(plan.fusion_schedule, plan.fusion, self.progress, self.trust, self.proxy.confidence)
+        plan, proxy = self.plan, self.proxy
+        if plan.asked_for == "points":
+            from wardround.client.annotation.expansion import expand_points
+
+            points = self.annotations.points
+            proxy = with_seeds(proxy, expand_points(self.image.array, self.image.spacing, points))
+        share = proxy_share(plan.fusion_schedule, plan.fusion, self.progress, self.trust, proxy.confidence)
         target = make_target(
-            self.proxy, self.before, share, boundary_smoothing=plan.boundary_smoothing, spacing=self.image.spacing
+            proxy, self.before, share, boundary_smoothing=plan.boundary_smoothing, spacing=self.image.spacing
         )
         weight = voxel_weights(
-            self.proxy,
+            proxy,
             self._propagated.annotated,
             annotated_weight=plan.annotated_weight,
             confidence_weight=plan.confidence_weight,

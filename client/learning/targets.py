@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from wardround.client.annotation.prompts import UNLABELLED, Labels3D
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.strategies.plan import CERTAINTY, FusionSchedule, Supervision
 
@@ -72,6 +73,23 @@ def proxy_share(
         return np.asarray(1 - doubt * progress * (1 - confidence), dtype=np.float32)
     rise = _sigmoid(4 * (progress - 0.5)) / _sigmoid(2)
     return fusion * rise if schedule == "sigmoid" else 1 - doubt * rise
+
+
+def with_seeds(proxy: ProxyMask, seeds: Labels3D) -> ProxyMask:
+    """The proxy with what points were spread to as if it had been drawn; what was drawn holds.
+
+    Parameters
+    ----------
+    proxy
+        Of the case.
+    seeds
+        ``[I, J, K]``, uint8, as :func:`wardround.client.annotation.expansion.expand_points` gives it:
+        :data:`~wardround.client.annotation.prompts.UNLABELLED` where nothing is said.
+    """
+    said = (seeds != UNLABELLED) & ~proxy.annotated
+    probabilities = proxy.probabilities.copy()
+    probabilities[:, said] = seeds[said] == np.arange(len(probabilities), dtype=np.uint8)[:, None]
+    return ProxyMask(probabilities, proxy.annotated | said, np.where(said, np.float32(1), proxy.confidence))
 
 
 def make_target(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from wardround.client.annotation.annotator import Truth
+from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.prompts import Prompt
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
@@ -32,6 +32,11 @@ def ball(seed: int) -> tuple[Volume, Volume]:
     labels = (distance < 5).astype(np.uint8)
     image = labels * 2.0 + rng.normal(0, 0.5, SHAPE)
     return Volume(image.astype(np.float32), np.eye(4)), Volume(labels, np.eye(4))
+
+
+def answering(labels: Volume) -> SimulatedAnnotator:
+    """Who draws these labels, whatever the case is called."""
+    return SimulatedAnnotator(lambda _: Truth(labels))
 
 
 def remembered(seed: int) -> Sample:
@@ -192,7 +197,7 @@ def test_an_abandoned_case_was_never_opened(tmp_path: Path, trained: Mapping[str
     assert drawn_on.proxy is None
     sessions = [one.session() for one in (plain, scene)]
     for one, session in zip((plain, scene), sessions, strict=True):
-        one.round.learn(session, Truth(ball(9)[1]).slice)
+        one.round.learn(session, answering(ball(9)[1]))
     assert differing(plain.state(sessions[0]), scene.state(sessions[1])) == []
     assert plain.round.effort == scene.round.effort
     assert len(scene.round.memory) == 4
@@ -201,7 +206,7 @@ def test_an_abandoned_case_was_never_opened(tmp_path: Path, trained: Mapping[str
 def test_the_steps_in_order_are_what_learn_does(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
     whole, stepwise = (Scene(tmp_path / name, trained) for name in ("whole", "stepwise"))
     one, other = whole.session(), stepwise.session()
-    assert whole.round.learn(one, Truth(ball(9)[1]).slice)
+    assert whole.round.learn(one, answering(ball(9)[1]))
     stepwise.round.open(other)
     for _ in range(3):
         stepwise.round.step(other, stepwise.draw(other))
@@ -216,7 +221,7 @@ def test_a_check_that_finds_nothing_leaves_no_trace(tmp_path: Path, trained: Map
     for scene in (checked, free):
         for seed in (7, 8, 9):
             session = scene.session(seed)
-            assert scene.round.learn(session, Truth(ball(seed)[1]).slice)
+            assert scene.round.learn(session, answering(ball(seed)[1]))
         states.append(scene.state(session))
     assert differing(states[0], states[1]) == ["check"]
     assert checked.round.rejected == 0
@@ -228,7 +233,7 @@ def poisoned(scene: Scene) -> CaseSession:
     wrong = Volume((1 - ball(9)[1].array).astype(np.uint8), np.eye(4))
     session.extent = None
     session.rewind()
-    scene.round.learn(session, Truth(wrong).slice)
+    scene.round.learn(session, answering(wrong))
     return session
 
 
@@ -290,7 +295,7 @@ def test_trust_and_usual_disagreement_follow_the_accepted_cases(
 ) -> None:
     scene = Scene(tmp_path, trained)
     session = scene.session()
-    scene.round.learn(session, Truth(ball(9)[1]).slice)
+    scene.round.learn(session, answering(ball(9)[1]))
     assert session.trust == 0.5
     assert session.agreement > 0.8
     assert session.disagreement is not None
@@ -307,7 +312,7 @@ def test_a_case_that_disagrees_more_than_usual_gets_more_updates(
     for usual in (1e-3, 1.0):
         scene = Scene(tmp_path / str(usual), trained, adaptivity=1.0, updates_per_case=12)
         scene.round.standing = Standing(0.0, usual)
-        scene.round.learn(scene.session(), Truth(ball(9)[1]).slice)
+        scene.round.learn(scene.session(), answering(ball(9)[1]))
         spent.append(scene.round.updates)
     assert spent[0] == 24
     assert spent[1] < 9
@@ -359,7 +364,7 @@ def test_the_case_at_hand_is_not_in_memory_before_it_is_accepted(
     scene, peeking = Scene(tmp_path, trained, updates_per_case=3), Peeking()
     scene.round.observer, peeking.round = peeking, scene.round
     for seed in (8, 9):
-        scene.round.learn(scene.session(seed), Truth(ball(seed)[1]).slice)
+        scene.round.learn(scene.session(seed), answering(ball(seed)[1]))
     assert len(peeking.held) == 8
     assert all(case not in kept for case, kept in peeking.held)
     assert "case 8" in peeking.held[-1][1]
