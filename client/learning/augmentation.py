@@ -92,11 +92,6 @@ class Augmentation:
         return move(image) * gain + lift + sigma * noise, target, move(weight, "nearest")
 
 
-def augmentation_named(name: str) -> Augmentation:
-    """What a plan calls ``light`` or ``strong``."""
-    return Augmentation()
-
-
 @dataclass(frozen=True)
 class StrongAugmentation:
     """What nnU-Net does to its batches (Isensee et al. 2021, doi 10.1038/s41592-020-01008-z, supplementary note 4).
