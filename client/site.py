@@ -43,9 +43,11 @@ class Site:
     ----------
     folder
         The site's folder, with ``site.json`` in it: ``name``; ``author`` of accepted labels; ``store``, the case
-        store's folder; ``prompts``, where its people give another kind of label than the plan asks for; in a simulation ``schedule``, a list of case ids for each round, and ``test``, ids that are only
-        evaluated on. Without these two the site is a live one: a round takes the labelled cases that have arrived, the
-        store knows which are for testing, and what the site remembers is kept apart for every run.
+        store's folder; ``prompts``, where its people give another kind of label than plans ask for (``dense``,
+        ``slices``, ``scribbles`` or ``points``); in a simulation ``schedule``, a list of case ids for each round, and
+        ``test``, ids that are only evaluated on. Without these two the site is a live one: a round takes the labelled
+        cases that have arrived, the store knows which are for testing, and what the site remembers is kept apart for
+        every run.
     annotator
         Who draws; without one the site can evaluate but not train.
     observer

@@ -63,11 +63,11 @@ class RoundPlan(BaseModel):
     labels
         Number of classes including background.
     supervision
-        ``proxy``: learn from the proxy mask, off the drawn voxels weighted by its confidence; ``partial``: from what was
-        drawn and nothing between (``slices``, as an earlier version called it, is read as this); ``dense``: from whole
-        labels. The proxy teaches much better where updates are few or
-        the task is hard, and no worse than a few tenths of a point where a long stream has taught all there is
-        (``benchmarks/online.py``). It is shown, corrected and plans the next slice under each.
+        ``proxy``: learn from the proxy mask, off the drawn voxels weighted by its confidence; ``partial``: from what
+        was drawn and nothing between (``slices``, as an earlier version called it, is read as this); ``dense``: from
+        whole labels. The proxy teaches much better where updates are few or the task is hard, and no worse than a few
+        tenths of a point where a long stream has taught all there is (``benchmarks/online.py``). It is shown,
+        corrected and plans the next slice under each.
     prompts
         What the annotator is asked for. ``slices``: every pixel of a few slices. ``scribbles``: a stroke for each
         structure and background on these slices. ``points``: seven clicks a structure, one in it and six around it, and
@@ -253,7 +253,7 @@ class RoundPlan(BaseModel):
 
     @property
     def asked_for(self) -> Prompts:
-        """What the annotator is asked for, step by step: where whole labels are learnt from, slices decide the weights."""
+        """What the annotator is asked for step by step; under dense supervision slices, which decide the weights."""
         return "slices" if self.supervision == "dense" else self.prompts
 
     def for_labels(self, kind: LabelKind | None) -> "RoundPlan":

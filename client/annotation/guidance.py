@@ -82,8 +82,8 @@ def next_point(
 ) -> tuple[int, int, int] | None:
     """Where to ask for one more point: the middle of the largest disagreement of proxy and prediction.
 
-    The residual is smoothed over :data:`POINT_WIDTH` voxels of the finest axis, so that a region counts and not the first
-    of many voxels that are equally wrong.
+    The residual is smoothed over :data:`POINT_WIDTH` voxels of the finest axis, so that a region counts and not the
+    first of many voxels that are equally wrong.
 
     Parameters
     ----------

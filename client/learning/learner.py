@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from wardround.client.learning.augmentation import Augmentation, augmentation_named
+from wardround.client.learning.augmentation import Augmentation, Augmenter, augmentation_named
 from wardround.client.learning.batches import Batch, assemble
 from wardround.client.learning.inference import predict
 from wardround.client.learning.replay import Sample
@@ -77,7 +77,7 @@ class LearningSettings:
     proximal_mu: float = 0.0
     patch: tuple[int, int, int] | None = None
     amp: bool = True
-    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    augmentation: Augmenter | None = field(default_factory=Augmentation)
     regularisation: Regularisation = field(default_factory=Regularisation)
     dice: float = 1.0
 
@@ -350,9 +350,7 @@ class OnlineLearner:
         distance = torch.stack([(parameter - anchor).square().sum() for parameter, anchor in pairs]).sum()
         return 0.5 * self.settings.proximal_mu * distance
 
-    def _assemble(
-        self, samples: Sequence[Sample], rng: np.random.Generator, augmentation: Augmentation | None
-    ) -> Batch:
+    def _assemble(self, samples: Sequence[Sample], rng: np.random.Generator, augmentation: Augmenter | None) -> Batch:
         spec = self._spec
         batch = assemble(samples, spec.dimensions, spec.stride, self.settings.patch, rng, augmentation)
         return batch.to(self.device)
