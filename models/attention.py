@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,20 +88,19 @@ class SpatialAttention(nn.Module):
         if self.watched:
             self.seen = Attended(queries, keys, grid, self.similarity_scale, self.similarity_offset)
         tokens = tokens + self.project(self._attend(queries, keys, values, grid))
-        inner = self.widen(self.mlp_norm(tokens)).transpose(1, 2).unflatten(2, grid)
-        inner = F.gelu(self.depthwise(inner)).flatten(2).transpose(1, 2)
-        tokens = self.last_norm(tokens + self.narrow(inner))
-        return tokens.transpose(1, 2).unflatten(2, grid).contiguous()
+        inner: Tensor = F.gelu(self.depthwise(_on_grid(self.widen(self.mlp_norm(tokens)), grid)))
+        tokens = self.last_norm(tokens + self.narrow(inner.flatten(2).transpose(1, 2)))
+        return _on_grid(tokens, grid).contiguous()
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, ...]) -> Tensor:
         """``softmax(q kᵀ / √d) v`` over all tokens, or over those of each window."""
         if math.prod(grid) <= WHOLE_LIMIT:
             return _attention(queries, keys, values)
-        parts = [self._windows(part, grid) for part in (queries, keys, values)]
         real = self._windows(torch.ones_like(queries[..., :1]), grid)[..., 0] > 0
         mask = torch.zeros(real.shape, dtype=queries.dtype, device=queries.device).masked_fill(~real, -torch.inf)
         # Windows at the far edge are filled up; what fills them is attended to by nobody.
-        found = _attention(*parts, mask[:, None, None, :])
+        queries_, keys_, values_ = (self._windows(part, grid) for part in (queries, keys, values))
+        found = _attention(queries_, keys_, values_, mask[:, None, None, :])
         return self._joined(found, queries.shape[0], grid)
 
     def _counts(self, grid: tuple[int, ...]) -> tuple[int, ...]:
@@ -108,35 +108,37 @@ class SpatialAttention(nn.Module):
 
     def _windows(self, tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         """``[N, n, d]`` as ``[N · windows, window ** axes, d]``, filled up with zeros."""
-        axes, side = len(grid), self._window
-        volume = tokens.unflatten(1, grid)
+        axes, side, (images, _, channels) = len(grid), self._window, tokens.shape
+        counts = self._counts(grid)
         padding = [0, 0]
-        for count, own in zip(reversed(self._counts(grid)), reversed(grid), strict=True):
+        for count, own in zip(reversed(counts), reversed(grid), strict=True):
             padding += [0, count * side - own]
-        volume = F.pad(volume, padding)
-        for axis in range(axes):
-            volume = volume.unflatten(1 + 2 * axis, (-1, side))
+        volume = F.pad(tokens.reshape(images, *grid, channels), padding)
+        volume = volume.reshape(images, *(length for count in counts for length in (count, side)), channels)
         order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
-        return volume.permute(order).flatten(axes + 1, 2 * axes).flatten(0, axes)
+        return volume.permute(order).reshape(-1, side**axes, channels)
 
     def _joined(self, windows: Tensor, images: int, grid: tuple[int, ...]) -> Tensor:
         """Undo :meth:`_windows`."""
-        axes, side = len(grid), self._window
-        volume = windows.unflatten(0, (images, *self._counts(grid))).unflatten(axes + 1, (side,) * axes)
-        order = [0]
-        for axis in range(axes):
-            order += [1 + axis, 1 + axes + axis]
-        volume = volume.permute(*order, 2 * axes + 1)
-        for axis in range(axes):
-            volume = volume.flatten(1 + axis, 2 + axis)
-        inside = (slice(None), *(slice(own) for own in grid))
-        return volume[inside].flatten(1, axes)
+        axes, side, channels = len(grid), self._window, windows.shape[2]
+        counts = self._counts(grid)
+        volume = windows.reshape(images, *counts, *(side,) * axes, channels)
+        order = [0, *(place for axis in range(axes) for place in (1 + axis, 1 + axes + axis)), 2 * axes + 1]
+        volume = volume.permute(order).reshape(images, *(count * side for count in counts), channels)
+        for axis, own in enumerate(grid):
+            volume = volume.narrow(1 + axis, 0, own)
+        return volume.reshape(images, -1, channels)
+
+
+def _on_grid(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """``[N, n, d]`` as ``[N, d, *grid]``."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Of ``[N, n, d]``. An axis of one head is put in: without it torch takes a path that holds all n × n weights."""
-    parts = (part.unsqueeze(1) for part in (queries, keys, values))
-    return F.scaled_dot_product_attention(*parts, attn_mask=mask).squeeze(1)
+    found = F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], attn_mask=mask)
+    return found[:, 0]
 
 
 def attend_after(network: nn.Module, level: int, dimensions: int, channels: int) -> nn.Module:
@@ -144,7 +146,7 @@ def attend_after(network: nn.Module, level: int, dimensions: int, channels: int)
 
     Its output is what the deeper levels and the skip connection of that level see.
     """
-    block = network.model
+    block: Any = network.model
     for _ in range(level):
         block = block[1].submodule
     block[0] = nn.Sequential(block[0], SpatialAttention(channels, dimensions))

@@ -137,7 +137,7 @@ class StrongAugmentation:
             for one, its_target, its_weight in zip(image, target, weight, strict=True)
         ]
         image, target, weight = (
-            torch.stack([torch.as_tensor(one[name]).as_subclass(Tensor) for one in found])  # type: ignore[arg-type]
+            torch.stack([torch.as_tensor(one[name]).as_subclass(Tensor) for one in found])
             for name in ("image", "target", "weight")
         )
         return image, _filled_up(target), weight

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wardround.client.learning.augmentation import Augmentation
+from wardround.client.learning.augmentation import Augmenter
 from wardround.client.learning.replay import Sample
 from wardround.models.windows import padded_shape
 
@@ -49,8 +49,9 @@ class Batch:
         """The same on `device`, in the memory layout that convolutions like."""
         layout = torch.channels_last_3d if self.image.ndim == 5 else torch.channels_last
         image = self.image.to(device).contiguous(memory_format=layout)
-        maps = (part.to(device) for part in (self.target, self.weight, self.drawn, self.inside, self.air))
-        return Batch(image, *maps, self.spacings)
+        target, weight = self.target.to(device), self.weight.to(device)
+        drawn, inside, air = (voxels.to(device) for voxels in (self.drawn, self.inside, self.air))
+        return Batch(image, target, weight, drawn, inside, air, self.spacings)
 
 
 def assemble(  # noqa: PLR0917
@@ -59,7 +60,7 @@ def assemble(  # noqa: PLR0917
     stride: int,
     patch: tuple[int, int, int] | None,
     rng: np.random.Generator,
-    augmentation: Augmentation | None,
+    augmentation: Augmenter | None,
 ) -> Batch:
     """Cut windows, pad them to one shape and augment.
 

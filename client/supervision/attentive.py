@@ -74,7 +74,7 @@ def windowed_affinity(
     whole = _both_ways(half)
     if not half:
         return Affinity((), queries.new_zeros((len(queries), 0, *grid)))
-    q, k = (tokens.transpose(1, 2).unflatten(2, tuple(grid)) for tokens in (queries, keys))
+    q, k = (part.transpose(1, 2).reshape(part.shape[0], part.shape[2], *grid) for part in (queries, keys))
     scores: Tensor = _PairScores.apply(q, k, half)  # type: ignore[no-untyped-call]
     log_near = torch.full((len(whole), *grid), -torch.inf, dtype=scores.dtype, device=scores.device)
     for number, offset in enumerate(whole):
@@ -112,7 +112,7 @@ def released_affinity(  # noqa: PLR0917
     index = neighbours.clamp_min(0).expand(len(queries), -1, -1)
     both = attention.gather(2, index) + attention.transpose(1, 2).gather(2, index)
     values = weight * torch.sigmoid(scale * both + offset)
-    return Affinity(whole, values.transpose(1, 2).unflatten(2, tuple(grid)))
+    return Affinity(whole, values.transpose(1, 2).reshape(len(queries), len(whole), *grid))
 
 
 def attentive_similarity(probability: Tensor, affinity: Affinity) -> Tensor:
@@ -215,7 +215,7 @@ class _PairScores(torch.autograd.Function):
         return scores
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, no-untyped-call]
+    @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of queries and keys."""
         queries, keys = context.saved_tensors
@@ -247,7 +247,7 @@ class _Disagreement(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, no-untyped-call]
+    @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of probabilities and affinities."""
         probability, values = context.saved_tensors

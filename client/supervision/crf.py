@@ -192,7 +192,7 @@ class _Pairs(torch.autograd.Function):
         return energy / count
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, no-untyped-call]
+    @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         """What was added up in the forward pass, scaled."""
         (gradient,) = context.saved_tensors

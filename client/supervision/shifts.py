@@ -8,6 +8,7 @@ Pairs that would reach beyond the image do not exist, so that no padding becomes
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -48,9 +49,9 @@ def ends(tensor: Tensor, offset: Offset) -> tuple[Tensor, Tensor]:
         ``[..., *spatial]`` with as many spatial axes as `offset` has entries, each longer than the offset along it.
     """
     pairs = tuple(zip(offset, tensor.shape[-len(offset) :], strict=True))
-    here = tuple(slice(max(-by, 0), side - max(by, 0)) for by, side in pairs)
-    there = tuple(slice(max(by, 0), side - max(-by, 0)) for by, side in pairs)
-    return tensor[..., *here], tensor[..., *there]
+    here: Any = (..., *(slice(max(-by, 0), side - max(by, 0)) for by, side in pairs))
+    there: Any = (..., *(slice(max(by, 0), side - max(-by, 0)) for by, side in pairs))
+    return tensor[here], tensor[there]
 
 
 def squared_length(offset: Offset, steps: Sequence[float]) -> float:
