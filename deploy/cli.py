@@ -85,6 +85,14 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     ] = None,
     seeds: options.Seeds = "0",
     effort: Annotated[int | None, typer.Option(help="Slices that are drawn on each case.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="What annotators are asked for: slices, scribbles or points (slices).")
+    ] = None,
+    site_prompts: Annotated[
+        str | None,
+        typer.Option(help="Sites that give another kind of label, as north=points,south=dense (or slices, scribbles)."),
+    ] = None,
+    strokes: options.Strokes = "expert",
     model: options.Model = None,
     plan: options.Plan = None,
     engine: Annotated[str, typer.Option(help="'inprocess', or 'ray' for Flower's simulation engine.")] = "inprocess",
@@ -106,7 +114,10 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             "strategy_options": options.pairs(strategy_option, "--strategy-option"),
             "plan": options.pairs(plan, "--plan")
             | ({"slices_per_case": effort} if effort is not None else {})
-            | ({"model": model} if model is not None else {}),
+            | ({"model": model} if model is not None else {})
+            | ({"prompts": prompts} if prompts is not None else {}),
+            "site_prompts": options.pairs(options.names(site_prompts or ""), "--site-prompts", names=True),
+            "strokes": strokes,
             "arms": ("federated", *_others(compare if compare is not None else "dense,local" if data is None else "")),
             "seeds": options.numbers(seeds, "--seeds"),
             "engine": engine,

@@ -4,7 +4,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from wardround.client.cases.dataset import (
 )
 from wardround.deploy.settings import ExperimentSettings, SimulationSettings, is_split_file
 from wardround.errors import DataError, UsageError
-from wardround.strategies.plan import RoundPlan
+from wardround.strategies.plan import LabelKind, RoundPlan
 
 POOLED = "pooled"
 
@@ -69,6 +69,10 @@ class ArmRun:
         Test cases are scored after every so many rounds as well; 0 for the last one only.
     examples
         Whether it keeps slices to look at.
+    strokes
+        ``expert`` or ``simulated``, as the settings have it.
+    kinds
+        Site → the kind of label that its people give, where it is another than the plan asks for.
     family, budget
         In a stream: the arm without its budget, and that budget in slices a case.
     """
@@ -85,6 +89,8 @@ class ArmRun:
     device: str = "auto"
     evaluate_every: int = 0
     examples: bool = False
+    strokes: str = "expert"
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
     family: str = ""
     budget: int = 0
 
@@ -134,6 +140,12 @@ def simulation_layout(out: Path, settings: SimulationSettings, dataset: Dataset)
         As :func:`split`.
     """
     federation = capped_split(dataset, settings)
+    if strangers := sorted(settings.site_prompts.keys() - federation.sites.keys()):
+        raise UsageError(
+            f"site-prompts: there is no site {strangers[0]!r}",
+            f"the split has {', '.join(federation.sites)}",
+            "name sites of the split",
+        )
     labels = len(dataset.label_names)
     return Layout(_holdings(federation, settings), tuple(_runs(out, settings, federation, labels)), federation)
 
@@ -260,6 +272,8 @@ def _runs(out: Path, settings: SimulationSettings, federation: Federation, label
                     engine=settings.engine,
                     device=settings.device,
                     examples=arm == settings.arms[0] and seed == settings.seeds[0],
+                    strokes=settings.strokes,
+                    kinds=settings.kinds(arm),
                 )
 
 

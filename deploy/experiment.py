@@ -97,7 +97,7 @@ def show(out: Path, console: Console) -> None:
     # Imported here: matplotlib takes a second that no other command should pay.
     from wardround.deploy.report.page import write_report
     from wardround.deploy.report.results import load_results, save_results
-    from wardround.deploy.report.tables import arm_table, site_table
+    from wardround.deploy.report.tables import arm_table, drawing_table, site_table
     from wardround.deploy.stream.page import write_stream_report
     from wardround.deploy.stream.tables import stream_tables
 
@@ -109,6 +109,8 @@ def show(out: Path, console: Console) -> None:
     else:
         page = write_report(out)
         tables = {"test cases of all sites": arm_table(results), "by site": site_table(results)}
+        if (drawn := drawing_table(results)).rows:
+            tables["what was drawn on a case"] = drawn
     for title, table in tables.items():
         printed = RichTable(*table.headers, title=title, title_justify="left")
         for row in table.rows:

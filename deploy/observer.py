@@ -69,7 +69,8 @@ class TruthObserver:
         -------
         Mapping
             ``effort`` and ``strict_effort``, shares of drawing every slice (0 … 1); ``proxy_dice`` and ``model_dice``,
-            means over structures; None where there is nothing to score.
+            means over structures; None where there is nothing to score; ``slices``, ``scribbles`` and ``points``, how
+            many were drawn, scribbled on and clicked.
         """
         truth = self._truth(interaction.case_id)
         effort = effort_of(interaction.annotations, *self._annotator.full_effort(interaction.case_id))
@@ -80,6 +81,9 @@ class TruthObserver:
             "strict_effort": effort.strict,
             "proxy_dice": None if proxy is None else _number(mean_dice(proxy, truth, self._labels)),
             "model_dice": _number(mean_dice(predicted, truth, self._labels)),
+            "slices": len(interaction.annotations.slices),
+            "scribbles": len({(stroke.axis, stroke.index) for stroke in interaction.annotations.scribbles}),
+            "points": len(interaction.annotations.points),
         }
         self._keep_example(interaction, truth, predicted)
         if self._listen is not None:

@@ -18,6 +18,10 @@ Seeds = Annotated[str, typer.Option(help="Every arm is run once for each of thes
 Model = Annotated[str | None, typer.Option(help="Network, by its name in the catalogue.")]
 Plan = Annotated[list[str] | None, typer.Option(help="Any field of the round's plan, as name=value. May be repeated.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Strokes = Annotated[
+    str,
+    typer.Option(help="'expert': strokes that the data set names, where it names any; 'simulated': made from labels."),
+]
 Jobs = Annotated[int | None, typer.Option(help="Runs at once; by default one a core, if memory allows.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the experiment; must be new or empty.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with the experiment in this folder.")]
@@ -56,8 +60,13 @@ def shape(text: str) -> tuple[int, ...]:
     return sides
 
 
-def pairs(items: Sequence[str] | None, option: str) -> dict[str, Any]:
+def pairs(items: Sequence[str] | None, option: str, *, names: bool = False) -> dict[str, Any]:
     """Parse ``name=value``: a number where it looks like one, true and false, three numbers, else text.
+
+    Parameters
+    ----------
+    names
+        Whether what stands on the left is a name of its own, to be taken as it is, and not one of our fields.
 
     Raises
     ------
@@ -69,7 +78,7 @@ def pairs(items: Sequence[str] | None, option: str) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals or not name.strip() or not value.strip():
             raise UsageError(f"{option} {item} is not understood", "it has no name and value", "write name=value")
-        found[name.strip().replace("-", "_")] = _value(value.strip())
+        found[name.strip() if names else name.strip().replace("-", "_")] = _value(value.strip())
     return found
 
 

@@ -213,6 +213,8 @@ def _write_run(run: ArmRun, out: Path, dataset: Dataset, *, elsewhere: bool) -> 
             "dataset": str(dataset.root.resolve()),
             "device": run.device,
         }
+        if site in run.kinds:
+            content["prompts"] = run.kinds[site]
         write_text(folder / "site.json", json.dumps(content, indent=1))
     content = {
         "arm": run.arm,
@@ -226,6 +228,7 @@ def _write_run(run: ArmRun, out: Path, dataset: Dataset, *, elsewhere: bool) -> 
         "device": run.device,
         "evaluate_every": run.evaluate_every,
         "examples": run.examples,
+        "strokes": run.strokes,
         "data": str(dataset.root.resolve()) if elsewhere else os.path.relpath(dataset.root, run.folder),
     }
     write_text(run.folder / ARM, json.dumps(content, indent=1))

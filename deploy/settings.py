@@ -1,7 +1,7 @@
 """What an experiment is: data, sites, arms, seeds and the rules of a round, as one frozen value."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.catalogue import make_strategy
-from wardround.strategies.plan import RoundPlan
+from wardround.strategies.plan import LabelKind, RoundPlan
 
 Arm = Literal["federated", "dense", "proxy", "slices-only", "pooled", "local"]
 ARMS: tuple[Arm, ...] = ("federated", "dense", "proxy", "slices-only", "pooled", "local")
@@ -19,6 +19,8 @@ SUPERVISION: Mapping[str, str] = {"dense": "dense", "proxy": "proxy", "slices-on
 
 # Fields of the plan that the experiment itself sets.
 SET_BY_EXPERIMENT = frozenset({"run", "round", "rounds", "seed", "labels", "deadline_s"})
+
+DEFAULT_MODEL = "unet3d-small"
 
 # A simulated site is never late: a slow machine must give the numbers of a fast one.
 _NEVER = 30 * 24 * 3600.0
@@ -76,6 +78,9 @@ class ExperimentSettings(BaseModel):
         Fields of :class:`wardround.strategies.plan.RoundPlan` that differ from their defaults.
     seeds
         One run of every arm for each: order of the stream, initial weights, augmentation.
+    strokes
+        Where the data set names strokes of a person: ``expert`` has the simulated annotator answer with these where
+        strokes are asked for, ``simulated`` with strokes made from the labels, as for any other case.
     device
         ``auto``, ``cpu`` or ``cuda``.
     """
@@ -90,6 +95,7 @@ class ExperimentSettings(BaseModel):
     test_fraction: float = Field(0.25, gt=0, lt=1)
     plan: dict[str, bool | int | float | str | tuple[int, int, int] | None] = Field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
+    strokes: Literal["expert", "simulated"] = "expert"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("sites")
@@ -135,7 +141,7 @@ class ExperimentSettings(BaseModel):
         PlanError
             If the plan's fields do not fit together.
         """
-        fixed = {"model": "unet3d-small", "deadline_s": _NEVER}
+        fixed = {"model": DEFAULT_MODEL, "deadline_s": _NEVER}
         return RoundPlan.model_validate({**fixed, **self.plan, **overrides, **own})
 
     def flat(self) -> dict[str, bool | int | float | str | None]:
@@ -146,7 +152,7 @@ class ExperimentSettings(BaseModel):
             for key, item in inner.items():
                 text = ", ".join(map(str, item)) if isinstance(item, list) else item
                 flat[f"{name}.{key}" if key else name] = text
-        unused = ("data", "sites", "test_fraction") if self.data is None else ("phantoms",)
+        unused = ("data", "sites", "test_fraction", "strokes") if self.data is None else ("phantoms",)
         for name in unused:
             flat.pop(name)
         return flat
@@ -170,6 +176,9 @@ class SimulationSettings(ExperimentSettings):
         Which of :data:`ARMS` to run.
     engine
         ``inprocess`` or ``ray``.
+    site_prompts
+        Site → the kind of label that its people give, where it is another than the plan asks for: ``dense``, or one of
+        the plan's `prompts`. In the arm *dense* every site gives dense labels all the same.
 
     Raises
     ------
@@ -184,11 +193,22 @@ class SimulationSettings(ExperimentSettings):
     strategy_options: dict[str, float | int] = Field(default_factory=dict)
     arms: tuple[Arm, ...] = ("federated",)
     engine: Literal["inprocess", "ray"] = "inprocess"
+    site_prompts: dict[str, LabelKind] = Field(default_factory=dict)
 
     @field_validator("arms")
     @classmethod
     def _arms_once(cls, values: tuple[Arm, ...]) -> tuple[Arm, ...]:
         return each_once(values)
+
+    @model_validator(mode="after")
+    def _sites_stay_apart(self) -> "SimulationSettings":
+        if self.site_prompts and "pooled" in self.arms:
+            raise ValueError("site-prompts mean nothing where all cases are pooled; leave out the arm pooled")
+        return self
+
+    def kinds(self, arm: str) -> Mapping[str, LabelKind]:
+        """Site → the kind of label that it gives in an arm, where that is another than the plan asks for."""
+        return {} if arm == "dense" else self.site_prompts
 
     def round_plan(self, arm: str, seed: int, *, run: str, round: int, labels: int) -> RoundPlan:
         """The plan of one round.
@@ -232,9 +252,9 @@ def settings_from(values: Mapping[str, object]) -> SimulationSettings:
         If the plan's fields do not fit together.
     """
     settings = validated(SimulationSettings, values)
-    settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
+    plan = settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
     make_strategy(settings.strategy, **settings.strategy_options)
-    check_what_torch_knows(settings)
+    check_what_torch_knows(settings, [plan])
     return settings
 
 
@@ -257,20 +277,31 @@ def validated(kind: type[Kind], values: Mapping[str, object]) -> Kind:
         ) from error
 
 
-def check_what_torch_knows(settings: ExperimentSettings) -> None:
+def check_what_torch_knows(settings: ExperimentSettings, plans: Iterable[RoundPlan]) -> None:
     """Check network and device, and only where they are asked for: importing torch takes seconds.
+
+    Parameters
+    ----------
+    settings
+        The experiment.
+    plans
+        Of its arms.
 
     Raises
     ------
     UsageError
         If one cannot be used.
     """
-    if "model" in settings.plan:
-        from wardround.models.catalogue import architecture
+    attentive = any(plan.attentive_weight > 0 for plan in plans)
+    if attentive or "model" in settings.plan:
+        from wardround.models.catalogue import architecture, names
 
-        name = str(settings.plan["model"])
-        if architecture(name).dimensions != 3:
-            raise UsageError(f"{name} segments slices, not volumes", "cases are 3D", "choose a 3D network")
+        name = str(settings.plan.get("model", DEFAULT_MODEL))
+        if architecture(name).attention is None and attentive:
+            others = ", ".join(other for other in names() if architecture(other).attention is not None)
+            raise UsageError(
+                f"{name} has no attention", "attentive_weight asks for attentive similarity", f"choose one of {others}"
+            )
     if settings.device == "cuda":
         from wardround.client.learning.learner import resolve_device
 

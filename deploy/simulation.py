@@ -21,8 +21,9 @@ from flwr.serverapp import Grid
 
 from wardround.client import door
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
+from wardround.client.annotation.prompts import Labels3D
 from wardround.client.app import app
-from wardround.client.cases.dataset import load_dataset
+from wardround.client.cases.dataset import load_dataset, read_scribbles
 from wardround.client.cases.nifti import read_labels
 from wardround.client.cases.volume import Volume
 from wardround.client.site import Interaction, Site
@@ -59,6 +60,7 @@ class Arm:
     evaluate_every: int
     data: Path
     examples: bool
+    strokes: str
 
     @classmethod
     def read(cls, folder: Path) -> "Arm":
@@ -85,6 +87,7 @@ class Arm:
                 evaluate_every=content.get("evaluate_every", 0),
                 data=folder / content["data"],
                 examples=content["examples"],
+                strokes=content.get("strokes", "expert"),
             )
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
@@ -176,7 +179,9 @@ def open_site(
 ) -> Site:
     """Open a simulated site: annotator and observer read the truth, the site never does."""
     labels = truth_source(arm.data)
-    annotator = SimulatedAnnotator(lambda case: Truth(labels(case)))
+    # The same strokes under every seed and in every arm: they are data, as an expert's are.
+    strokes = stroke_source(arm.data) if arm.strokes == "expert" else None
+    annotator = SimulatedAnnotator(lambda case: Truth(labels(case)), strokes)
 
     def heard(interaction: Interaction, scores: Mapping[str, Any]) -> None:
         if stop():
@@ -209,6 +214,17 @@ def truth_source(data: Path) -> Callable[[str], Volume]:
         return read_labels(path)
 
     return labels
+
+
+def stroke_source(data: Path) -> Callable[[str], Labels3D | None]:
+    """Case → the strokes that the data set in `data` names for it; None where it names none."""
+    dataset = load_dataset(data)
+
+    @functools.lru_cache(maxsize=8)
+    def strokes(case_id: str) -> Labels3D | None:
+        return None if dataset.cases[case_id].scribble is None else read_scribbles(dataset, case_id).array
+
+    return strokes
 
 
 def peak_memory_mb() -> float:

@@ -17,7 +17,7 @@ from wardround.deploy.report.summary import (
     signed,
     summarise,
 )
-from wardround.deploy.report.tables import Table, arm_table, open_ends, site_table
+from wardround.deploy.report.tables import Table, arm_table, drawing_table, open_ends, site_table
 from wardround.deploy.report.theme import counted
 from wardround.pages import NOTHING
 
@@ -77,6 +77,8 @@ def _render(results: Results, examples: Sequence[Example], light: Drawings, dark
     if sites.rows and results.arms:
         note = _method(3) if "best single-site model" in sites.headers else ""
         parts.append(html.section("Test Dice at every hospital", html.table(sites) + note))
+    if (drawn := drawing_table(results)).rows:
+        parts.append(html.section("What was drawn on a case", html.table(drawn) + _method(1)))
     parts += [figures.get("examples", ""), figures.get("cost", ""), _distances(summaries), _refused(results)]
     parts += [_rounds(results), html.facts_of(results)]
     return html.document(f"Wardround · {results.dataset.name}" if results.dataset.name else "Wardround", parts)

@@ -123,7 +123,8 @@ class Interaction(_Record):
     """The state of one streamed case after `step` annotation rounds.
 
     Step 0 is the prediction before anything was drawn on the case: its `model_dice` is the prequential score.
-    Efforts are shares of contouring the whole case; Dice is the mean over labels.
+    Efforts are shares of contouring the whole case; Dice is the mean over labels. `slices`, `scribbles` and `points`
+    count what was drawn: whole slices, slices with strokes, clicks.
     """
 
     site: str
@@ -134,6 +135,9 @@ class Interaction(_Record):
     strict_effort: Measure = math.nan
     proxy_dice: Measure = math.nan
     model_dice: Measure = math.nan
+    slices: int = 0
+    scribbles: int = 0
+    points: int = 0
 
 
 class Seconds(_Record):

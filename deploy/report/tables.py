@@ -80,6 +80,39 @@ def site_table(results: Results) -> Table:
     return Table(headers, tuple(rows))
 
 
+def drawing_table(results: Results) -> Table:
+    """What was drawn on a case in the mean, and what it cost: a row an arm, or an arm and site where sites differ.
+
+    Returns
+    -------
+    Table
+        Without rows where the run does not say what was drawn.
+    """
+    apart = any(name.startswith("site_prompts.") for name in results.settings)
+    headers = (
+        "arm",
+        *(("site",) if apart else ()),
+        "slices",
+        "slices with strokes",
+        "points",
+        "effort",
+        "strict effort",
+    )
+    rows = []
+    for arm, group in arm_groups(results).items():
+        last = {(row.site, row.case, result.seed): row for result in group for row in result.interactions}
+        if not any(row.slices or row.scribbles or row.points for row in last.values()):
+            continue
+        sites = dict.fromkeys(row.site for row in last.values()) if apart else ("",)
+        for site in sites:
+            own = [row for row in last.values() if row.site == site or not apart]
+            counts = [Spread.of(getattr(row, kind) for row in own).mean for kind in ("slices", "scribbles", "points")]
+            paid = [Spread.of(getattr(row, kind) for row in own).mean for kind in ("effort", "strict_effort")]
+            cells = (*(f"{mean:.1f}" for mean in counts), *(f"{mean:.3f}" for mean in paid))
+            rows.append((arm, *((site,) if apart else ()), *cells))
+    return Table(headers, tuple(rows))
+
+
 def open_ends(results: Results) -> list[str]:
     """What is still missing: arms that stopped before their last round, seeds not run, arms not evaluated."""
     wanted = results.settings.get("rounds")

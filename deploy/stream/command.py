@@ -24,9 +24,9 @@ def stream(  # noqa: PLR0917 - one parameter an option
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Arms by name, any of proxy, dense, slices-only, random, even, information, residual, "
-            "residual-sampled, no-replay, random-subset, reservoir, class-balanced, most-interfered "
-            "(default: proxy,dense,slices-only)."
+            help="Arms by name, any of proxy, dense, slices-only, scribbles, points, crf, attentive, random, even, "
+            "information, residual, residual-sampled, no-replay, random-subset, reservoir, class-balanced, "
+            "most-interfered (default: proxy,dense,slices-only)."
         ),
     ] = None,
     arm: Annotated[
@@ -44,6 +44,7 @@ def stream(  # noqa: PLR0917 - one parameter an option
     seeds: options.Seeds = "0",
     model: options.Model = None,
     plan: options.Plan = None,
+    strokes: options.Strokes = "expert",
     evaluate_every: Annotated[
         int, typer.Option(help="Score test cases after every so many chunks too; 0: by the final model only.")
     ] = 0,
@@ -74,6 +75,7 @@ def stream(  # noqa: PLR0917 - one parameter an option
             "tests": tests,
             "seeds": options.numbers(seeds, "--seeds"),
             "plan": options.pairs(plan, "--plan") | ({"model": model} if model is not None else {}),
+            "strokes": strokes,
             "evaluate_every": evaluate_every,
             "device": device,
         }

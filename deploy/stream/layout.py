@@ -43,6 +43,7 @@ def stream_layout(out: Path, settings: StreamSettings, dataset: Dataset) -> Layo
                     device=settings.device,
                     evaluate_every=every,
                     examples=not runs,
+                    strokes=settings.strokes,
                     family=arm,
                     budget=budget,
                 )

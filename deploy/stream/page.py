@@ -10,6 +10,7 @@ from wardround.deploy.report.examples import Example, load_examples
 from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.report.slices import draw_examples
 from wardround.deploy.report.summary import signed
+from wardround.deploy.report.tables import drawing_table
 from wardround.deploy.stream.charts import (
     PROXY,
     draw_curve,
@@ -84,6 +85,8 @@ def _render(results: Results, light: Drawings, dark: Drawings) -> str:
     parts += [figures.get("curve", ""), html.goal_list(stream_goals(results))]
     marked = [point.name for point in points(results) if point.family == PROXY]
     parts.append(html.section("All runs", html.table(curve_table(results), marked) + note))
+    if (drawn := drawing_table(results)).rows:
+        parts.append(html.section("What was drawn on a case", html.table(drawn)))
     if reaches(results):
         title = f"Effort at {SHARE_OF_DENSE:.0%} of the Dice on dense labels"
         parts.append(html.section(title, html.table(reach_table(results))))

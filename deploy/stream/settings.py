@@ -30,7 +30,8 @@ class StreamSettings(ExperimentSettings):
         Name → the fields of the plan in which the arm differs.
     budgets
         Slices drawn on a case: every arm is run with each. An arm that learns from dense labels is run with the
-        largest only, which decides its voxel weights; one that names ``slices_per_case`` itself is run with that.
+        largest only, which decides its voxel weights, and so is one that is asked for points, which draws no slice; one
+        that names ``slices_per_case`` itself is run with that.
     order
         ``shuffled``, by the seed; or ``by-site``: one site after the other, in the order of the split, the cases of
         each shuffled. Test cases are then scored after every site, else by the final model only.
@@ -83,7 +84,7 @@ class StreamSettings(ExperimentSettings):
             own = fields.get("slices_per_case")
             if isinstance(own, int):
                 budgets: tuple[int, ...] = (own,)
-            elif fields.get("supervision") == DENSE:
+            elif fields.get("supervision") == DENSE or fields.get("prompts", self.plan.get("prompts")) == "points":
                 budgets = (max(self.budgets),)
             else:
                 budgets = self.budgets
@@ -141,7 +142,9 @@ def stream_settings_from(values: Mapping[str, object]) -> StreamSettings:
         If the fields of an arm's plan do not fit together.
     """
     settings = validated(StreamSettings, values)
-    for _, arm, budget in settings.runs():
+    plans = [
         settings.round_plan(arm, budget, settings.seeds[0], run="check", rounds=1, labels=2)
-    check_what_torch_knows(settings)
+        for _, arm, budget in settings.runs()
+    ]
+    check_what_torch_knows(settings, plans)
     return settings

@@ -59,7 +59,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--shape", "2,2,2"], "shape"),
         (["--shift", "-1"], "shift"),
         (["--model", "unet9d"], "unet9d"),
-        (["--model", "unet2d"], "unet2d"),
+        (["--plan", "attentive_weight=0.1"], "attention"),
+        (["--prompts", "points", "--strokes", "mine"], "strokes"),
+        (["--site-prompts", "site_1=guesses"], "site-prompts.site"),
+        (["--site-prompts", "site_1"], "name=value"),
+        (["--site-prompts", "site_1=points", "--compare", "pooled"], "pooled"),
         (["--plan", "rounds=3"], "rounds"),
         (["--resume", "somewhere", "--out", "elsewhere"], "exclude"),
         (["--resume", "nowhere"], "no experiment"),
@@ -79,6 +83,8 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], tmp_path: Path, options
         (["--plan", "learnin_rate=1"], "learnin-rate"),
         (["--plan", "extent=perhaps"], "extent"),
         (["--plan", "annotation_rounds=99"], "annotation-rounds"),
+        (["--prompts", "dense"], "prompts"),
+        (["--plan", "crf_weight=-1"], "crf-weight"),
     ],
 )
 def test_a_bad_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], word: str) -> None:
