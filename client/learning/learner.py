@@ -173,7 +173,8 @@ class OnlineLearner:
 
     def frozen(self) -> nn.Module:
         """A copy of the network as it is now, in evaluation mode, that learns no more."""
-        return deepcopy(self._network).eval().requires_grad_(False)
+        copy: nn.Module = deepcopy(self._network)
+        return copy.eval().requires_grad_(False)
 
     def optimiser_state(self) -> Arrays:
         """The moments of AdamW as named arrays, empty before the first update."""

@@ -62,7 +62,7 @@ class Sample:
 
     def arrays(self) -> Arrays:
         """All but its name, to be kept in a file."""
-        known = {"image": self.image, "target": self.target, "weight": self.weight}
+        known: Arrays = {"image": self.image, "target": self.target, "weight": self.weight}
         if self.drawn is not None:
             known["drawn"] = self.drawn
         return known | {"spacing": np.asarray(self.spacing), "padding": np.asarray([self.padding])}

@@ -27,7 +27,7 @@ from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import OnlineLearner
 from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
-from wardround.client.learning.targets import make_target, proxy_share, voxel_weights, with_seeds
+from wardround.client.learning.targets import make_target, point_seeds, proxy_share, voxel_weights, with_seeds
 from wardround.client.learning.uncertainty import augmented_predictions, entropy
 from wardround.strategies.plan import RoundPlan
 
@@ -269,10 +269,7 @@ class CaseSession:
         assert self._propagated is not None
         plan, proxy = self.plan, self.proxy
         if plan.asked_for == "points":
-            from wardround.client.annotation.expansion import expand_points
-
-            points = self.annotations.points
-            proxy = with_seeds(proxy, expand_points(self.image.array, self.image.spacing, points))
+            proxy = with_seeds(proxy, point_seeds(self.image, self.annotations.points))
         share = proxy_share(plan.fusion_schedule, plan.fusion, self.progress, self.trust, proxy.confidence)
         target = make_target(
             proxy, self.before, share, boundary_smoothing=plan.boundary_smoothing, spacing=self.image.spacing

@@ -5,13 +5,17 @@ arXiv 2312.06072): ``y = (1 − w) p⁰ + w q``. Drawn voxels keep the drawing.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from wardround.client.annotation.prompts import UNLABELLED, Labels3D
+from wardround.client.annotation.expansion import POINTS, expand_points, seven_points
+from wardround.client.annotation.prompts import UNLABELLED, Labels3D, PointPrompt, Shape
 from wardround.client.annotation.propagation import ProxyMask
+from wardround.client.cases.volume import Volume
+from wardround.errors import UsageError
 from wardround.strategies.plan import CERTAINTY, FusionSchedule, Supervision
 
 Share = float | npt.NDArray[np.float32]
@@ -75,6 +79,46 @@ def proxy_share(
     return fusion * rise if schedule == "sigmoid" else 1 - doubt * rise
 
 
+def point_seeds(image: Volume, points: Sequence[PointPrompt]) -> Labels3D:
+    """What points say of voxels: seven round a structure spread, any other says what lies under it.
+
+    The sevens come one after the other; what was clicked before the first of them, or after the last, is single points,
+    as are those that the loop asks for later.
+
+    Parameters
+    ----------
+    image
+        Of the case.
+    points
+        In the order in which they were set.
+
+    Returns
+    -------
+    Labels3D
+        ``[I, J, K]``, uint8, as :func:`wardround.client.annotation.expansion.expand_points` gives it;
+        :data:`~wardround.client.annotation.prompts.UNLABELLED` everywhere else where there are no seven.
+    """
+    first = next((n for n in range(len(points)) if _encloses(points[n : n + POINTS], image.shape)), len(points))
+    end = first
+    while _encloses(points[end : end + POINTS], image.shape):
+        end += POINTS
+    if end > first:
+        seeds = expand_points(image.array.astype(np.float32), image.spacing, points[first:end])
+    else:
+        seeds = np.full(image.shape, UNLABELLED, dtype=np.uint8)
+    for point in points:
+        seeds[point.index] = point.label
+    return seeds
+
+
+def _encloses(points: Sequence[PointPrompt], shape: Shape) -> bool:
+    """Whether these are seven, of which six enclose one that is in a structure."""
+    try:
+        return len(points) == POINTS and bool(seven_points(points, shape))
+    except UsageError:
+        return False
+
+
 def with_seeds(proxy: ProxyMask, seeds: Labels3D) -> ProxyMask:
     """The proxy with what points were spread to as if it had been drawn; what was drawn holds.
 
@@ -83,8 +127,7 @@ def with_seeds(proxy: ProxyMask, seeds: Labels3D) -> ProxyMask:
     proxy
         Of the case.
     seeds
-        ``[I, J, K]``, uint8, as :func:`wardround.client.annotation.expansion.expand_points` gives it:
-        :data:`~wardround.client.annotation.prompts.UNLABELLED` where nothing is said.
+        ``[I, J, K]``, uint8, of :func:`point_seeds`.
     """
     said = (seeds != UNLABELLED) & ~proxy.annotated
     probabilities = proxy.probabilities.copy()
