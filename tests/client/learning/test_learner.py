@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wardround.client.learning.augmentation import Augmentation
+from wardround.client.learning.augmentation import Augmentation, StrongAugmentation
 from wardround.client.learning.batches import _window
 from wardround.client.learning.inference import normalise, predict
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
@@ -12,6 +12,7 @@ from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
 from wardround.errors import UsageError
 from wardround.models.windows import padded_shape
+from wardround.strategies.plan import RoundPlan
 
 CPU = torch.device("cpu")
 
@@ -233,3 +234,45 @@ def test_normalising_undoes_any_scanner_scale() -> None:
 def test_an_unknown_device_is_a_users_error() -> None:
     with pytest.raises(UsageError, match="abacus"):
         resolve_device("abacus")
+
+
+def planned(**fields: object) -> LearningSettings:
+    usual: dict[str, object] = {"run": "r", "round": 1, "rounds": 5, "seed": 0, "model": "unet3d-small", "labels": 2}
+    return LearningSettings.of(RoundPlan.model_validate(usual | fields))
+
+
+def test_a_plan_that_says_nothing_of_it_regularises_nothing() -> None:
+    assert not planned().regularisation.active
+    assert planned().augmentation == Augmentation()
+
+
+def test_a_plan_says_what_is_asked_of_voxels_that_nobody_drew_and_since_when() -> None:
+    found = [planned(round=n, crf_weight=0.1, variance_weight=0.2, regularisation_ramp=0.4) for n in range(6)]
+    strengths = [settings.regularisation.strength for settings in found]
+    assert strengths == pytest.approx([np.exp(-5)] * 2 + [np.exp(-1.25)] + [1.0] * 3)
+    assert (found[0].regularisation.crf, found[0].regularisation.variance) == (0.1, 0.2)
+    one = planned(model="unet3d-small-attention", attentive_weight=0.3, attentive_kernel="released")
+    assert (one.regularisation.attentive, one.regularisation.kernel) == (0.3, "released")
+    assert one.regularisation.strength == 1
+    assert planned(regularisation_side=32).regularisation.side == 32
+    assert planned(augmentation="strong").augmentation == StrongAugmentation()
+
+
+def test_attentive_similarity_needs_attention() -> None:
+    with pytest.raises(UsageError, match="unet3d-small has no attention"):
+        OnlineLearner(planned(attentive_weight=0.1), CPU)
+    OnlineLearner(planned(attentive_weight=0.1, model="unet3d-small-attention"), CPU)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"crf_weight": 0.5}, {"variance_weight": 0.5}, {"attentive_weight": 0.5}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_every_weight_of_a_plan_reaches_the_weights_of_the_network(fields: dict[str, object]) -> None:
+    weights = []
+    for own in ({}, fields):
+        model = OnlineLearner(planned(model="unet3d-small-attention", regularisation_side=16, **own), CPU)
+        train(model, 1)
+        weights.append(model.weights())
+    assert any(not np.array_equal(array, weights[1][name]) for name, array in weights[0].items())

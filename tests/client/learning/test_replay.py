@@ -1,6 +1,7 @@
 """The replay memory keeps and recalls by the law its policy names, and it holds targets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -12,6 +13,7 @@ import torch
 from wardround.client.learning import replay
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
 from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
+from wardround.models.weights import load_arrays, save_arrays
 from wardround.strategies.plan import Replay
 
 
@@ -259,3 +261,27 @@ def test_files_that_nobody_names_go_and_those_of_the_last_snapshot_stay(tmp_path
 def test_file_names_tell_nothing_of_the_case(tmp_path: Path) -> None:
     ReplayMemory(tmp_path, Reservoir(1)).offer(sample("DOE^JANE"), np.random.default_rng(0))
     assert "doe" not in "".join(path.name for path in tmp_path.iterdir()).lower()
+
+
+def test_a_memory_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its files know neither what was drawn nor the spacing, and padding counted in full."""
+    memory = ReplayMemory(tmp_path, Reservoir(4))
+    memory.offer(sample("old"), np.random.default_rng(0))
+    (file,) = tmp_path.glob("*.safetensors")
+    kept = load_arrays(file)
+    save_arrays(file, {name: kept[name] for name in ("image", "target", "weight")})
+    read = ReplayMemory(tmp_path, memory.reservoir).sample("old")
+    assert (read.drawn, read.spacing, read.padding) == (None, (1.0, 1.0, 1.0), 1.0)
+    learner = OnlineLearner(LearningSettings("unet3d-small", len(read.target), 0), torch.device("cpu"))
+    assert np.isfinite(learner.update(lambda: [read, sample("new")], 1, 1e-3, np.random.default_rng(0)))
+
+
+def test_what_was_drawn_and_how_far_voxels_are_apart_is_kept(tmp_path: Path) -> None:
+    plain = sample("a")
+    drawn = np.random.default_rng(0).random(plain.image.shape) < 0.1
+    memory = ReplayMemory(tmp_path, Reservoir(4))
+    memory.offer(replace(plain, drawn=drawn, spacing=(1.5, 1.5, 10.0), padding=0.25), np.random.default_rng(0))
+    read = ReplayMemory(tmp_path, memory.reservoir).sample("a")
+    assert read.drawn is not None
+    assert np.array_equal(read.drawn, drawn)
+    assert (read.spacing, read.padding) == ((1.5, 1.5, 10.0), 0.25)

@@ -253,3 +253,44 @@ def test_resuming_leads_to_where_the_steps_led() -> None:
     assert resumed.disagreement == drawn.disagreement
     resumed.resume((), drawn.extent)
     assert (resumed.proxy, resumed.disagreement, resumed.steps) == (None, None, ())
+
+
+def test_a_slice_that_was_scribbled_on_is_not_asked_for_again() -> None:
+    case = session(prompts="scribbles", suggestion="even", annotation_rounds=3)
+    asked: list[SliceRequest] = []
+    for step in range(3):
+        requests = case.suggest(step)
+        strokes = [np.where(TRUTH.slice(request).labels == 1, 1, UNLABELLED).astype(np.uint8) for request in requests]
+        case.answer(*(ScribblePrompt(r.axis, r.index, labels) for r, labels in zip(requests, strokes, strict=True)))
+        asked += requests
+    assert len(set(asked)) == len(asked) == 6
+
+
+def test_what_points_spread_to_is_learnt_from_as_if_drawn_and_regularised_as_if_not() -> None:
+    case = session(prompts="points", supervision="partial", annotated_weight=4.0)
+    points = TRUTH.points()
+    case.answer(*points)
+    sample = case.sample()
+    assert sample.drawn is not None
+    assert np.count_nonzero(sample.drawn) == len({point.index for point in points}) == 7
+    known = sample.weight > 0
+    assert np.count_nonzero(known) > 100
+    assert set(np.unique(sample.weight[known])) == {np.float16(5)}
+    assert set(np.unique(sample.target[:, known])) == {0, 1}
+    # What lies outside of the box of the points is background, and so is no part of the structure beyond it.
+    assert known[0, 0, 0]
+    assert sample.target[0, 0, 0, 0] == 1
+    # One more click says what lies under it and moves no box.
+    index = case.suggest_point()
+    assert index is not None
+    assert not sample.drawn[index]
+    case.answer(TRUTH.label_at(index))
+    more = case.sample()
+    assert more.drawn is not None
+    assert np.count_nonzero(more.drawn) == 8
+    assert np.argmax(more.target[(slice(None), *index)]) == LABELS[index]
+    assert np.count_nonzero((more.weight > 0) != known) <= 1
+
+
+def test_before_anything_is_drawn_no_point_is_asked_for() -> None:
+    assert session(prompts="points").suggest_point() is None

@@ -9,8 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from wardround.client.annotation.annotator import Truth
+from wardround.client.annotation.prompts import UNLABELLED, PointPrompt
 from wardround.client.annotation.propagation import ProxyMask
-from wardround.client.learning.targets import make_target, proxy_share, soften_border, voxel_weights
+from wardround.client.cases.volume import Volume
+from wardround.client.learning.targets import (
+    make_target,
+    point_seeds,
+    proxy_share,
+    soften_border,
+    voxel_weights,
+    with_seeds,
+)
 from wardround.strategies.plan import FusionSchedule
 
 SHAPE = (10, 12, 8)
@@ -224,3 +234,38 @@ def test_dense_labels_weigh_by_what_the_budget_asked_for() -> None:
     weight = voxel_weights(dense, asked, annotated_weight=4, confidence_weight=1, supervision="dense")
     assert np.array_equal(weight == 5, asked)
     assert (weight[~asked] == 1).all()
+
+
+def test_seven_points_spread_and_any_other_says_what_lies_under_it() -> None:
+    labels = np.zeros((16, 18, 14), np.uint8)
+    labels[5:11, 5:13, 4:10] = 1
+    noise = np.random.default_rng(0).normal(0, 0.2, labels.shape)
+    image = Volume((4 * labels + noise).astype(np.float32), np.eye(4))
+    seven = Truth(Volume(labels, np.eye(4))).points()
+    seeds = point_seeds(image, seven)
+    assert np.count_nonzero(seeds == 1) > 20
+    assert (labels[seeds == 1] == 1).mean() > 0.9
+    assert not labels[seeds == 0].any()
+    alone = PointPrompt((8, 6, 5), 1)
+    for points in ((*seven, alone), (PointPrompt((0, 0, 0), 0), *seven, alone, *[PointPrompt((1, 1, 1), 0)] * 6)):
+        more = point_seeds(image, points)
+        assert more[8, 6, 5] == 1
+        differs = (more != seeds) & (seeds != 1)
+        assert np.count_nonzero(differs) <= 1
+    lone = point_seeds(image, seven[:6])
+    assert np.count_nonzero(lone != UNLABELLED) == 6
+    assert (point_seeds(image, ()) == UNLABELLED).all()
+
+
+def test_what_was_drawn_holds_over_what_points_spread_to() -> None:
+    one = proxy()
+    seeds = np.full(SHAPE, UNLABELLED, np.uint8)
+    seeds[:, :5] = 2
+    found = with_seeds(one, seeds)
+    drawn = one.annotated
+    assert np.array_equal(found.probabilities[:, drawn], one.probabilities[:, drawn])
+    assert np.array_equal(found.annotated, drawn | (seeds == 2))
+    assert (found.probabilities[2][(seeds == 2) & ~drawn] == 1).all()
+    assert (found.confidence[found.annotated] == 1).all()
+    assert np.array_equal(found.probabilities[:, ~found.annotated], one.probabilities[:, ~found.annotated])
+    assert not one.annotated[0, 0, 0], "the proxy itself is not written to"
