@@ -9,6 +9,10 @@ Run on the folder of a data set that has a ``dataset.json`` and a ``split.json``
 
     OMP_NUM_THREADS=1 python benchmarks/seeds.py DATA/hippocampus --cases 20
     OMP_NUM_THREADS=1 python benchmarks/seeds.py DATA/acdc_scribbles --cases 20
+    OMP_NUM_THREADS=1 python benchmarks/seeds.py DATA/lgg_multisite --points --cases 64
+
+With ``--points`` seven points a structure are expanded instead, with every cost of a step and every pair of thresholds
+on a grid, and of each cost that pair is printed whose seeds have a precision of :data:`PRECISE` at the best recall.
 
 The tables are printed as Markdown. Seconds are CPU time of this process; on a busy machine trust their ratios alone.
 """
@@ -24,7 +28,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, stats
 
+from wardround.client.annotation.clicks import seven_clicks
 from wardround.client.annotation.effort import effort_of, full_effort, strict_full_effort
+from wardround.client.annotation.expansion import (
+    CONTRASTED,
+    ExpansionSettings,
+    Reach,
+    expand_points,
+    reach_of,
+    seven_points,
+)
 from wardround.client.annotation.geodesic import exact_geodesic_distance, geodesic_distance
 from wardround.client.annotation.prompts import (
     UNLABELLED,
@@ -54,6 +67,20 @@ METHODS = {
     "additive, w = 0.98": SeedSettings(weight=0.98),
     "gradient-speed, w = 0.2": SeedSettings("gradient-speed", 0.2),
     "gradient-speed, w = 0.5": SeedSettings("gradient-speed", 0.5),
+}
+
+PRECISE = 0.9
+COSTS = {
+    "length alone": ("additive", 0.0),
+    **{f"additive, w = {w}": ("additive", w) for w in (0.5, 0.8, 0.9, 0.95, 0.98)},
+    **{f"gradient-speed, w = {w}": ("gradient-speed", w) for w in (0.1, 0.2, 0.3, 0.5)},
+}
+THRESHOLDS = (0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.275, 0.3, 0.35, 0.4, 0.5, 1.0)
+RIVALS = (0.4, 0.44, 0.48, *(round(0.5 + 0.02 * n, 2) for n in range(16)), 1.0)
+FIXED = {
+    "default": ExpansionSettings(),
+    "CONTRASTED": CONTRASTED,
+    "0.2 as PA-Seg": ExpansionSettings("gradient-speed", 0.5, threshold=0.2, rival=1.0),
 }
 
 
@@ -275,14 +302,78 @@ def time_distances(cases: list[Case]) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
+def grid_of(reach: Reach, own: Mask) -> npt.NDArray[np.float64]:
+    """Seeds that are right, and seeds, for every pair of thresholds: ``[2, len(THRESHOLDS), len(RIVALS)]``."""
+    counts = np.zeros((2, len(THRESHOLDS), len(RIVALS)))
+    for number, threshold in enumerate(THRESHOLDS):
+        near = reach.inner < threshold * reach.inner.max()
+        share = reach.inner / (reach.inner + reach.faces)
+        for row, chosen in enumerate((near & own, near)):
+            counts[row, number] = np.searchsorted(np.sort(share[chosen]), RIVALS)
+    return counts
+
+
+def compare_points(cases: list[Case], whole: bool) -> None:
+    """Print what each cost of a step makes of seven points a structure, at its best thresholds."""
+    truths = [(case.labels > 0).astype(np.uint8) if whole else case.labels for case in cases]
+    every = [seven_clicks(labels, case.image.spacing) for case, labels in zip(cases, truths, strict=True)]
+    structures = [
+        (case.image, labels == seven.label, seven)
+        for case, labels, points in zip(cases, truths, every, strict=True)
+        for seven in seven_points(points, case.image.shape)
+    ]
+    print(f"{len(structures)} structures, seven points each; mean over structures\n")
+    print("| cost of a step | threshold | rival | precision | recall | Dice | precise in | correlation with EDT |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (convention, weight) in COSTS.items():
+        settings = ExpansionSettings(convention, weight)
+        counts, sizes, alike = [], [], []
+        for image, own, seven in structures:
+            reach = reach_of(image.array, image.spacing, seven, settings)
+            counts.append(grid_of(reach, own[reach.box]))
+            sizes.append(np.count_nonzero(own))
+            straight = ndimage.distance_transform_edt(reach.inner > 0, sampling=image.spacing)
+            alike.append(np.corrcoef(straight.ravel(), reach.inner.ravel())[0, 1])
+        right, seeds = np.moveaxis(np.array(counts), 1, 0)
+        size = np.array(sizes)[:, None, None]
+        precision = np.where(seeds > 0, right / np.maximum(seeds, 1), 1.0)
+        means = precision.mean(axis=0), (right / size).mean(axis=0), (2 * right / (seeds + size)).mean(axis=0)
+        steady = (precision >= PRECISE).mean(axis=0)
+        alone = np.arange(len(RIVALS)) == len(RIVALS) - 1
+        for kind, allowed in (("both", True), ("threshold alone", alone)):
+            good = np.where((means[0] >= PRECISE) & allowed, means[1], -1)
+            _row(f"{name}, {kind}", np.unravel_index(good.argmax(), good.shape), (*means, steady), np.mean(alike))
+        for kind, fixed in FIXED.items():
+            if (fixed.convention, fixed.weight) == (convention, weight):
+                place = THRESHOLDS.index(fixed.threshold), RIVALS.index(fixed.rival)
+                _row(f"{name}, {kind}", place, (*means, steady), np.mean(alike))
+    shares = []
+    for case, labels, points in zip(cases, truths, every, strict=True):
+        found = expand_points(case.image.array, case.image.spacing, points)
+        shares.append([(labels[found == 0] == 0).mean(), *(np.mean(found == kind) for kind in (0, UNLABELLED))])
+    means = np.mean(shares, axis=0)
+    print(f"\nDefault: background {means[0]:.4f} right; {means[1]:.1%} background, {means[2]:.1%} undecided")
+
+
+def _row(name: str, place: tuple[int, int], means: tuple[npt.NDArray[np.float64], ...], alike: float) -> None:
+    cells = [f"{THRESHOLDS[place[0]]}", f"{RIVALS[place[1]]}", *(f"{column[place]:.3f}" for column in means)]
+    print(f"| {name} | {' | '.join(cells)} | {alike:.3f} |", flush=True)
+
+
 def main() -> None:
     """Measure every prompt with every cost and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--timed-cases", type=int, default=5)
+    parser.add_argument("--points", action="store_true", help="expand seven points a structure instead")
+    parser.add_argument("--whole", action="store_true", help="with --points: all structures are one")
     options = parser.parse_args()
     cases = list(training_cases(options.data, options.cases))
+    if options.points:
+        print(f"{len(cases)} training cases of {options.data.name}, one thread; nothing is random; ", end="")
+        compare_points(cases, options.whole)
+        return
     print(f"{len(cases)} training cases of {options.data.name}, one thread; nothing is random; mean over cases (sd)\n")
     print("| drawn | cost of a step | effort | strict effort | Dice, whole | Dice, structures | confidence | right |")
     print("|---|---|---|---|---|---|---|---|")
