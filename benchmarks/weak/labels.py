@@ -1,0 +1,224 @@
+"""Cases and what an annotator gives for them.
+
+Dense labels stay in :class:`~wardround.client.annotation.annotator.Truth`, which answers an annotator's questions; the
+only other reader is the final metric (:func:`true_labels`).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wardround.client.annotation.annotator import Truth
+from wardround.client.annotation.effort import contour_effort, strict_effort
+from wardround.client.annotation.prompts import (
+    UNLABELLED,
+    Annotations,
+    Labels3D,
+    PointPrompt,
+    SliceRequest,
+    scribbles_of,
+)
+from wardround.client.annotation.seeds import drawn_labels
+from wardround.client.cases.dataset import Dataset, load_dataset, read_scribbles
+from wardround.client.cases.nifti import read_image, read_labels, write_volume
+from wardround.client.cases.phantoms import LABEL_NAMES, draw_phantom
+from wardround.client.cases.volume import Volume
+from wardround.client.learning.inference import normalise
+from wardround.client.learning.replay import Sample
+from weak.seeds import seeds_of
+
+INNER = 5
+"""Every fifth training case is held out where settings are chosen (``--inner``)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids that are learnt from, and those that the last weights are tested on."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What was given for a case.
+
+    Parameters
+    ----------
+    known
+        ``[I, J, K]``, the label of every voxel that the loss may know, 255 elsewhere.
+    annotations
+        What was drawn for it: it is charged.
+    """
+
+    known: Labels3D
+    annotations: Annotations
+
+
+def split_of(root: Path, inner: bool) -> Split:
+    """The split of the data's file; `inner` splits its training cases instead and leaves its test cases alone."""
+    listed = json.loads((root / "split.json").read_text())
+    train, test = tuple(listed["train"]), tuple(listed["validation"])
+    if not inner:
+        return Split(train, test)
+    held = train[::INNER]
+    return Split(tuple(case for case in train if case not in held), held)
+
+
+def load(root: Path) -> Dataset:
+    """The data set below `root`."""
+    return load_dataset(root)
+
+
+def sample_of(case: str, image: Volume, given: Given, labels: int) -> Sample:
+    """What is learnt from a case: only `given` and the image."""
+    known = given.known != UNLABELLED
+    target = (given.known == np.arange(labels)[:, None, None, None]).astype(np.float16)
+    target[0, ~known] = 1
+    weight = known.astype(np.float16)
+    drawn = drawn_labels(given.annotations, image.shape) != UNLABELLED
+    # Padding at full weight would drown a few drawn voxels.
+    padding = float(weight.mean(dtype=np.float64))
+    return Sample(case, normalise(image.array), target, weight, drawn | known.all(), image.spacing, min(1.0, padding))
+
+
+def _dense(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
+    slices = tuple(truth.slice(SliceRequest(2, index)) for index in range(image.shape[2]))
+    annotations = Annotations(slices=slices)
+    return Given(drawn_labels(annotations, image.shape), annotations)
+
+
+def _scribbles(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
+    """An expert's strokes where the data set has them; otherwise simulated ones on every slice, always the same."""
+    if dataset.cases[case].scribble is not None:
+        annotations = Annotations(scribbles=scribbles_of(read_scribbles(dataset, case).array))
+    else:
+        rng = np.random.default_rng([_number(case), 17])
+        strokes = tuple(truth.strokes(SliceRequest(2, index), rng) for index in range(image.shape[2]))
+        annotations = Annotations(scribbles=strokes)
+    return Given(drawn_labels(annotations, image.shape), annotations)
+
+
+def _slices(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
+    """Four slices, evenly through the extent; beyond the extent there is background."""
+    extent = truth.extent()
+    if extent is None:
+        return Given(np.zeros(image.shape, dtype=np.uint8), Annotations())
+    low, high = extent.lower[2], extent.upper[2]
+    chosen = sorted({round(low + (high - low) * (number + 0.5) / 4) for number in range(4)})
+    annotations = Annotations(slices=tuple(truth.slice(SliceRequest(2, at)) for at in chosen), extent=extent)
+    known = drawn_labels(annotations, image.shape)
+    inside = tuple(slice(first, last + 1) for first, last in zip(extent.lower, extent.upper, strict=True))
+    beyond = np.ones(image.shape, dtype=bool)
+    beyond[inside] = False
+    known[beyond & (known == UNLABELLED)] = 0
+    return Given(known, annotations)
+
+
+def _points(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
+    annotations = Annotations(points=truth.points())
+    return Given(drawn_labels(annotations, image.shape), annotations)
+
+
+def _expanded(name: str) -> Callable[[Dataset, str, Truth, Volume], Given]:
+    def expand(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
+        annotations = Annotations(points=truth.points())
+        return Given(seeds_of(name, image, annotations.points), annotations)
+
+    return expand
+
+
+def _points_and_slices(axes: tuple[int, ...]) -> Callable[[Dataset, str, Truth, Volume], Given]:
+    """Seven points a structure, one slice of each of `axes` through the middle of their box; beyond it, background."""
+
+    def give(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
+        points = truth.points()
+        low, high = box_of(points)
+        middle = [(first + last) // 2 for first, last in zip(low, high, strict=True)]
+        slices = tuple(truth.slice(SliceRequest(axis, middle[axis])) for axis in axes)
+        annotations = Annotations(slices=slices, points=points)
+        known = drawn_labels(annotations, image.shape)
+        beyond = np.ones(image.shape, dtype=bool)
+        beyond[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))] = False
+        known[beyond & (known == UNLABELLED)] = 0
+        return Given(known, annotations)
+
+    return give
+
+
+def box_of(points: tuple[PointPrompt, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First and last voxel along each axis between the outermost points."""
+    places = np.array([point.index for point in points])
+    return tuple(int(at) for at in places.min(axis=0)), tuple(int(at) for at in places.max(axis=0))
+
+
+KINDS: dict[str, Callable[[Dataset, str, Truth, Volume], Given]] = {
+    "dense": _dense,
+    "scribbles": _scribbles,
+    "slices": _slices,
+    "points": _points,
+    "euclidean": _expanded("euclidean"),
+    "geodesic": _expanded("geodesic"),
+    "points+slice": _points_and_slices((2,)),
+    "points+3slices": _points_and_slices((0, 1, 2)),
+}
+
+
+def samples(dataset: Dataset, cases: tuple[str, ...], kind: str) -> tuple[list[Sample], dict[str, float]]:
+    """What is learnt from `cases` under one kind of label, and the mean effort a case as fractions of a full one."""
+    found, contour, strict = [], [], []
+    for case in cases:
+        files = dataset.cases[case]
+        assert files.label is not None
+        image, truth = read_image(files.image), Truth(read_labels(files.label))
+        given = KINDS[kind](dataset, case, truth, image)
+        found.append(sample_of(case, image, given, len(dataset.label_names)))
+        full, full_strict = truth.full_effort()
+        contour.append(contour_effort(given.annotations) / max(full, 1.0))
+        strict.append(strict_effort(given.annotations) / max(full_strict, 1.0))
+    return found, {"contour": float(np.mean(contour)), "strict": float(np.mean(strict))}
+
+
+def true_labels(dataset: Dataset, case: str) -> npt.NDArray[np.uint8]:
+    """For the final metric alone."""
+    label = dataset.cases[case].label
+    assert label is not None
+    return np.asarray(read_labels(label).array, dtype=np.uint8)
+
+
+def draw_phantoms(folder: Path, train: int, test: int, shape: tuple[int, int, int], seed: int = 0) -> Path:
+    """A small data set of phantoms with strokes, in the layout of the real one; kept if it is there."""
+    if (folder / "dataset.json").exists():
+        return folder
+    names, entries = [], []
+    for number in range(train + test):
+        rng = np.random.default_rng([seed, number])
+        image, labels = draw_phantom(rng, shape)
+        truth = Truth(labels)
+        strokes = np.stack([truth.strokes(SliceRequest(2, k), rng).labels for k in range(shape[2])], axis=2)
+        name = f"phantom_{number:03d}"
+        entry = {}
+        for key, where, volume in (
+            ("image", "imagesTr", image),
+            ("label", "labelsTr", labels),
+            ("scribble", "scribblesTr", labels.with_array(strokes)),
+        ):
+            (folder / where).mkdir(parents=True, exist_ok=True)
+            write_volume(folder / where / f"{name}.nii.gz", volume)
+            entry[key] = f"./{where}/{name}.nii.gz"
+        names.append(name)
+        entries.append(entry)
+    split = {"train": names[:train], "validation": names[train:]}
+    (folder / "split.json").write_text(json.dumps(split, indent=1))
+    described = {str(number): name for number, name in enumerate(LABEL_NAMES)}
+    description = {"name": "phantoms", "labels": described, "scribble_ignore_value": UNLABELLED, "training": entries}
+    (folder / "dataset.json").write_text(json.dumps(description, indent=1))
+    return folder
+
+
+def _number(case: str) -> int:
+    return int.from_bytes(case.encode()[-6:], "big")

@@ -1,0 +1,204 @@
+"""One run: an arm under a seed, trained to its last update and tested once."""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wardround.client.annotation.prompts import UNLABELLED
+from wardround.client.cases.dataset import Dataset
+from wardround.client.cases.nifti import read_image
+from wardround.client.learning.augmentation import StrongAugmentation
+from wardround.client.learning.batches import assemble
+from wardround.client.learning.inference import normalise
+from wardround.client.learning.learner import LearningSettings, OnlineLearner
+from wardround.client.learning.metrics import score
+from wardround.client.learning.monitoring import MonitoringSettings, Monitors
+from wardround.client.learning.replay import Sample
+from wardround.client.supervision.attentive import KernelHealth, kernel_health, released_affinity, windowed_affinity
+from wardround.client.supervision.regularisation import ramp
+from wardround.models.attention import watched_attention
+from wardround.models.catalogue import architecture
+from weak.arms import Arm, Recipe
+from weak.labels import Split, samples, true_labels
+
+AUGMENTATION = StrongAugmentation()
+LOOKED_AT = 16
+"""Windows on which a kernel's health is measured."""
+
+
+def run(  # noqa: PLR0917
+    arm: Arm, recipe: Recipe, dataset: Dataset, split: Split, seed: int, device: str
+) -> dict[str, Any]:
+    """Train and test; returns plain values, and the example's labels under ``"example"``."""
+    torch.set_num_threads(1)
+    started, load = time.time(), os.getloadavg()
+    given, effort = samples(dataset, split.train, arm.labels)
+    learner, log = train(arm, recipe, given, len(dataset.label_names), seed, torch.device(device))
+    trained = time.time()
+    scores, example = test(learner, dataset, split.test)
+    return {
+        "arm": asdict(arm),
+        "recipe": recipe.described(),
+        "seed": seed,
+        "train": list(split.train),
+        "test": list(split.test),
+        "effort": effort,
+        "scores": scores,
+        "log": log,
+        "weights": digest(learner),
+        "seconds": {"training": trained - started, "testing": time.time() - trained},
+        "load": {"before": load, "after": os.getloadavg()},
+        "example": example,
+    }
+
+
+def train(  # noqa: PLR0917
+    arm: Arm, recipe: Recipe, given: Sequence[Sample], labels: int, seed: int, device: torch.device
+) -> tuple[OnlineLearner, list[dict[str, float]]]:
+    """The last iterate of an arm; nothing is chosen on the way. Also what was noted after each block of updates."""
+    learner = learner_of(arm, arm.model, recipe, labels, seed, device)
+    # Cases are met in the same order by all arms of a seed.
+    order, rng = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    if arm.second:
+        return _two_stages(arm, recipe, learner, given, labels, seed, device)
+    log = []
+    for block, (updates, rate) in enumerate(blocks_of(recipe, recipe.iterations)):
+        learner.regularisation = arm.regularisation.at(ramp(block / recipe.blocks, arm.ramp))
+        loss = learner.update(drawer(given, order, recipe.batch), updates, rate, rng)
+        noted = {"updates": float((block + 1) * recipe.iterations // recipe.blocks), "loss": loss}
+        if arm.attentive:
+            noted |= _health(learner, arm, given, recipe)
+        log.append(noted)
+    return learner, log
+
+
+def _two_stages(  # noqa: PLR0917
+    arm: Arm,
+    recipe: Recipe,
+    first: OnlineLearner,
+    given: Sequence[Sample],
+    labels: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[OnlineLearner, list[dict[str, float]]]:
+    """Half of the updates in stage 1, half in stage 2, so that the network has had as many as that of any other arm."""
+    second = learner_of(arm, arm.second, recipe, labels, seed, device)
+    log: list[dict[str, float]] = []
+    blocks = blocks_of(recipe, recipe.iterations)
+    for learner in (first, second):
+        order, rng = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+        for block, (updates, rate) in enumerate(blocks[: recipe.blocks // 2]):
+            learner.regularisation = arm.regularisation.at(ramp(block / recipe.blocks, arm.ramp))
+            drawn = drawer(given, order, recipe.batch)
+            log.append({"updates": float(updates), "loss": learner.update(drawn, updates, rate, rng)})
+        learner.regularisation = arm.regularisation.at(0.0)
+    monitors = Monitors(first, second, MonitoringSettings(refresh=max(1, recipe.iterations // 10)))
+    for updates, rate in blocks[recipe.blocks // 2 :]:
+        one, other = monitors.update(drawer(given, order, recipe.batch), updates, rate, rng)
+        log.append({"updates": float(updates), "loss": one, "second": other})
+    return first, log
+
+
+def drawer(given: Sequence[Sample], order: np.random.Generator, count: int) -> Callable[[], list[Sample]]:
+    """Draws `count` samples at a time, with replacement."""
+    return lambda: [given[int(order.integers(len(given)))] for _ in range(count)]
+
+
+def learner_of(  # noqa: PLR0917
+    arm: Arm, model: str, recipe: Recipe, labels: int, seed: int, device: torch.device
+) -> OnlineLearner:
+    """Before its first update."""
+    settings = LearningSettings(
+        model,
+        labels,
+        seed,
+        recipe.batch,
+        patch=recipe.patch,
+        augmentation=AUGMENTATION,
+        regularisation=arm.regularisation,
+        dice=arm.dice,
+    )
+    return OnlineLearner(settings, device)
+
+
+def blocks_of(recipe: Recipe, iterations: int) -> list[tuple[int, float]]:
+    """Updates and learning rate of every block."""
+    found = []
+    for block in range(recipe.blocks):
+        updates = (block + 1) * iterations // recipe.blocks - block * iterations // recipe.blocks
+        half = 0.5 * (1 + math.cos(math.pi * block / max(1, recipe.blocks - 1)))
+        found.append((updates, recipe.rate_end + (recipe.rate - recipe.rate_end) * half))
+    return found
+
+
+def _health(learner: OnlineLearner, arm: Arm, given: Sequence[Sample], recipe: Recipe) -> dict[str, float]:
+    """How the kernel weighs pairs of strokes of one label and of two, on the same windows every time."""
+    rng = np.random.default_rng(0)
+    chosen = [given[int(index)] for index in rng.integers(len(given), size=LOOKED_AT)]
+    spec = architecture(arm.model)
+    batch = assemble(chosen, spec.dimensions, spec.stride, recipe.patch, rng, None).to(learner.device)
+    network = learner.frozen()
+    with torch.no_grad(), watched_attention(network) as attention:
+        network(batch.image)
+        assert attention is not None
+        assert attention.seen is not None
+        seen = attention.seen
+        if arm.kernel == "released":
+            affinity = released_affinity(seen.queries, seen.keys, seen.grid, seen.scale, seen.offset)
+        else:
+            affinity = windowed_affinity(seen.queries, seen.keys, seen.grid)
+    labels = torch.where(batch.weight > 0, batch.target.argmax(dim=1), UNLABELLED)
+    health: KernelHealth = kernel_health(affinity, _coarse(labels, seen.grid), UNLABELLED)
+    return {"mean": health.mean, "same": health.same, "different": health.different, "ratio": health.ratio}
+
+
+def _coarse(labels: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """The label of every token: that of the strokes in it, where these agree."""
+    known = labels != UNLABELLED
+    least = torch.where(known, labels, UNLABELLED).float()
+    most = torch.where(known, labels, -1).float()
+    pool = torch.nn.functional.adaptive_max_pool2d
+    lowest, highest = -pool(-least[:, None], tuple(grid))[:, 0], pool(most[:, None], tuple(grid))[:, 0]
+    return torch.where(lowest == highest, lowest, float(UNLABELLED)).long()
+
+
+def test(
+    learner: OnlineLearner, dataset: Dataset, cases: Sequence[str]
+) -> tuple[dict[str, dict[str, dict[str, float]]], npt.NDArray[np.uint8]]:
+    """Scores of every structure of every case on its own grid, and the labels of the first case.
+
+    An empty prediction of a present structure has Dice 0 and the image's diagonal as its Hausdorff distance.
+    """
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    example = np.zeros((0, 0, 0), dtype=np.uint8)
+    for number, case in enumerate(cases):
+        image = read_image(dataset.cases[case].image)
+        found = np.asarray(learner.predict(normalise(image.array)).argmax(axis=0), dtype=np.uint8)
+        truth = true_labels(dataset, case)
+        diagonal = math.hypot(*(side * step for side, step in zip(image.shape, image.spacing, strict=True)))
+        scores[case] = {}
+        for label, name in enumerate(dataset.label_names[1:], start=1):
+            result = score(found, truth, label, image.spacing)
+            if math.isnan(result.dice):
+                continue
+            hd95 = diagonal if math.isnan(result.hd95_mm) else result.hd95_mm
+            scores[case][name] = {"dice": result.dice, "hd95": hd95, "missed": float(math.isnan(result.hd95_mm))}
+        example = found if number == 0 else example
+    return scores, example
+
+
+def digest(learner: OnlineLearner) -> str:
+    """Of the weights: equal for equal bits."""
+    whole = hashlib.sha256()
+    for name, array in sorted(learner.weights().items()):
+        whole.update(name.encode())
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
