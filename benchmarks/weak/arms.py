@@ -117,7 +117,8 @@ class Task:
 CRF = 0.1
 VARIANCE = 0.1
 RELEASED = 0.1
-OURS = 0.3
+# A row of our kernel sums to one where one of theirs sums to about thirty.
+OURS = 1.0
 
 _SCRIBBLED = {
     "pce": Arm("partial CE", "scribbles", FLAT, dice=0.0),
@@ -135,15 +136,23 @@ _SCRIBBLED = {
     "ours": Arm("attention network: + CRF + attentive, ours", "scribbles", FLAT_ATTENTION, crf=CRF, attentive=OURS),
     "dense": Arm("dense labels", "dense", FLAT),
 }
-_STAGE_1 = {"crf": 1.0, "variance": VARIANCE, "ramp": 0.1}
-_POINTED = {
-    "points": Arm("seven points, partial CE", "points", SOLID, dice=0.0),
-    "euclidean": Arm("seeds by plain distance", "euclidean", SOLID),
-    "geodesic": Arm("seeds by geodesic distance", "geodesic", SOLID),
-    "stage-1": Arm("stage 1: geodesic seeds + CRF + variance", "geodesic", SOLID, **_STAGE_1),  # type: ignore[arg-type]
-    "stage-2": Arm("stage 2: two networks monitor", "geodesic", SOLID, second=SOLID_ATTENTION, **_STAGE_1),  # type: ignore[arg-type]
-    "dense": Arm("dense labels", "dense", SOLID),
-}
+
+
+def _pointed(contrast: str) -> dict[str, Arm]:
+    """The arms of seven points, with the seeds that were chosen for tumours or for low contrast."""
+    stage_1 = Arm(
+        "stage 1: geodesic seeds + CRF + variance", f"geodesic{contrast}", SOLID, crf=1.0, variance=VARIANCE, ramp=0.1
+    )
+    return {
+        "points": Arm("seven points, partial CE", "points", SOLID, dice=0.0),
+        "euclidean": Arm("seeds by plain distance", f"euclidean{contrast}", SOLID),
+        "geodesic": Arm("seeds by geodesic distance", f"geodesic{contrast}", SOLID),
+        "stage-1": stage_1,
+        "stage-2": replace(stage_1, title="stage 2: two networks monitor", second=SOLID_ATTENTION),
+        "dense": Arm("dense labels", "dense", SOLID),
+    }
+
+
 _HELPED = {
     "points+slice": Arm("points + one slice", "points+slice", SOLID),
     "points+3slices": Arm("points + one slice a plane", "points+3slices", SOLID),
@@ -169,7 +178,7 @@ TASKS = {
     "tumours": Task(
         "Tumours in FLAIR, seven points",
         "lgg_multisite",
-        _POINTED,
+        _pointed(", contrasted"),
         *("euclidean", "points", "dense"),
         Recipe(600, 2, (96, 96, 24)),
         Recipe(30_000, 4, (128, 128, 32), 2e-3, 1e-5, 100),
@@ -183,7 +192,7 @@ TASKS = {
             "site_CS": Arm("CS alone, dense labels", "dense", SOLID),
             "site_FG": Arm("FG alone, four slices a case", "slices", SOLID),
             "site_HT": Arm("HT alone, strokes", "scribbles", SOLID),
-            "site_DU": Arm("DU alone, seven points", "geodesic", SOLID),
+            "site_DU": Arm("DU alone, seven points", "geodesic, contrasted", SOLID),
         },
         *("federated", "site_DU", "site_CS"),
         Recipe(400, 2, (96, 96, 24)),
@@ -193,7 +202,7 @@ TASKS = {
     "hippocampus": Task(
         "Hippocampus, seven points a part",
         "hippocampus",
-        _POINTED | _HELPED,
+        _pointed("") | _HELPED,
         *("euclidean", "points", "dense"),
         Recipe(800, 2, (64, 64, 64)),
         Recipe(20_000, 4, (64, 64, 64), 2e-3, 1e-5, 100),

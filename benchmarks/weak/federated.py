@@ -22,7 +22,7 @@ from weak.labels import Split, samples
 from weak.runs import blocks_of, digest, drawer, learner_of, test
 from weak.tables import Runs, against, mean_of
 
-KINDS = {"site_CS": "dense", "site_FG": "slices", "site_HT": "scribbles", "site_DU": "geodesic"}
+KINDS = {"site_CS": "dense", "site_FG": "slices", "site_HT": "scribbles", "site_DU": "geodesic, contrasted"}
 """What every site draws."""
 ROUNDS = 10
 

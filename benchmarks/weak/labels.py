@@ -29,7 +29,7 @@ from wardround.client.cases.phantoms import LABEL_NAMES, draw_phantom
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.replay import Sample
-from weak.seeds import seeds_of
+from weak.seeds import SETTINGS, seeds_of
 
 INNER = 5
 """Every fifth training case is held out where settings are chosen (``--inner``)."""
@@ -161,8 +161,7 @@ KINDS: dict[str, Callable[[Dataset, str, Truth, Volume], Given]] = {
     "scribbles": _scribbles,
     "slices": _slices,
     "points": _points,
-    "euclidean": _expanded("euclidean"),
-    "geodesic": _expanded("geodesic"),
+    **{name: _expanded(name) for name in SETTINGS},
     "points+slice": _points_and_slices((2,)),
     "points+3slices": _points_and_slices((0, 1, 2)),
 }
