@@ -191,18 +191,13 @@ def _metadata(name: str, model: str, labels: Sequence[str], origin: Origin) -> d
 
 def _inference(model: str, classes: int) -> dict[str, Any]:
     spec = architecture(model)
-    network = "@network_def"
+    network, imports = "@network_def", ["$import glob", "$import os", "$import torch", "$import scripts.windows"]
     if spec.attention is not None:
         place = f"{spec.attention}, {spec.dimensions}, {spec.channels[spec.attention]}"
-        network = f"scripts.attention.attend_after(@network_def, {place})"
+        network = f"attend_after(@network_def, {place})"
+        imports.append("$from scripts.attention import attend_after")
     return {
-        "imports": [
-            "$import glob",
-            "$import os",
-            "$import torch",
-            "$import scripts.attention",
-            "$import scripts.windows",
-        ],
+        "imports": imports,
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/labels'",

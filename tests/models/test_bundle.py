@@ -17,15 +17,19 @@ from wardround.models.bundle import Origin, write_bundle
 from wardround.models.catalogue import architecture, build
 from wardround.models.weights import weights_of
 
-MODEL, LABELS = "unet3d-small", ["anterior", "posterior"]
+MODELS = ["unet3d-small", "unet3d-small-attention", "unet2d-small", "unet2d-small-attention"]
+MODEL, LABELS = MODELS[0], ["anterior", "posterior"]
 ORIGIN = Origin("first", 7, "ab" * 32)
 SHAPES = {"whole": (19, 27, 14), "tiny": (5, 6, 7), "long": (20, 18, 150)}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "hippocampus"
-    write_bundle(folder, MODEL, LABELS, weights_of(build(MODEL, 3, seed=5)), ORIGIN)
+    return written(tmp_path_factory.mktemp("bundles") / "hippocampus")
+
+
+def written(folder: Path, model: str = MODEL) -> Path:
+    write_bundle(folder, model, LABELS, weights_of(build(model, 3, seed=5)), ORIGIN)
     return folder
 
 
@@ -39,23 +43,36 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ours(image: Path) -> np.ndarray:
-    array = normalise(np.asarray(nib.load(image).dataobj))
-    network = build(MODEL, 3, seed=5)
-    return predict(network, array, stride=architecture(MODEL).stride, device=torch.device("cpu"))
+def ours(image: Path, model: str = MODEL) -> np.ndarray:
+    array, spec = normalise(np.asarray(nib.load(image).dataobj)), architecture(model)
+    network = build(model, 3, seed=5)
+    return predict(network, array, stride=spec.stride, device=torch.device("cpu"), dimensions=spec.dimensions)
 
 
-def test_it_is_run_by_monai_and_says_what_we_say(bundle: Path, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model", [MODEL, MODELS[3], *(pytest.param(model, marks=pytest.mark.long) for model in MODELS[1:3])]
+)
+def test_it_is_run_by_monai_and_says_what_we_say(model: str, images: Path, tmp_path: Path) -> None:
+    bundle = written(tmp_path / "bundle", model)
     command = [sys.executable, "-m", "monai.bundle", "run"]
     command += ["--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json"]
-    command += ["--bundle_root", ".", "--dataset_dir", str(images), "--output_dir", str(tmp_path), "--device", "cpu"]
+    command += [
+        "--bundle_root",
+        ".",
+        "--dataset_dir",
+        str(images),
+        "--output_dir",
+        str(tmp_path / "labels"),
+        "--device",
+        "cpu",
+    ]
     ran = subprocess.run(command, cwd=bundle, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     for name in SHAPES:
-        label = nib.load(tmp_path / f"{name}_label.nii.gz")
+        label = nib.load(tmp_path / "labels" / f"{name}_label.nii.gz")
         image = nib.load(images / f"{name}.nii.gz")
         assert np.allclose(label.affine, image.affine)
-        probabilities = ours(images / f"{name}.nii.gz")
+        probabilities = ours(images / f"{name}.nii.gz", model)
         # Where two classes are equally likely, the last bit decides.
         ordered = np.sort(probabilities, axis=0)
         clear = ordered[-1] - ordered[-2] > 1e-4
@@ -63,7 +80,11 @@ def test_it_is_run_by_monai_and_says_what_we_say(bundle: Path, images: Path, tmp
         assert np.array_equal(np.asarray(label.dataobj)[clear], probabilities.argmax(axis=0)[clear])
 
 
-def test_its_probabilities_are_ours(bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", MODELS[:3])
+def test_its_probabilities_are_ours(model: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = written(tmp_path / "bundle", model)
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(bundle)
     parser = ConfigParser()
     parser.read_config(bundle / "configs" / "inference.json")
@@ -74,7 +95,7 @@ def test_its_probabilities_are_ours(bundle: Path, images: Path, monkeypatch: pyt
         for item in parser.get_parsed_content("dataset"):
             found = torch.softmax(inferer(item["image"][None], network)[0], dim=0).numpy()
             name = Path(item["image"].meta["filename_or_obj"])
-            assert np.abs(found - ours(name)).max() < 1e-4
+            assert np.abs(found - ours(name, model)).max() < 1e-4
     finally:
         parser.get_parsed_content("finalize")
 
@@ -102,8 +123,8 @@ def test_what_cannot_become_a_bundle_leaves_nothing(bundle: Path, tmp_path: Path
     weights = weights_of(build(MODEL, 3, seed=5))
     with pytest.raises(PlanError, match="do not fit"):
         write_bundle(tmp_path / "a", MODEL, ["one"], weights, ORIGIN)
-    with pytest.raises(UsageError, match="2D"):
-        write_bundle(tmp_path / "b", "unet2d", ["one"], weights, ORIGIN)
+    with pytest.raises(UsageError, match="unet4d"):
+        write_bundle(tmp_path / "b", "unet4d", ["one"], weights, ORIGIN)
     with pytest.raises(StorageError):
         write_bundle(bundle, MODEL, LABELS, weights, ORIGIN)
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from wardround.models.catalogue import Features, architecture, build, feature_mo
 from wardround.models.weights import load_arrays, load_weights, save_arrays, weights_of
 
 
-@pytest.mark.parametrize("name", ["unet3d-small", "unet2d-small"])
+@pytest.mark.parametrize("name", [name for name in names() if "small" in name])
 def test_maps_an_image_to_logits_of_every_label_on_the_same_grid(name: str) -> None:
     spec = architecture(name)
     sides = (2 * spec.stride,) * spec.dimensions
@@ -31,8 +31,9 @@ def test_no_network_normalises_over_the_batch(name: str) -> None:
     assert not [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def test_a_case_is_predicted_alike_alone_and_in_a_batch() -> None:
-    network = build("unet3d-small", labels=2, seed=0).eval()
+@pytest.mark.parametrize("name", ["unet3d-small", "unet3d-small-attention"])
+def test_a_case_is_predicted_alike_alone_and_in_a_batch(name: str) -> None:
+    network = build(name, labels=2, seed=0).eval()
     images = torch.randn(3, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.allclose(network(images)[1], network(images[1:2])[0], atol=1e-5)
@@ -48,8 +49,9 @@ def test_the_seed_fixes_the_weights_and_leaves_the_global_state_alone() -> None:
     assert any(not np.array_equal(first[name], other[name]) for name in first)
 
 
-def test_features_of_every_scale_are_reachable_by_name() -> None:
-    network = build("unet3d-small", labels=2, seed=0)
+@pytest.mark.parametrize("name", ["unet3d-small", "unet3d-small-attention"])
+def test_features_of_every_scale_are_reachable_by_name(name: str) -> None:
+    network = build(name, labels=2, seed=0)
     levels = {f"{part}.{level}" for part in ("encoder", "decoder") for level in range(3)}
     assert set(feature_modules(network)) == levels | {"bottleneck"}
     with Features(network, "encoder.0", "encoder.1", "bottleneck", "decoder.0") as features:

@@ -102,3 +102,22 @@ def test_a_voxel_pulls_in_proportion_to_its_confidence() -> None:
     unsure, sure = logits.grad[0, 1, 0, 0].tolist()
     assert math.isclose(unsure / sure, 0.25, rel_tol=1e-9)
     assert sure < 0
+
+
+def test_partial_losses_do_not_change_when_the_ignored_area_doubles() -> None:
+    logits, target, weight = example()
+    logits.requires_grad_()
+    ignored = torch.randn(2, 3, 2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    nothing = torch.zeros(2, 2, 3, 4, dtype=torch.float64)
+    for loss in (weighted_cross_entropy, weighted_soft_dice, segmentation_loss):
+        found = [
+            loss(
+                torch.cat([logits, *[ignored] * times], dim=4),
+                torch.cat([target, *[ignored.softmax(1)] * times], dim=4),
+                torch.cat([weight, *[nothing] * times], dim=3),
+            )
+            for times in (0, 1, 2)
+        ]
+        gradients = [torch.autograd.grad(value, logits)[0] for value in found]
+        assert all(math.isclose(value.item(), found[0].item(), rel_tol=1e-12) for value in found)
+        assert all(torch.allclose(gradient, gradients[0], rtol=1e-10) for gradient in gradients)
