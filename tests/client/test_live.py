@@ -11,7 +11,7 @@ from living import SHAPE, START, arrive, lasting, make_home, plan, same
 
 from wardround.client.annotation.annotator import Truth
 from wardround.client.annotation.effort import contour_effort
-from wardround.client.annotation.prompts import Annotations, PointPrompt, Prompt, SliceRequest
+from wardround.client.annotation.prompts import UNLABELLED, Annotations, PointPrompt, Prompt, SliceRequest
 from wardround.client.arrivals import IMPORTED, REFERENCE, Arrivals
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
@@ -24,7 +24,7 @@ from wardround.client.live import open_live_site
 from wardround.client.workbench.studio import Studio
 from wardround.errors import DataError, LabelError
 from wardround.models.catalogue import build
-from wardround.models.weights import weights_of
+from wardround.models.weights import load_arrays, weights_of
 from wardround.strategies.contract import Update
 from wardround.strategies.plan import RoundPlan
 
@@ -310,3 +310,25 @@ class TestLatestModel:
         assert kept is not None
         assert same(kept[1], update.weights)
         assert not same(update.weights, START)
+
+
+def test_strokes_of_a_person_go_into_the_losses_of_the_plan(tmp_path: Path) -> None:
+    """Beside the proxy or alone; what is asked of voxels that nobody drew changes what is learnt from them."""
+    labels = draw_phantom(np.random.default_rng(5), shape=SHAPE)[1]
+    requests = [SliceRequest(2, k) for k in (6, 8, 10)]
+    strokes = [Truth(labels).strokes(request, np.random.default_rng(n)) for n, request in enumerate(requests)]
+    found = []
+    for name, fields in {
+        "proxy": {},
+        "partial": {"supervision": "partial"},
+        "regularised": {"supervision": "partial", "crf_weight": 1.0, "regularisation_side": 16},
+    }.items():
+        home = make_home(tmp_path / name, cases=0)
+        draw(home, 5, steps=tuple((stroke,) for stroke in strokes))
+        found.append(train(home, quick(1, updates_per_case=4, **fields)))
+        (file,) = (home.site / "runs" / "test" / "memory").glob("*.safetensors")
+        held = load_arrays(file)
+        assert np.count_nonzero(held["drawn"]) == sum(np.count_nonzero(s.labels != UNLABELLED) for s in strokes)
+        assert ((held["weight"] > 0) == held["drawn"]).all() == (name != "proxy")
+    assert not same(found[0].weights, found[1].weights)
+    assert not same(found[1].weights, found[2].weights)

@@ -15,7 +15,7 @@ from wardround.client.cases.store import CaseStore
 from wardround.deploy import preparation
 from wardround.deploy.dealing import capped_split, evaluated_at, schedule
 from wardround.deploy.preparation import claim, prepare, store_folder, stored_settings
-from wardround.deploy.settings import SimulationSettings, changed_settings
+from wardround.deploy.settings import SimulationSettings, changed_settings, settings_from
 from wardround.errors import DataError, PlanError, UsageError
 
 TINY = {"sites": 2, "cases": 3, "tests": 1, "shape": (24, 24, 24)}
@@ -156,3 +156,32 @@ def test_the_process_that_only_waits_never_loads_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_site_is_told_which_kind_of_label_its_people_give(tmp_path: Path) -> None:
+    kinds = {"site_1": "points", "site_2": "dense"}
+    wanted = settings(arms=("federated", "dense", "local"), site_prompts=kinds, strokes="simulated")
+    claim(tmp_path, wanted, "")
+    told = {
+        (run.arm, site): json.loads((folder / "site.json").read_text()).get("prompts")
+        for run in prepare(tmp_path, wanted)
+        for site, folder in run.site_folders().items()
+    }
+    for arm in ("federated", "local"):
+        assert {site: told[arm, site] for site in kinds} == kinds
+    # Where dense labels are what all others are compared with, everybody gives them.
+    assert told["dense", "site_1"] is told["dense", "site_2"] is None
+    assert all(json.loads(file.read_text())["strokes"] == "simulated" for file in tmp_path.glob("arms/*/arm.json"))
+    assert stored_settings(tmp_path) == wanted
+    assert wanted.flat()["site_prompts.site_1"] == "points"
+
+
+def test_a_kind_of_label_for_a_site_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    wanted = settings(site_prompts={"elsewhere": "points"})
+    claim(tmp_path, wanted, "")
+    with pytest.raises(UsageError, match="elsewhere"):
+        prepare(tmp_path, wanted)
+
+
+def test_networks_of_two_axes_are_simulated_too() -> None:
+    assert settings_from({"phantoms": TINY, "plan": {"model": "unet2d-small"}}).plan["model"] == "unet2d-small"

@@ -88,6 +88,30 @@ def test_every_arm_ends_in_the_report(tmp_path: Path, command_line: Any) -> None
     assert list((out / "examples").glob("*.npz"))
 
 
+def test_every_site_may_give_a_kind_of_label_of_its_own(tmp_path: Path, command_line: Any) -> None:
+    out = tmp_path / "out"
+    kinds = {"site_1": "dense", "site_2": "slices", "site_3": "scribbles", "site_4": "points"}
+    shown = command_line.run(
+        *("simulate", "--out", str(out), "--sites", "4", "--cases", "1", "--tests", "1", "--shape", "24,24,24"),
+        *("--rounds", "1", "--compare", "", "--effort", "4", "--prompts", "scribbles"),
+        *("--site-prompts", ",".join(f"{site}={kind}" for site, kind in kinds.items() if kind != "scribbles")),
+        *("--plan", "updates_per_case=4", "--plan", "crf_weight=0.1", "--plan", "regularisation_side=16"),
+        *("--plan", "supervision=partial", "--plan", "augmentation=strong", "--model", "unet2d-small"),
+    )
+    assert "what was drawn on a case" in shown
+    assert "What was drawn on a case" in (out / "report.html").read_text()
+    (arm,) = load_results(out).arms
+    assert not any(item.refused for item in arm.rounds)
+    last = {row.site: row for row in arm.interactions if row.step == 2}
+    drawn = {site: (row.slices, row.scribbles, row.points) for site, row in last.items()}
+    assert drawn["site_1"][0] > drawn["site_2"][0] == 4
+    assert drawn["site_2"] == (4, 0, 0)
+    assert drawn["site_3"] == (0, 4, 0)
+    assert drawn["site_4"] == (0, 0, 15)
+    assert last["site_1"].strict_effort > last["site_2"].strict_effort > last["site_3"].strict_effort
+    assert last["site_3"].strict_effort > last["site_4"].strict_effort > 0
+
+
 def test_the_same_command_gives_the_same_numbers(whole: Path, tmp_path: Path, command_line: Any) -> None:
     out = tmp_path / "out"
     command_line.run("simulate", "--out", str(out), *RUN)

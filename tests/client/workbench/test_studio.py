@@ -763,3 +763,22 @@ def test_a_case_that_is_removed_while_somebody_draws_is_gone_for_them(place: Pla
     assert studio.wait("ann", LONG)
     assert studio.open("b", "ann").step == 0
     assert [view.id for view in studio.cases("ann")] == ["b", "c", "held"]
+
+
+def test_what_a_plan_asks_of_voxels_that_nobody_drew_is_asked_at_the_bench_too(place: Place) -> None:
+    """Strokes go straight into these losses, beside the proxy."""
+    place.global_weights(PLAN.model_copy(update={"crf_weight": 0.5, "regularisation_side": 16, "round": 3}))
+    place.restart()
+    studio = place.studio
+    studio.open("a", "ann")
+    assert studio.wait("ann", LONG)
+    work = _own(studio).apprentice.work
+    assert work.learner.regularisation.active
+    assert work.learner.regularisation.crf == 0.5
+    before = weights_digest(work.learner.weights())
+    studio.draw("a", "ann", [stroke(8), stroke(9, 0)])
+    assert studio.wait("ann", LONG)
+    assert weights_digest(work.learner.weights()) != before
+    studio.accept("a", "ann")
+    assert studio.wait("ann", LONG)
+    assert _own(studio).apprentice.work.memory.sample("a").drawn.sum() == 6

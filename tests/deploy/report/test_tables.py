@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wardround.deploy.report.results import parse_results
-from wardround.deploy.report.tables import Table, arm_table, open_ends, site_table
+from wardround.deploy.report.tables import Table, arm_table, drawing_table, open_ends, site_table
 
 
 def test_tables_are_rectangular_and_name_every_arm_and_site(record: Callable[..., Any]) -> None:
@@ -36,3 +36,20 @@ def test_an_interrupted_run_says_where_it_stopped(record: Callable[..., Any]) ->
         "dense, seed 0: not evaluated on test cases",
         "dense: seed 1 not run",
     ]
+
+
+def test_what_was_drawn_is_counted_at_the_last_step_of_every_case(record: Callable[..., Any]) -> None:
+    raw = record(arms=("federated", "dense"), rounds=1)
+    assert drawing_table(parse_results(raw)).rows == ()
+    for arm in raw["arms"]:
+        for row in arm["interactions"]:
+            clicked = arm["arm"] == "federated" and row["site"] == "Westend"
+            row.update({"points": 7 * row["step"]} if clicked else {"slices": 2 * row["step"]})
+    together = drawing_table(parse_results(raw))
+    assert together.headers[:4] == ("arm", "slices", "slices with strokes", "points")
+    assert [row[:4] for row in together.rows] == [("federated", "2.7", "0.0", "4.7"), ("dense", "4.0", "0.0", "0.0")]
+    raw["settings"]["site_prompts.Westend"] = "points"
+    apart = {row[:2]: row[2:5] for row in drawing_table(parse_results(raw)).rows}
+    assert apart["federated", "Westend"] == ("0.0", "0.0", "14.0")
+    assert apart["federated", "Nordstadt"] == ("4.0", "0.0", "0.0")
+    assert len(apart) == 6

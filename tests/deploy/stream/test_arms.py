@@ -3,7 +3,7 @@
 import pytest
 
 from wardround.deploy.stream.arms import KNOWN, named_arms, split_definition
-from wardround.deploy.stream.settings import StreamSettings
+from wardround.deploy.stream.settings import StreamSettings, stream_settings_from
 from wardround.errors import UsageError
 from wardround.strategies.plan import RoundPlan
 
@@ -39,3 +39,11 @@ def test_a_definition_keeps_the_commas_of_a_value(text: str, name: str, fields: 
 def test_a_definition_without_name_or_fields_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--arm"):
         split_definition(text)
+
+
+def test_attentive_similarity_needs_a_network_with_attention() -> None:
+    values = {"phantoms": {}, "arms": {"attentive": dict(KNOWN["attentive"])}}
+    with pytest.raises(UsageError, match="unet3d-small has no attention") as error:
+        stream_settings_from(values)
+    assert "unet2d-small-attention" in error.value.fix
+    stream_settings_from(values | {"plan": {"model": "unet3d-small-attention"}})

@@ -40,9 +40,11 @@ def test_runs_are_arms_times_budgets_and_dense_has_the_largest_only() -> None:
         "proxy": {"supervision": "proxy"},
         "dense": {"supervision": "dense"},
         "own": {"slices_per_case": 5, "fusion": 0.5},
+        "points": {"prompts": "points"},
+        "scribbles": {"prompts": "scribbles"},
     }
     names = [name for name, _, _ in settings(arms=arms, budgets=(4, 8)).runs()]
-    assert names == ["proxy-4", "proxy-8", "dense-8", "own-5"]
+    assert names == ["proxy-4", "proxy-8", "dense-8", "own-5", "points-8", "scribbles-4", "scribbles-8"]
 
 
 def test_the_plan_of_an_arm_is_read_back_from_what_the_results_tell() -> None:
