@@ -1,8 +1,9 @@
 """Strokes as a person would draw them on one slice, made from true labels.
 
 Through the middle of every structure goes one line, much as in the simulator of WSL4MIS (Luo et al. 2022, arXiv
-2203.02106): the structure is eroded and thinned to its skeleton, of which the longest branch is kept and a part of it
-drawn. Background gets a curve round the structures.
+2203.02106): the largest part of the structure is eroded and thinned to its skeleton, of which the longest branch is
+kept and a part of it drawn. A round structure has hardly a skeleton and gets a chord. Background gets a curve round the
+structures.
 
 Only :mod:`wardround.client.annotation.annotator` may call this: it is the one that sees the truth.
 """
@@ -29,7 +30,7 @@ class StrokeSettings:
     erosion
         Pixels by which a structure is eroded first, fewer where nothing would be left.
     shortest
-        Smallest share of a branch that is drawn; the share is drawn at random from there to 1.
+        Smallest share of a branch or chord that is drawn; the share is drawn at random from there to 1.
     away, spread
         Distance in pixels of the background's curve from the structures: at least `away`, up to `away + spread`.
     """
@@ -60,26 +61,61 @@ def strokes(labels: Labels2D, rng: np.random.Generator, settings: StrokeSettings
     """
     drawn = np.full(labels.shape, UNLABELLED, dtype=np.uint8)
     for label in (int(value) for value in np.unique(labels) if value):
-        drawn[_line(_middle(labels == label, settings.erosion), settings.shortest, rng)] = label
-    around = _around(labels > 0, rng, settings)
+        drawn[_through(labels == label, rng, settings)] = label
+    background = labels == 0
+    around = _around(~background, rng, settings) & background
     if around.any():
-        drawn[_line(around & (labels == 0), settings.shortest, rng) & (drawn == UNLABELLED)] = 0
+        drawn[_line(around, settings.shortest, rng)] = 0
+    elif background.any():
+        drawn[_through(background, rng, settings)] = 0
     return drawn
 
 
-def _middle(structure: npt.NDArray[np.bool_], erosion: int) -> npt.NDArray[np.bool_]:
-    """The skeleton of the largest part of an eroded structure; never empty for one of a pixel or more."""
-    inner = structure
+def _through(
+    structure: npt.NDArray[np.bool_], rng: np.random.Generator, settings: StrokeSettings
+) -> npt.NDArray[np.bool_]:
+    """A line through the middle of the largest part of a structure."""
+    inner = _inner(structure, settings.erosion)
+    line = _line(_skeleton(inner), settings.shortest, rng)
+    chord = _chord(inner, settings.shortest, rng)
+    return line if np.count_nonzero(line) >= np.count_nonzero(chord) else chord
+
+
+def _inner(structure: npt.NDArray[np.bool_], erosion: int) -> npt.NDArray[np.bool_]:
+    """The largest part of a structure, eroded as far as something is left; never empty for one of a pixel or more."""
+    parts, count = ndimage.label(structure, structure=_SQUARE)
+    largest = structure if count == 1 else parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
     for times in range(erosion, 0, -1):
-        inner = ndimage.binary_erosion(structure, iterations=times, border_value=1)
+        inner = ndimage.binary_erosion(largest, iterations=times, border_value=1)
         if inner.any():
             break
-    inner = inner if inner.any() else structure
+    else:
+        return np.asarray(largest)
     parts, count = ndimage.label(inner, structure=_SQUARE)
-    if count > 1:
-        inner = parts == 1 + np.argmax(ndimage.sum_labels(inner, parts, range(1, count + 1)))
+    return np.asarray(inner if count == 1 else parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+
+
+def _skeleton(inner: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     thinned = sitk.GetArrayFromImage(sitk.BinaryThinning(sitk.GetImageFromArray(inner.astype(np.uint8)))) > 0
-    return np.asarray(thinned if thinned.any() else inner)
+    # What lies at the edge of the image may be thinned away or, rarely, be added to.
+    return np.asarray(thinned & inner if (thinned & inner).any() else inner)
+
+
+def _chord(inner: npt.NDArray[np.bool_], shortest: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """A part of a straight line through the middle of a structure, at a random angle, as far as it stays inside."""
+    pixels = np.argwhere(inner)
+    start = pixels[np.square(pixels - pixels.mean(axis=0)).sum(axis=1).argmin()]
+    angle = rng.uniform(0, np.pi)
+    direction = np.array([np.sin(angle), np.cos(angle)])
+    arms = []
+    for sign in (-1, 1):
+        steps = np.arange(1, sum(inner.shape))[:, None]
+        line = np.rint(start + sign * steps * direction / np.abs(direction).max()).astype(np.intp)
+        line = line[np.all((line >= 0) & (line < inner.shape), axis=1)]
+        left = np.flatnonzero(~inner[line[:, 0], line[:, 1]])
+        arms.append(line[: left[0]] if len(left) else line)
+    whole = np.concatenate([arms[0][::-1], start[None], arms[1]])
+    return _part(whole, inner.shape, shortest, rng)
 
 
 def _around(
@@ -94,20 +130,29 @@ def _around(
         return line
     distance = settings.away + int(rng.integers(settings.spread + 1))
     grown = ndimage.binary_fill_holes(ndimage.distance_transform_edt(~structures) <= distance)
-    return np.asarray(grown & ~ndimage.binary_erosion(grown, border_value=1))
+    curve = grown & ~ndimage.binary_erosion(grown, border_value=1)
+    # A closed curve is opened at a random place: the longest path then goes all the way round.
+    pixels = np.argwhere(curve)
+    if len(pixels) > 3 * 3:
+        row, column = pixels[rng.integers(len(pixels))]
+        curve[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = False
+    return np.asarray(curve)
 
 
 def _line(skeleton: npt.NDArray[np.bool_], shortest: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
     """A part of the longest path of a skeleton, as a mask."""
-    drawn = np.zeros(skeleton.shape, dtype=bool)
     pixels = np.argwhere(skeleton)
-    if not len(pixels):
-        return drawn
-    path = _longest_path(skeleton, pixels)
+    return _part(pixels[_longest_path(skeleton, pixels)], skeleton.shape, shortest, rng)
+
+
+def _part(
+    path: npt.NDArray[np.intp], shape: tuple[int, ...], shortest: float, rng: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """A part of a path of pixels ``[n, 2]``, at a random place and of a random length."""
     length = max(1, round(len(path) * rng.uniform(shortest, 1)))
     start = int(rng.integers(len(path) - length + 1))
-    chosen = pixels[path[start : start + length]]
-    drawn[chosen[:, 0], chosen[:, 1]] = True
+    drawn = np.zeros(shape, dtype=bool)
+    drawn[tuple(path[start : start + length].T)] = True
     return drawn
 
 
