@@ -222,7 +222,9 @@ def stroke_source(data: Path) -> Callable[[str], Labels3D | None]:
 
     @functools.lru_cache(maxsize=8)
     def strokes(case_id: str) -> Labels3D | None:
-        return None if dataset.cases[case_id].scribble is None else read_scribbles(dataset, case_id).array
+        if dataset.cases[case_id].scribble is None:
+            return None
+        return np.asarray(read_scribbles(dataset, case_id).array, dtype=np.uint8)
 
     return strokes
 

@@ -136,6 +136,9 @@ class Annotator(Protocol):
     def points(self, case_id: str) -> tuple[PointPrompt, ...]:
         """Seven points for every structure, see :mod:`wardround.client.annotation.expansion`."""
 
+    def label_at(self, case_id: str, index: tuple[int, int, int]) -> PointPrompt:
+        """One click: the label of this voxel."""
+
 
 class SimulatedAnnotator:
     """Answers from the truth, and only what it is asked.
