@@ -18,6 +18,8 @@ from scipy.sparse import csgraph
 
 from wardround.client.annotation.prompts import UNLABELLED, Labels2D
 
+LEFT = 0.6
+
 _SQUARE = np.ones((3, 3), dtype=bool)
 
 
@@ -28,7 +30,7 @@ class StrokeSettings:
     Parameters
     ----------
     erosion
-        Pixels by which a structure is eroded first, fewer where nothing would be left.
+        Pixels by which a structure is eroded first, fewer where less than :data:`LEFT` of its length would be left.
     shortest
         Smallest share of a branch or chord that is drawn; the share is drawn at random from there to 1.
     away, spread
@@ -82,17 +84,25 @@ def _through(
 
 
 def _inner(structure: npt.NDArray[np.bool_], erosion: int) -> npt.NDArray[np.bool_]:
-    """The largest part of a structure, eroded as far as something is left; never empty for one of a pixel or more."""
-    parts, count = ndimage.label(structure, structure=_SQUARE)
-    largest = structure if count == 1 else parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    """The largest part of a structure, eroded as far as it stays long; never empty for one of a pixel or more."""
+    whole = _largest(structure)
     for times in range(erosion, 0, -1):
-        inner = ndimage.binary_erosion(largest, iterations=times, border_value=1)
+        inner = ndimage.binary_erosion(whole, iterations=times, border_value=1)
         if inner.any():
-            break
-    else:
-        return np.asarray(largest)
-    parts, count = ndimage.label(inner, structure=_SQUARE)
-    return np.asarray(inner if count == 1 else parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+            inner = _largest(inner)
+            if _side(inner) >= LEFT * _side(whole):
+                return inner
+    return whole
+
+
+def _largest(structure: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    parts, count = ndimage.label(structure, structure=_SQUARE)
+    return np.asarray(structure if count == 1 else parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+
+
+def _side(mask: npt.NDArray[np.bool_]) -> int:
+    """Longer side of the box round a mask, in pixels."""
+    return 1 + max(int(np.ptp(where)) for where in np.nonzero(mask))
 
 
 def _skeleton(inner: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

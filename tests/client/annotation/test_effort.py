@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from wardround.client.annotation.clicks import seven_clicks
 from wardround.client.annotation.effort import (
     CLICK_COST,
     VIEWED_SLICE_COST,
@@ -27,6 +28,7 @@ from wardround.client.annotation.prompts import (
     ScribblePrompt,
     SlicePrompt,
 )
+from wardround.client.annotation.strokes import strokes as simulated
 
 LABELS = arrays.arrays(np.uint8, (7, 9), elements=st.integers(0, 3))
 
@@ -151,6 +153,30 @@ def test_a_point_costs_a_click_in_the_strict_count_alone():
     assert contour_effort(clicked) == 0
     assert strict_effort(clicked) == 2 * CLICK_COST
     assert strict_effort(clicked, click_cost=7) == 14
+
+
+def test_seven_points_cost_seven_clicks_a_structure_and_no_contour():
+    labels = cube(7)
+    labels[6:8, 6:8, 6:8] = 2
+    clicks = seven_clicks(labels, (1.0, 1.0, 1.0))
+    clicked = Annotations().adding(*clicks)
+    assert len(clicks) == 2 * 7
+    assert contour_effort(clicked) == 0
+    assert strict_effort(clicked) == 2 * 7 * CLICK_COST
+    effort = effort_of(clicked, full_effort(labels), strict_full_effort(labels))
+    assert effort.contour == 0
+    assert 0 < effort.strict < 0.15
+    # Six of them say what the extent says, and cost the same; asking for both is paid twice.
+    extent = Annotations(extent=ExtentPrompt((4, 4, 4), (10, 10, 10)))
+    assert strict_effort(clicked) == pytest.approx(2 * (strict_effort(extent) + CLICK_COST))
+
+
+def test_simulated_strokes_cost_their_pixels():
+    labels = cube(9)
+    drawn = simulated(labels[:, :, 8], np.random.default_rng(0))
+    stroke = Annotations().adding(ScribblePrompt(2, 8, drawn))
+    assert contour_effort(stroke) == np.count_nonzero(drawn != UNLABELLED)
+    assert strict_effort(stroke) == contour_effort(stroke) + VIEWED_SLICE_COST
 
 
 def test_every_plane_is_paid():

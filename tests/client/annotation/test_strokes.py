@@ -74,6 +74,14 @@ def test_a_thin_structure_gets_its_line():
         assert 0.6 * 45 - 1 <= np.count_nonzero(draw(labels, seed) == 1) <= 45
 
 
+def test_erosion_leaves_a_structure_its_length():
+    # Five pixels wide in the middle and three at both ends: eroded by two pixels only the middle would be left.
+    labels = np.zeros((40, 60), np.uint8)
+    labels[19:22, 5:50] = 1
+    labels[18:23, 24:30] = 1
+    assert np.count_nonzero(draw(labels, shortest=1.0) == 1) > 35
+
+
 def test_a_ring_gets_a_long_curve_that_stays_on_it():
     ring = disc(20) - disc(12)
     drawn = draw(ring, shortest=1.0)
