@@ -1,0 +1,118 @@
+"""`benchmarks/weak_supervision.py` as a user starts it, on phantoms: golden numbers, and what may not reach learning.
+
+The numbers hold within a tolerance: another processor rounds differently, and training carries that on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.client.annotation.annotator import Truth
+from wardround.client.annotation.prompts import UNLABELLED
+from wardround.client.cases.nifti import read_image, read_labels, write_volume
+
+CHECKOUT = Path(__file__).parents[2]
+SCRIPT = CHECKOUT / "benchmarks" / "weak_supervision.py"
+
+
+@pytest.fixture(autouse=True)
+def beside_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+
+
+def run(out: Path, *options: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), "phantoms", "--out", str(out), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in out.rglob("*.log"))
+    return done.stdout
+
+
+def results(out: Path) -> dict[str, list[dict[str, Any]]]:
+    return dict(json.loads((out / "phantoms" / "results.json").read_text()))
+
+
+def test_dense_labels_never_reach_an_arm_that_learns_from_strokes(tmp_path: Path) -> None:
+    """Trap of B.9: the released code drops slices by their dense labels."""
+    options = ("--arms", "pce+dice", "ours", "--iterations", "6", "--seeds", "0", "--jobs", "1")
+    run(tmp_path, *options, "--cases", "4")
+    honest = results(tmp_path)
+    for label in (tmp_path / "data" / "labelsTr").iterdir():
+        labels = read_labels(label)
+        write_volume(label, labels.with_array(np.zeros_like(labels.array)))
+    for finished in (tmp_path / "phantoms").glob("*.json"):
+        finished.unlink()
+    run(tmp_path, *options, "--cases", "4")
+    blind = results(tmp_path)
+    for arm, (result,) in honest.items():
+        assert blind[arm][0]["weights"] == result["weights"]
+        assert blind[arm][0]["scores"] != result["scores"]
+
+
+def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
+    options = ("--arms", "pce+dice", "--iterations", "6", "--jobs", "1", "--cases", "2")
+    run(tmp_path, *options, "--seeds", "0")
+    (first,) = results(tmp_path)["pce+dice"]
+    text = run(tmp_path, *options, "--seeds", "0", "1")
+    again, second = results(tmp_path)["pce+dice"]
+    assert again == first
+    assert second["weights"] != first["weights"]
+    assert "1 runs to go" in text
+    assert (tmp_path / "phantoms" / "picture.png").stat().st_size > 1000
+    assert "| partial CE + partial Dice |" in (tmp_path / "phantoms" / "tables.md").read_text()
+
+
+def given(tmp_path: Path, kind: str) -> tuple[np.ndarray, Sequence[Any], np.ndarray, Any]:
+    from weak.labels import KINDS, draw_phantoms, load, sample_of
+
+    dataset = load(draw_phantoms(tmp_path / "data", 1, 1, (24, 28, 24)))
+    case = next(iter(dataset.cases.values()))
+    assert case.label is not None
+    image, labels = read_image(case.image), read_labels(case.label)
+    found = KINDS[kind](dataset, case.id, Truth(labels), image)
+    return found.known, found.annotations, labels.array, sample_of(case.id, image, found, 3)
+
+
+def test_seven_points_say_seven_voxels(tmp_path: Path) -> None:
+    known, annotations, labels, sample = given(tmp_path, "points")
+    assert len(annotations.points) == 14  # Two structures.
+    assert np.count_nonzero(known != UNLABELLED) == len({point.index for point in annotations.points})
+    np.testing.assert_array_equal(sample.weight > 0, known != UNLABELLED)
+    np.testing.assert_array_equal(sample.drawn, known != UNLABELLED)
+    assert (known == labels)[known != UNLABELLED].all()
+
+
+@pytest.mark.parametrize("kind", ["scribbles", "slices", "points+slice", "points+3slices", "dense"])
+def test_what_is_known_is_true(tmp_path: Path, kind: str) -> None:
+    known, _, labels, sample = given(tmp_path, kind)
+    there = known != UNLABELLED
+    assert there.any()
+    assert there.all() == (kind == "dense")
+    assert (known == labels)[there].all()
+    np.testing.assert_array_equal(sample.weight, there)
+    np.testing.assert_array_equal(sample.target.argmax(0)[there], known[there])
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "geodesic"])
+def test_seeds_are_guesses_and_nobody_drew_them(tmp_path: Path, kind: str) -> None:
+    known, annotations, _, sample = given(tmp_path, kind)
+    assert np.count_nonzero(sample.weight) > np.count_nonzero(sample.drawn)
+    assert np.count_nonzero(sample.drawn) == len({point.index for point in annotations.points})
+    assert set(np.unique(known)) == {0, 1, 2, UNLABELLED}
+
+
+def test_settings_are_chosen_on_training_cases(tmp_path: Path) -> None:
+    from weak.labels import draw_phantoms, split_of
+
+    root = draw_phantoms(tmp_path / "data", 12, 3, (24, 28, 24))
+    whole, inner = split_of(root, inner=False), split_of(root, inner=True)
+    assert set(inner.train) | set(inner.test) == set(whole.train)
+    assert not set(inner.train) & set(inner.test)
+    assert not set(inner.test) & set(whole.test)
