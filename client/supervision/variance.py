@@ -10,7 +10,8 @@ def intensity_variance(
     """Soft variance of intensity within every class, summed over classes and averaged over the batch.
 
     ``μ_c = Σ p_c I / Σ p_c`` and ``V_c = Σ p_c (I − μ_c)² / Σ p_c`` (Zhai et al. 2023, PA-Seg, arXiv 2208.05669, after
-    the Mumford-Shah loss of Kim and Ye 2020, doi 10.1109/TIP.2019.2941265). The gradient flows through μ_c as well.
+    the Mumford-Shah loss of Kim and Ye 2020, doi 10.1109/TIP.2019.2941265). The gradient through μ_c is
+    0: the mean is where the variance is least.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ def test_it_equals_a_loop_over_voxels() -> None:
     assert math.isclose(intensity_variance(p, image, counted, inside).item(), total, rel_tol=1e-10)
 
 
-def test_the_gradient_is_that_of_the_formula_mean_included() -> None:
+def test_the_gradient_is_that_of_the_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(1, 2, 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     image = torch.randn(1, 1, 3, 2, generator=generator, dtype=torch.float64)
