@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from wardround.client.supervision.regularisation import Kernel, Regularisation
 
@@ -63,6 +63,8 @@ class Recipe:
         Learning rate of AdamW, along half a cosine.
     blocks
         Steps in which rate and strength change, and after which a kernel's health is noted.
+    augmentation
+        Of every batch; the strong one is of nnU-Net's strength.
     """
 
     iterations: int
@@ -71,6 +73,7 @@ class Recipe:
     rate: float = 4e-3
     rate_end: float = 2e-4
     blocks: int = 25
+    augmentation: Literal["light", "strong"] = "strong"
 
     def described(self) -> dict[str, Any]:
         """As plain values."""
@@ -172,8 +175,8 @@ TASKS = {
         "phantoms",
         _SCRIBBLED,
         *("pce+dice", "pce", "dense"),
-        Recipe(60, 8, (32, 32, 1), blocks=6),
-        Recipe(600, 8, (32, 32, 1)),
+        Recipe(120, 8, (32, 32, 1), blocks=6, augmentation="light"),
+        Recipe(600, 8, (32, 32, 1), augmentation="light"),
     ),
     "tumours": Task(
         "Tumours in FLAIR, seven points",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from wardround.client.annotation.annotator import Truth
 from wardround.client.annotation.effort import contour_effort, strict_effort
@@ -77,8 +78,10 @@ def load(root: Path) -> Dataset:
 def sample_of(case: str, image: Volume, given: Given, labels: int) -> Sample:
     """What is learnt from a case: only `given` and the image."""
     known = given.known != UNLABELLED
-    target = (given.known == np.arange(labels)[:, None, None, None]).astype(np.float16)
-    target[0, ~known] = 1
+    # Beside a stroke lies its own label, though it counts nothing: augmentation interpolates targets, and would turn a
+    # thin stroke into background otherwise.
+    nearest = ndimage.distance_transform_edt(~known, image.spacing, return_distances=False, return_indices=True)
+    target = (given.known[tuple(nearest)] == np.arange(labels)[:, None, None, None]).astype(np.float16)
     weight = known.astype(np.float16)
     drawn = drawn_labels(given.annotations, image.shape) != UNLABELLED
     # Padding at full weight would drown a few drawn voxels.

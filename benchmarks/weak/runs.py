@@ -15,7 +15,7 @@ import torch
 from wardround.client.annotation.prompts import UNLABELLED
 from wardround.client.cases.dataset import Dataset
 from wardround.client.cases.nifti import read_image
-from wardround.client.learning.augmentation import StrongAugmentation
+from wardround.client.learning.augmentation import augmentation_named
 from wardround.client.learning.batches import assemble
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
@@ -29,7 +29,6 @@ from wardround.models.catalogue import architecture
 from weak.arms import Arm, Recipe
 from weak.labels import Split, samples, true_labels
 
-AUGMENTATION = StrongAugmentation()
 LOOKED_AT = 16
 """Windows on which a kernel's health is measured."""
 
@@ -122,7 +121,7 @@ def learner_of(  # noqa: PLR0917
         seed,
         recipe.batch,
         patch=recipe.patch,
-        augmentation=AUGMENTATION,
+        augmentation=augmentation_named(recipe.augmentation),
         regularisation=arm.regularisation,
         dice=arm.dice,
     )
