@@ -105,7 +105,8 @@ def assemble(  # noqa: PLR0917
         # What moves in from outside is 0: it counts nothing, and nobody asks it to agree with its neighbours.
         image_, target_, voxels_ = augmentation(image_, target_, voxels_, rng)
     spacings = tuple(sample.spacing[:dimensions] for sample in samples)
-    weights, undrawn, found = voxels_.unbind(1)
+    # Contiguous each: sums over a view would run in another order, and end with other last bits.
+    weights, undrawn, found = (part.contiguous() for part in voxels_.unbind(1))
     return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, (found - 1).abs() < 0.5, spacings)
 
 

@@ -276,3 +276,10 @@ def test_every_weight_of_a_plan_reaches_the_weights_of_the_network(fields: dict[
         train(model, 1)
         weights.append(model.weights())
     assert any(not np.array_equal(array, weights[1][name]) for name, array in weights[0].items())
+
+
+def test_voxel_weights_lie_as_sums_over_them_expect() -> None:
+    """Sums over a view run in another order: weights that are no whole numbers would end with other last bits."""
+    sample, _ = ball(0)
+    batch = learner()._assemble([sample, sample], np.random.default_rng(0), Augmentation())
+    assert batch.weight.is_contiguous()
