@@ -10,7 +10,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 
 from wardround.errors import ReplyRefused
-from wardround.strategies.contract import METRICS, Weights, weights_to_record
+from wardround.models.catalogue import build
+from wardround.models.weights import weights_of
+from wardround.strategies.combine import conform
+from wardround.strategies.contract import METRICS, Weights, arrays_in, weights_from_record, weights_to_record
 from wardround.strategies.validation import RefusedReply, ReplyLimits, check_reply
 
 Reply = Callable[..., Message]
@@ -31,6 +34,16 @@ def test_a_good_reply_passes_and_is_left_alone(reply: Reply, weights: Weights) -
     assert {name: array.numpy().tolist() for name, array in message.content["arrays"].items()} == {
         name: array.tolist() for name, array in changed.items()
     }
+
+
+@pytest.mark.parametrize("name", ["unet3d-small", "unet2d-small-attention", "unet3d-small-attention"])
+def test_weights_of_the_networks_pass_and_come_back_bit_by_bit(reply: Reply, name: str) -> None:
+    given, changed = (weights_of(build(name, 3, seed)) for seed in (0, 1))
+    message = reply(changed)
+    check_reply(message, given, ReplyLimits())
+    found = weights_from_record(arrays_in(message.content))
+    assert list(found) == list(given)
+    assert all(np.array_equal(array, changed[key]) for key, array in conform(found, given).items())
 
 
 def test_the_order_of_arrays_is_free(reply: Reply, weights: Weights) -> None:

@@ -103,18 +103,25 @@ def test_attentive_similarity_is_that_of_the_kernel_asked_for_and_absent_without
 
 
 @pytest.mark.parametrize("kernel", ["windowed", "released"])
-def test_the_gradient_of_attentive_similarity_reaches_queries_and_logits(kernel: str) -> None:
+def test_the_gradient_of_attentive_similarity_reaches_queries_through_the_kernel_and_logits_beside_it(
+    kernel: str,
+) -> None:
+    """Each way alone: what queries do to the logits would hide an affinity that is cut off."""
     network = build("unet2d-small-attention", 3, seed=0)
     image = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    asked = Regularisation(attentive=1, kernel=kernel)  # type: ignore[arg-type]
     with watched_attention(network) as attention:
         assert attention is not None
-        logits = network(image)
-        logits.retain_grad()
-        asked = Regularisation(attentive=1, kernel=kernel)  # type: ignore[arg-type]
-        asked(logits, image, torch.zeros(1, 32, 32, dtype=torch.bool), [(1, 1)], attention.seen).backward()
-        for part in (attention.query.weight.grad, attention.key.weight.grad, logits.grad):
-            assert part is not None
-            assert part.abs().max() > 0
+        logits, seen = network(image), attention.seen
+        assert seen is not None
+        projections = [attention.query.weight, attention.key.weight]
+    drawn = torch.zeros(1, 32, 32, dtype=torch.bool)
+    through_the_kernel = asked(logits.detach(), image, drawn, [(1, 1)], seen)
+    for gradient in torch.autograd.grad(through_the_kernel, projections):
+        assert gradient.abs().max() > 0
+    alone = replace(seen, queries=seen.queries.detach(), keys=seen.keys.detach())
+    (gradient,) = torch.autograd.grad(asked(logits, image, drawn, [(1, 1)], alone), logits)
+    assert gradient.abs().max() > 0
 
 
 def test_strength_scales_everything_and_zero_switches_off() -> None:
