@@ -76,6 +76,7 @@ def train(  # noqa: PLR0917
         if arm.attentive:
             noted |= _health(learner, arm, given, recipe)
         log.append(noted)
+        print(noted, flush=True)
     return learner, log
 
 
