@@ -41,7 +41,7 @@ class Arrivals:
         self._runs: dict[str, dict[int, list[str]]] = {}
         self._over: list[str] = []
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
                 raise ValueError("another format")
             for run in content["runs"]:

@@ -340,7 +340,7 @@ class SiteHome:
             If state.json is damaged: a site that may have left must not go on because nobody can read it.
         """
         try:
-            found = json.loads(self.state.read_text())["participation"]
+            found = json.loads(self.state.read_text(encoding="utf-8"))["participation"]
             if found not in get_args(Participation):
                 raise ValueError(found)
         except FileNotFoundError:

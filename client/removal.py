@@ -48,7 +48,7 @@ def finish_removal(home: SiteHome, store: CaseStore) -> None:
 
     intent = home.site / _INTENT
     try:
-        case_id = str(json.loads(intent.read_text())["case"])
+        case_id = str(json.loads(intent.read_text(encoding="utf-8"))["case"])
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError):

@@ -184,12 +184,12 @@ class RoundCases:
                 elif case_id in imported:
                     files[case_id] = None
             content = {"format": _FORMAT, "asked": list(cases), "cases": files}
-            (folder / _CASES).write_text(json.dumps(content, indent=1))
+            (folder / _CASES).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _read(place: Path) -> _Begun:
     try:
-        content = json.loads((place / _CASES).read_text())
+        content = json.loads((place / _CASES).read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError("another format")
         return _Begun(place, tuple(content["asked"]), dict(content["cases"]))

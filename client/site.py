@@ -77,7 +77,7 @@ class Site:
     ) -> None:
         self._folder = folder
         try:
-            settings = json.loads((folder / "site.json").read_text())
+            settings = json.loads((folder / "site.json").read_text(encoding="utf-8"))
             self.name: str = settings["name"]
             live = "schedule" not in settings
             self._schedule: list[list[str]] | None = None if live else settings["schedule"]

@@ -54,7 +54,7 @@ def _find(pid_file: Path) -> list[int]:
 
 def _identity(pid: int) -> str:
     """Names a process for ever: its number, and when it started."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return f"{pid}:{fields[19]}"
 
 

@@ -331,7 +331,7 @@ class Keeper:
             return
         try:
             self._pid_file.parent.mkdir(parents=True, exist_ok=True)
-            self._pid_file.write_text(f"{pid}\n")
+            self._pid_file.write_text(f"{pid}\n", encoding="utf-8")
         except OSError as error:
             log.error("cannot write the pid of %s (%s)", self.name, error.strerror)
 
@@ -370,7 +370,7 @@ def _others_in_group(group: int) -> bool:
         if not entry.name.isdigit() or entry.name == str(group):
             continue
         try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if fields[2] == str(group) and fields[0] not in "ZX":

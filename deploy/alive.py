@@ -51,14 +51,14 @@ def _is_held(lock: Path) -> bool:
 
 def _has_left(state: Path) -> bool:
     try:
-        return bool(json.loads(state.read_text())["participation"] == "left")
+        return bool(json.loads(state.read_text(encoding="utf-8"))["participation"] == "left")
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _runs(pid_file: Path) -> bool:
     try:
-        os.kill(int(pid_file.read_text()), 0)
+        os.kill(int(pid_file.read_text(encoding="utf-8")), 0)
     except PermissionError:
         return True
     except (OSError, ValueError, OverflowError):

@@ -130,7 +130,7 @@ def default_jobs() -> int:
 def _control_group(name: str) -> str:
     """A value of this container's control group (Linux, version 2); empty where there is none."""
     try:
-        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+        return (Path("/sys/fs/cgroup") / name).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

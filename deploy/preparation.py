@@ -86,7 +86,7 @@ def stored_settings(out: Path) -> Settings:
     """
     kind: type[Settings] = SimulationSettings
     try:
-        stored = json.loads((out / EXPERIMENT).read_text())
+        stored = json.loads((out / EXPERIMENT).read_text(encoding="utf-8"))
         kind = StreamSettings if stored.get("kind") == StreamSettings.command else SimulationSettings
         content = stored["settings"]
     except OSError:

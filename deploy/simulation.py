@@ -72,7 +72,7 @@ class Arm:
             If it is none.
         """
         try:
-            content = json.loads((folder / ARM).read_text())
+            content = json.loads((folder / ARM).read_text(encoding="utf-8"))
             return cls(
                 folder=folder,
                 arm=content["arm"],
@@ -308,7 +308,9 @@ class _Stream:
         self._steps = arm.plan.annotation_rounds + 1
         self._cases = [0] * arm.plan.rounds
         for site in arm.sites:
-            schedule: list[list[str]] = json.loads((arm.site_folder(site) / "site.json").read_text())["schedule"]
+            schedule: list[list[str]] = json.loads((arm.site_folder(site) / "site.json").read_text(encoding="utf-8"))[
+                "schedule"
+            ]
             self._cases = [sum(pair) for pair in zip(self._cases, map(len, schedule), strict=True)]
         self._round = 0
         self._seen: set[tuple[str, str, int]] = set()

@@ -118,7 +118,7 @@ def write_bundle(
         _write_json(new / "configs" / "metadata.json", _metadata(folder.name, model, labels, origin))
         _write_json(new / "configs" / "inference.json", _inference(model, len(labels) + 1))
         torch.save(network.state_dict(), new / "models" / "model.pt")
-        (new / "scripts" / "__init__.py").write_text("")
+        (new / "scripts" / "__init__.py").write_text("", encoding="utf-8")
         for script in (windows, attention):
             (new / "scripts" / f"{script.__name__.rpartition('.')[2]}.py").write_text(
                 inspect.getsource(script), encoding="utf-8"

@@ -182,7 +182,7 @@ class Journal:
             body["files"] = {_WEIGHTS: _save(temporary / _WEIGHTS, weights)}
             if state:
                 body["files"][_STATE] = _save(temporary / _STATE, state)
-            (temporary / ROUND).write_text(dumps(body))
+            (temporary / ROUND).write_text(dumps(body), encoding="utf-8")
         self._forget(record.round - self._keep)
         drop_open_rounds(self._folder, record.round)
 

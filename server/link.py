@@ -112,7 +112,7 @@ class OperatorToken(NoOpControlAuthnPlugin):
 def application(home: CoordinatorHome) -> FastAPI:
     """Flower's SuperLink for the coordinator in `home`, with what this module changes about it."""
     settings = home.settings
-    token = home.operator_token.read_text().strip()
+    token = home.operator_token.read_text(encoding="utf-8").strip()
     secret = home.superexec_secret.read_bytes().strip()
     if len(token) < 32 or len(secret) < 32:
         raise ValueError("operator.token and superexec.secret must hold 32 characters at least")

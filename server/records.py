@@ -209,7 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
         If it is not there or damaged.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(path) from error
     if not isinstance(value, dict):

@@ -133,7 +133,7 @@ class OpenRound:
                 remove_folder(other)
         if not self._folder.exists():
             with new_folder(self._folder) as temporary:
-                (temporary / _START).write_text(json.dumps({"round": number, "start": start}))
+                (temporary / _START).write_text(json.dumps({"round": number, "start": start}), encoding="utf-8")
         self._updates = {(update.site, update.round): update for update in _whole_updates(self._folder)}
 
     def updates(self) -> list[Accepted]:

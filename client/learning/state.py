@@ -144,21 +144,21 @@ class Snapshots:
                 "disagreement": state.standing.disagreement,
                 "refused": state.standing.refused,
             }
-            (folder / "state.json").write_text(json.dumps(content))
+            (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
         for number in sorted(self._rounds())[: -self.KEPT]:
             remove_folder(self._path(number))
 
     def _is_first(self, round_: int) -> bool:
         """Whether a snapshot is the site's first; an older version did not write that down."""
         try:
-            return json.loads((self._path(round_) / "state.json").read_text()).get("first") is True
+            return json.loads((self._path(round_) / "state.json").read_text(encoding="utf-8")).get("first") is True
         except (OSError, ValueError, AttributeError):
             return False
 
     def _read(self, round_: int) -> SiteState:
         folder = self._path(round_)
         try:
-            content = json.loads((folder / "state.json").read_text())
+            content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             names = [field.name for field in fields(Reservoir)]
             # Counts that an older snapshot does not have are those of a reservoir that needs none.
             parts = {name: _tuple(content[name]) for name in names if name in content}

@@ -67,7 +67,7 @@ def save_kept(folder: Path, kept: Kept) -> None:
             "reservoir": asdict(kept.reservoir),
             "standing": asdict(kept.standing),
         }
-        (new / "kept.json").write_text(json.dumps(content))
+        (new / "kept.json").write_text(json.dumps(content), encoding="utf-8")
     for old in before:
         remove_folder(folder / f"kept-{old:06d}")
 
@@ -80,7 +80,7 @@ def load_kept(folder: Path) -> Kept | None:
         return None
     path = folder / f"kept-{max(numbers):06d}"
     try:
-        content = json.loads((path / "kept.json").read_text())
+        content = json.loads((path / "kept.json").read_text(encoding="utf-8"))
         reservoir = {name.name: _tuple(content["reservoir"][name.name]) for name in fields(Reservoir)}
         return Kept(
             content["model"],

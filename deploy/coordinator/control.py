@@ -125,7 +125,7 @@ class Control:
     def __init__(self, home: CoordinatorHome) -> None:
         self._address = home.runtime_address
         try:
-            token = home.operator_token.read_text().strip()
+            token = home.operator_token.read_text(encoding="utf-8").strip()
             context = ssl.create_default_context(cafile=str(home.ca_certificate))
         except OSError as error:
             raise StorageError(

@@ -255,7 +255,7 @@ class Registry:
 
 def _read(path: Path) -> Member | None:
     try:
-        body: dict[str, Any] = json.loads(path.read_text())
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if body["format"] != _FORMAT or body["state"] not in get_args(State):
             raise ValueError
         return Member(

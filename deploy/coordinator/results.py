@@ -56,8 +56,8 @@ def export(run: Run, out: Path, round: int | None, now: datetime.datetime) -> Pa
         )
         (folder / WEIGHTS).write_bytes(data)
         card = _card(run, record, hashlib.sha256(data).hexdigest(), now)
-        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
-        (folder / CARD_TEXT).write_text(_text(card))
+        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        (folder / CARD_TEXT).write_text(_text(card), encoding="utf-8")
     return out
 
 

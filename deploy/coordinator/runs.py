@@ -165,7 +165,7 @@ class Run:
     def own_error(self) -> OwnError | None:
         """The error by which the last ServerApp ended itself, or None."""
         try:
-            body = json.loads((self.folder / ERROR).read_text())
+            body = json.loads((self.folder / ERROR).read_text(encoding="utf-8"))
             return OwnError(str(body["error"]), str(body["problem"]), str(body["cause"]), str(body["fix"]))
         except FileNotFoundError:
             return None
@@ -220,7 +220,7 @@ def create(home: CoordinatorHome, name: str, settings: Mapping[str, object], now
         )
     request = Request(name, now, dict(settings))
     with new_folder(folder) as temporary:
-        (temporary / REQUEST).write_text(_request_text(request))
+        (temporary / REQUEST).write_text(_request_text(request), encoding="utf-8")
     return Run(folder, request)
 
 
@@ -272,7 +272,7 @@ def all_runs(home: CoordinatorHome, damaged: Callable[[StorageError], None] | No
 def _read(folder: Path) -> Run:
     path = folder / REQUEST
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
         request = Request(
             name=body["name"],
             created=datetime.datetime.fromisoformat(body["created"]),
@@ -289,7 +289,7 @@ def _read(folder: Path) -> Run:
 
 
 def _read_state(path: Path) -> State:
-    body = json.loads(path.read_text())
+    body = json.loads(path.read_text(encoding="utf-8"))
     if body["format"] != _FORMAT or body["state"] not in get_args(Phase):
         raise ValueError
     return State(

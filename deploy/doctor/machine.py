@@ -80,7 +80,7 @@ def clock() -> Finding:
 def is_alive(pid_file: Path) -> bool | None:
     """Whether the process in a pid file lives; None without such a file."""
     try:
-        number = int(pid_file.read_text())
+        number = int(pid_file.read_text(encoding="utf-8"))
         return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
     except FileNotFoundError:
         return None

@@ -95,7 +95,7 @@ def verify(bundle: Path) -> str:
         If the folder holds no bundle.
     """
     try:
-        lines = (bundle / SUMS).read_text().splitlines()
+        lines = (bundle / SUMS).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise StorageError(f"{bundle} is no bundle", f"it has no {SUMS}", "check the folder") from error
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}

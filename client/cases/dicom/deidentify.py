@@ -141,7 +141,7 @@ class Rule:
 @cache
 def table() -> Mapping[str, Rule]:
     """The table: eight hexadecimal digits of a tag → rule; ``50xxxxxx`` and the like for groups that repeat."""
-    text = files("wardround.client.cases.dicom").joinpath("confidentiality.tsv").read_text()
+    text = files("wardround.client.cases.dicom").joinpath("confidentiality.tsv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return {
         row["tag"]: Rule(row["action"], frozenset(filter(None, row["options"].split(","))), row["keyword"])
