@@ -74,8 +74,6 @@ def test_a_case_is_drawn_with_the_keyboard_alone(page: Page) -> None:
     assert outline == "solid", "focus is seen"
     page.keys("ArrowDown", "Enter")
     page.opened("case-1")
-
-    page.page.locator("#view").focus()
     start = page.ask("workbench.painter.cursor")
     page.keys("s", "1", "Space", "ArrowRight", "ArrowRight", "ArrowUp", "Space")
     page.steps(1)
@@ -106,6 +104,23 @@ def test_a_case_is_drawn_with_the_keyboard_alone(page: Page) -> None:
     page.keys("Shift+A")
     page.until("!document.getElementById('empty').hidden || workbench.session?.id === 'case-0'")
     assert page.bench.store.label("case-1", "ann") is not None
+
+
+def test_keys_act_on_the_images_of_a_case_that_was_clicked(page: Page) -> None:
+    page.open("case-0")
+    assert _focused(page) == "view"
+    page.until(lambda: "case-0 is open" in page.text("#said"), "told to whoever listens")
+    before = page.ask("workbench.painter.cursor")
+    page.keys("PageUp")
+    assert page.ask("workbench.painter.cursor") != before
+    page.ask("workbench.viewer.zoom(2, workbench.painter.cursor)")
+    page.keys("Home")
+    assert page.ask("workbench.viewer.nv.scene.pan2Dxyzmm[3]") == 1
+
+    page.page.locator("#filter").focus()
+    page.ask("void workbench.worklist.choose('case-1')")
+    page.opened("case-1")
+    assert _focused(page) == "filter", "whoever went to a field stays there"
 
 
 def test_text_is_seen_and_named_and_never_code(page: Page) -> None:

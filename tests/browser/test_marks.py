@@ -64,6 +64,9 @@ def test_a_rendering_that_takes_long_waits_until_somebody_asks(page: Page) -> No
     page.steps(1)
     page.picture()
     assert page.ask("workbench.viewer.outdated"), "nobody who draws waits for it"
+    page.keys("f", "g", "g", "a")
+    page.picture()
+    assert page.ask("workbench.viewer.outdated"), "nor who looks at another plane"
     left, top, width, height = page.ask("workbench.viewer.renderingCell")
     box = page.page.locator("#view").bounding_box()
     page.page.mouse.click(box["x"] + left + width / 2, box["y"] + top + height / 2)

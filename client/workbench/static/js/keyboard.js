@@ -41,6 +41,8 @@ export class Keyboard {
     if (typing || (!this.on && !modified && event.key.length === 1 && !at.closest("#view"))) return;
     const inView = Boolean(at.closest("#view")) || at === document.body;
     const name = named(event);
+    // A key that is held since it opened a case does not act on the images, where the focus is by then.
+    if (event.repeat && /^(Enter| )$/.test(name)) return event.preventDefault();
     // On a button or a radio, arrows, Space and Enter are its own.
     if (!inView && /^(Shift\+)?(Arrow|Enter$| $|Page|Home)/.test(name)) return;
     for (const { bindings } of this.groups) {

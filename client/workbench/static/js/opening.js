@@ -41,10 +41,11 @@ export async function openCase(id) {
     if (session !== bench.session) return;
     answered(session.answer);
     showInRendering();
+    toImages();
     bench.ready = true;
     await bench.review.load(id);
     worklist.load();
-    say(`Case ${id} is open.`);
+    say(`Case ${id} is open. Keys act on its images.`);
   } catch (error) {
     if (session === bench.session) {
       bench.session = null;
@@ -56,6 +57,12 @@ export async function openCase(id) {
     if (session === bench.session || !bench.session) busy(null);
     enable();
   }
+}
+
+/** Keys act on the images at once. Whoever went to a field meanwhile, or is asked something, stays there. */
+function toImages() {
+  const at = document.activeElement;
+  if (!document.querySelector("dialog[open]") && (at === document.body || at.matches("button"))) $("view").focus({ preventScroll: true });
 }
 
 /** A session that speaks to the page as long as its case is the one that is open. */

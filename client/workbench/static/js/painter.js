@@ -85,7 +85,7 @@ export class Painter {
     for (const tile of this.viewer.tiles()) this._tile(tile, turned);
     this._identity();
     context.imageSmoothingEnabled = true;
-    context.drawImage(this.viewer.solid, ...this.viewer.renderingCell);
+    context.drawImage(this.viewer.solid, ...this.viewer.solidCell);
     if (this.viewer.outdated) this._outdated();
     this._frames();
   }

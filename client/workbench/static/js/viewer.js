@@ -52,8 +52,8 @@ export class Viewer {
     const drawScene = nv.drawScene.bind(nv);
     nv.drawScene = (...given) => {
       const { width, height } = this.canvas;
-      const wanted = this.stale && this._timely;
-      const renders = Boolean(this.grid) && (wanted || this.sized !== `${width}x${height}`);
+      if (this.sized !== `${width}x${height}`) this.stale = true;
+      const renders = Boolean(this.grid) && this.stale && this._timely;
       nv.customLayout = renders ? this.layout : this.layout?.filter((one) => one.sliceType !== RENDER);
       const begun = performance.now();
       const result = drawScene(...given);
@@ -84,6 +84,7 @@ export class Viewer {
     this.shown = null;
     this.stale = true;
     this.cost = 0;
+    Object.assign(this.solid, { width: 1, height: 1 }); // nothing of the case before is seen beside this one
     const colours = [[0, 0, 0], ...labels];
     nv.setDrawColormap({
       R: colours.map((one) => one[0]),
@@ -172,7 +173,7 @@ export class Viewer {
 
   /** See how long a rendering takes. The page goes on meanwhile: the graphics card, or what plays it, works beside it. */
   _measure(begun) {
-    const { gl } = this.nv;
+    const { nv: { gl }, image } = this;
     const fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
     gl.flush();
     this.measuring = true;
@@ -180,7 +181,7 @@ export class Viewer {
       if (fence && !gl.isContextLost() && gl.getSyncParameter(fence, gl.SYNC_STATUS) !== gl.SIGNALED) return setTimeout(look, 20);
       if (fence) gl.deleteSync(fence);
       this.measuring = false;
-      this.cost = performance.now() - begun;
+      if (image === this.image) this.cost = performance.now() - begun;
       if (this.stale && this._timely) this.nv.drawScene();
       else this.drawn();
     };
@@ -294,10 +295,11 @@ export class Viewer {
       ? [[0, 0, 0.66, 1], [0.66, 0, 0.34, 0.34], [0.66, 0.34, 0.34, 0.33], [0.66, 0.67, 0.34, 0.33]]
       : [[0, 0, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]];
     const types = this.large ? [...order, RENDER] : [0, 1, 2, RENDER];
+    // Which plane is the large one changes nothing of the rendering, as long as it lies where it did.
+    if (String(this.cells.get(RENDER)) !== String(cells[3])) this.stale = true;
     this.cells = new Map(types.map((type, n) => [type, cells[n]]));
     this.layout = types.map((type, n) => ({ sliceType: type, position: cells[n] }));
-    this.stale = true;
-    this.render();
+    this.nv.drawScene();
   }
 
   /** Keep the rendering as a picture: it costs far more than the planes, and changes far less often. */
@@ -308,6 +310,14 @@ export class Viewer {
     this.solid.getContext("2d").drawImage(this.canvas, x, y, across, down, 0, 0, across, down);
     this.stale = this.asked = false;
     this.sized = `${width}x${height}`;
+  }
+
+  /** Where the rendering's picture lies, in CSS pixels: an old one may have been drawn for a cell of another size. */
+  get solidCell() {
+    const [x, y, width, height] = this.renderingCell;
+    const scale = Math.min(width / this.solid.width, height / this.solid.height);
+    const [across, down] = [this.solid.width * scale, this.solid.height * scale];
+    return [x + (width - across) / 2, y + (height - down) / 2, across, down];
   }
 
   /** Where the rendering lies, in CSS pixels. */
