@@ -104,7 +104,7 @@ def test_the_accounts_of_the_workbench_are_made_as_it_is_written(
     home.settings_file.write_text(SETTINGS_TEMPLATE.format(name="north", coordinator="https://localhost:8443"))
     (page,) = [page for page in PAGES if page.name == "administrators.md"]
     lines = [words for line in commands(page) if (words := shlex.split(line))[:3] == ["wardround", "site", "account"]]
-    assert {words[3] for words in lines} == {"add", "list", "role", "password", "remove"}
+    assert {words[3] for words in lines} == {"add", "list", "role", "password", "disable", "enable", "remove"}
     for words in lines:
         words[words.index("--home") + 1] = str(home.path)
         monkeypatch.setattr("sys.stdin", io.StringIO("correct horse of anybody\n"))
