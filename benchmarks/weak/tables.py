@@ -34,6 +34,7 @@ def main_table(task: Task, runs: Runs) -> Table:
         "missed",
         f"against {task.arms[task.baseline].title}, points" if task.baseline in task.arms else "against baseline",
         "effort",
+        "strict effort",
         "seeds",
     )
     rows = []
@@ -47,7 +48,10 @@ def main_table(task: Task, runs: Runs) -> Table:
                 Spread.of(mean_of(run, "hd95") for run in found).text(1),
                 Spread.of(_missed(run) for run in found).text(1),
                 "–" if name == task.baseline else against(runs, name, task.baseline).text(1),
-                Spread.of(run["effort"]["contour"] for run in found).text(2).partition(" ")[0],
+                *(
+                    Spread.of(run["effort"][count] for run in found).text(2).partition(" ")[0]
+                    for count in ("contour", "strict")
+                ),
                 str(len(found)),
             )
         )
