@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +173,9 @@ def finished(options: argparse.Namespace, task: Task, folder: Path) -> Runs:
         for seed in options.seeds:
             if (path := result_of(folder, arm, seed)).exists():
                 result = json.loads(path.read_text())
-                if result["recipe"] != recipe_of(options, task).described():
-                    raise SystemExit(f"{path} holds a run under another recipe; give another --out")
+                same = options.task == FEDERATED or result["arm"] == asdict(task.arms[arm])
+                if not same or result["recipe"] != recipe_of(options, task).described():
+                    raise SystemExit(f"{path} holds a run under other settings; give another --out")
                 found[arm].append(result)
     return found
 
