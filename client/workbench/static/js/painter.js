@@ -22,24 +22,37 @@ function ramp(stops) {
   return made;
 }
 
-/** Lines between pixels of different labels, one path for each label, in coordinates of the plane. */
+const MANY = 20000; // lines of a slice; anatomy has far fewer, and more take a browser seconds at every frame
+
+/**
+ * Lines between pixels of different labels, one path for each label, in coordinates of the plane. Null where they are
+ * too many: a model that has learnt little sees something everywhere.
+ */
 export function outlines(values, columns, rows) {
   const paths = new Map();
   const path = (label) => {
     if (!paths.has(label)) paths.set(label, new Path2D());
     return paths.get(label);
   };
+  let count = 0;
   const at = (u, v) => (u < 0 || v < 0 || u >= columns || v >= rows ? 0 : values[v * columns + u]);
   for (let v = 0; v <= rows; v += 1) {
     for (let u = 0; u <= columns; u += 1) {
       const here = at(u, v);
       const left = at(u - 1, v);
       const below = at(u, v - 1);
+      count += (here !== left) + (here !== below);
       if (here !== left && u <= columns) line(path(here || left), u, v, u, v + 1);
       if (here !== below) line(path(here || below), u, v, u + 1, v);
     }
+    if (count > MANY) return null;
   }
   return paths;
+}
+
+/** The pixels of labels at the edge of them, for a slice of too many lines. */
+function rims(values, columns) {
+  return values.map((here, n) => ([-1, 1, -columns, columns].some((step) => values[n + step] !== here) ? here : 0));
 }
 
 function line(path, u0, v0, u1, v1) {
@@ -117,7 +130,7 @@ export class Painter {
     if (!kept) return;
     const { context } = this;
     if (kept.image) {
-      context.globalAlpha = overlay.opacity;
+      context.globalAlpha = overlay.kind === "line" ? overlay.opacity / 2 : overlay.opacity;
       this._plane(tile);
       context.imageSmoothingEnabled = overlay.kind === "heat";
       context.drawImage(kept.image, 0, 0);
@@ -152,8 +165,10 @@ export class Painter {
       if (overlay.kind === "heat") made.image = this._heat(values, columns, rows, overlay.name === "residual" ? HEAT : SURE);
       else if (overlay.kind === "drawn") made.image = this._picked(values, columns, rows, -1);
       else {
-        made.lines = outlines(values, columns, rows);
+        const lines = outlines(values, columns, rows);
+        if (lines) made.lines = lines;
         if (overlay.kind === "fill") made.image = this._picked(values, columns, rows, 0);
+        else if (!lines) made.image = this._picked(rims(values, columns), columns, rows, 0);
       }
     }
     this._kept.set(key, made);

@@ -109,9 +109,13 @@ export class Viewer {
     return [this.image.cal_min, this.image.cal_max];
   }
 
-  set window([low, high]) {
-    this.image.cal_min = low;
-    this.image.cal_max = Math.max(high, low + 1e-6);
+  set window([low, wanted]) {
+    const { image } = this;
+    const high = Math.max(wanted, low + 1e-6);
+    // What follows goes over all voxels: not for the window that an image is loaded with.
+    if (Math.abs(low - image.cal_min) + Math.abs(high - image.cal_max) <= 1e-6 * (high - low)) return;
+    image.cal_min = low;
+    image.cal_max = high;
     this.stale = true;
     this.nv.updateGLVolume();
   }
