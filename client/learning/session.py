@@ -281,11 +281,7 @@ class CaseSession:
             confidence_weight=plan.confidence_weight,
             supervision=plan.supervision,
         )
-        # Where only drawn voxels count, these are few: padding at full weight would drown them.
-        padding = float(weight.mean(dtype=np.float64)) if plan.supervision == "partial" else 1.0
-        return Sample(
-            self.case_id, self.normalised, target, weight, self.proxy.annotated, self.image.spacing, min(1.0, padding)
-        )
+        return Sample(self.case_id, self.normalised, target, weight, self.proxy.annotated, self.image.spacing)
 
     def _doubt(self) -> npt.NDArray[np.float32] | None:
         """``[I, J, K]``, 0 … 1: what the model itself is unsure of, where the plan asks for it."""
