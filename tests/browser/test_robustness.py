@@ -92,15 +92,13 @@ def test_a_stroke_outlives_the_session(bench: Workbench, browser: Any) -> None:
     with visiting(browser, bench, SMALL) as page:
         page.sign_in("ann")
         page.open("case-2")
-        mouse = page.page.mouse
-        mouse.move(*page.place("axial", 4.5, 8.5))
-        mouse.down()
-        mouse.move(*page.place("axial", 6.5, 8.5), steps=3)
-        _end_sessions(bench)
-        page.until("workbench.connection._dialog !== null")
-        assert not page.ask("document.getElementById('again').open"), "nobody is asked in the middle of a stroke"
-        mouse.move(*page.place("axial", 9.5, 8.5), steps=3)
-        mouse.up()
+
+        def end() -> None:
+            _end_sessions(bench)
+            page.until("workbench.connection._dialog !== null")
+            assert not page.ask("document.getElementById('again').open"), "nobody is asked in the middle of a stroke"
+
+        page.drag("axial", (4.5, 8.5), (6.5, 8.5), (9.5, 8.5), midway=end)
         page.page.wait_for_selector("#again[open]", timeout=90_000)
         assert page.text("#again-name") == "ann"
         page.page.fill("#again-password", "not it")
@@ -117,14 +115,12 @@ def test_what_one_person_draws_is_not_anothers_who_signed_in_meanwhile(bench: Wo
         page.sign_in("ann")
         page.open("case-2")
         before = _drawn(bench, "case-2")
-        mouse = page.page.mouse
-        mouse.move(*page.place("axial", 4.5, 10.5))
-        mouse.down()
-        mouse.move(*page.place("axial", 6.5, 10.5), steps=3)
         given = {"name": "ben", "password": password("ben")}
-        assert page.page.context.request.post(bench.url + "/api/v1/login", data=given).ok
-        mouse.move(*page.place("axial", 9.5, 10.5), steps=3)
-        mouse.up()
+
+        def sign_in() -> None:
+            assert page.page.context.request.post(bench.url + "/api/v1/login", data=given).ok
+
+        page.drag("axial", (4.5, 10.5), (6.5, 10.5), (9.5, 10.5), midway=sign_in)
         _sign_in_again(page)
         page.until(lambda: _drawn(bench, "case-2") == before + 1)
         assert ("case-2", "ben") not in bench.studio.drawn

@@ -116,13 +116,15 @@ class Page:
         found = self.ask(f"workbench.viewer.tiles().find((t) => t.plane.name === '{plane}').cell")
         return tuple(found)
 
-    def drag(self, plane: str, *way: tuple[float, float]) -> None:
-        """Draw along (u, v) points with the mouse."""
+    def drag(self, plane: str, *way: tuple[float, float], midway: Callable[[], object] = lambda: None) -> None:
+        """Draw along (u, v) points with the mouse; `midway` happens at the last point but one, with the button down."""
         mouse = self.page.mouse
         mouse.move(*self.place(plane, *way[0]))
         mouse.down()
-        for point in way[1:]:
+        for point in way[1:-1]:
             mouse.move(*self.place(plane, *point), steps=4)
+        midway()
+        mouse.move(*self.place(plane, *way[-1]), steps=4)
         mouse.up()
 
     def keys(self, *names: str) -> None:
