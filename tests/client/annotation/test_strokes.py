@@ -113,6 +113,15 @@ def test_background_goes_round_the_structures_at_a_distance():
         assert np.count_nonzero(background) > 0.6 * 2 * np.pi * 12 * 0.8
 
 
+@pytest.mark.parametrize("away", [0, 1])
+def test_background_that_goes_close_by_touches_no_structure(away):
+    labels = disc(12)
+    for seed in range(5):
+        background = draw(labels, seed, away=away, spread=0) == 0
+        assert background.any()
+        assert not (background & (labels > 0)).any()
+
+
 def test_an_empty_slice_gets_background_alone():
     drawn = draw(np.zeros((30, 40), np.uint8))
     assert set(np.unique(drawn)) == {0, UNLABELLED}
