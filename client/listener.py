@@ -5,8 +5,8 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ PAUSE_S = 0.5
 """Seconds until the next attempt, where a connection could not be accepted."""
 CONNECTIONS = 64
 """How many connections are served at once; others wait."""
+LAST_WORDS_S = 5.0
+"""Seconds that the end waits for answers that are on their way."""
 
 
 class Listener:
@@ -55,17 +57,21 @@ class Listener:
         self._trusted = trusted
         self._places = threading.BoundedSemaphore(CONNECTIONS)
         self._closed = threading.Event()
+        self._state = threading.Condition()
+        self._owed = 0
         path.unlink(missing_ok=True)
         self._socket = _bound(str(path))
         threading.Thread(target=self._accept, name="listener", daemon=True).start()
 
     def close(self) -> None:
-        """Accept no one any more. Connections that are open may end their conversation."""
+        """Accept no one any more. Who has asked gets an answer first, if it takes no more than seconds."""
         self._closed.set()
         with suppress(OSError):  # Wakes the thread that accepts.
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._path.unlink(missing_ok=True)
+        with self._state:
+            self._state.wait_for(lambda: self._owed == 0, timeout=LAST_WORDS_S)
 
     def _accept(self) -> None:
         while True:
@@ -105,7 +111,20 @@ class Listener:
                 log.warning("%s", error)
                 wire.send(connection, {"op": wire.ERROR, "code": "malformed"})
                 return
-            wire.send(connection, *self._answer(header, arrays))
+            with self._owing():
+                wire.send(connection, *self._answer(header, arrays))
+
+    @contextmanager
+    def _owing(self) -> Iterator[None]:
+        """A question was heard and is not answered yet. The process ends with its main thread, whatever others do."""
+        with self._state:
+            self._owed += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._owed -= 1
+                self._state.notify_all()
 
 
 def user_behind(connection: socket.socket) -> int:
