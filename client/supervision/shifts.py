@@ -8,6 +8,7 @@ Pairs that would reach beyond the image do not exist, so that no padding becomes
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -48,10 +49,17 @@ def ends(tensor: Tensor, offset: Offset) -> tuple[Tensor, Tensor]:
     tensor
         ``[..., *spatial]`` with as many spatial axes as `offset` has entries, each longer than the offset along it.
     """
-    pairs = tuple(zip(offset, tensor.shape[-len(offset) :], strict=True))
-    here: Any = (..., *(slice(max(-by, 0), side - max(by, 0)) for by, side in pairs))
-    there: Any = (..., *(slice(max(by, 0), side - max(-by, 0)) for by, side in pairs))
+    here, there = _slices(offset, tensor.shape[-len(offset) :])
     return tensor[here], tensor[there]
+
+
+@lru_cache(maxsize=4096)
+def _slices(offset: Offset, sides: tuple[int, ...]) -> tuple[Any, Any]:
+    """Those of both views; an update asks for the same few hundred tens of thousands of times."""
+    pairs = tuple(zip(offset, sides, strict=True))
+    here = (..., *(slice(max(-by, 0), side - max(by, 0)) for by, side in pairs))
+    there = (..., *(slice(max(by, 0), side - max(-by, 0)) for by, side in pairs))
+    return here, there
 
 
 def squared_length(offset: Offset, steps: Sequence[float]) -> float:
