@@ -4,6 +4,7 @@ The numbers hold within a tolerance: another processor rounds differently, and t
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -82,6 +83,54 @@ def test_dense_labels_never_reach_an_arm_that_learns_from_strokes(tmp_path: Path
     for arm, (result,) in honest.items():
         assert blind[arm][0]["weights"] == result["weights"]
         assert blind[arm][0]["scores"] != result["scores"]
+
+
+class Watched:
+    """In the place of a trained learner: sees nothing but background, and notes what it is shown."""
+
+    def __init__(self) -> None:
+        self.images: list[np.ndarray] = []
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        self.images.append(image.copy())
+        return np.stack([np.ones_like(image), *[np.zeros_like(image)] * 2])
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+def tested(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Watched, dict[str, Any]]:
+    """What the final metric makes of a network that finds nothing, on one training and two test cases."""
+    from weak import runs
+    from weak.arms import TASKS
+    from weak.labels import draw_phantoms, load, split_of
+
+    learner, task = Watched(), TASKS["phantoms"]
+    dataset = load(draw_phantoms(root, 1, 2, (24, 28, 24)))
+    monkeypatch.setattr(runs, "train", lambda *_: (learner, []))
+    return learner, runs.run(task.arms["pce"], task.cpu, dataset, split_of(root, inner=False), 0, "cpu")
+
+
+def test_what_is_missed_counts_zero_and_the_diagonal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, result = tested(tmp_path / "data", monkeypatch)
+    assert len(result["scores"]) == 2
+    for case, found in result["scores"].items():
+        image = read_image(tmp_path / "data" / "imagesTr" / f"{case}.nii.gz")
+        diagonal = math.hypot(*(side * step for side, step in zip(image.shape, image.spacing, strict=True)))
+        assert len(found) == 2
+        for part in found.values():
+            assert part == {"dice": 0.0, "hd95": pytest.approx(diagonal), "missed": 1.0}
+
+
+def test_a_test_case_is_shown_whole_whatever_its_label_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap of 6.2: the released code crops its windows round the true tumour."""
+    honest, _ = tested(tmp_path / "data", monkeypatch)
+    for label in (tmp_path / "data" / "labelsTr").iterdir():
+        labels = read_labels(label)
+        write_volume(label, labels.with_array(np.zeros_like(labels.array)))
+    blind, _ = tested(tmp_path / "data", monkeypatch)
+    assert [image.shape for image in honest.images] == [(24, 28, 24)] * 2
+    assert all(np.array_equal(*pair) for pair in zip(honest.images, blind.images, strict=True))
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
