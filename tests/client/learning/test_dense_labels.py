@@ -31,8 +31,6 @@ def volumes(case: str) -> tuple[Volume, Volume, np.ndarray]:
 
 
 def learnt(folder: Path, supervision: str, *, blind: bool = False, other_strokes: bool = False) -> Weights:
-    folder: Path, supervision: str, *, blind: bool = False, other_strokes: bool = False
-) -> dict[str, np.ndarray]:
     """Weights after both cases; `blind` has zeros for dense labels."""
     plan = RoundPlan.model_validate({
         "run": "test", "round": 1, "rounds": 2, "seed": 3, "model": "unet3d-small", "labels": 2, "prompts": "scribbles",
