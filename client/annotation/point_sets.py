@@ -1,0 +1,93 @@
+"""Which of somebody's clicks belong together: seven for a structure, in the order in which a person sets them.
+
+A program gives all seven of a structure at once. A person may stop half-way, take one back, go to another structure and
+come back, or click once more to correct something. Points say nothing but their voxel and its label, so that order and
+place have to tell: seven that follow one another belong together where six of them enclose one that lies in a
+structure; what is left is read once more without them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wardround.client.annotation.expansion import POINTS, SevenPoints, seven_points
+from wardround.client.annotation.prompts import PointPrompt, Shape
+from wardround.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PointSets:
+    """What points say, sorted.
+
+    Parameters
+    ----------
+    complete
+        Sets of seven, in the order in which they were found.
+    begun
+        Points of a structure that is not enclosed yet, in the order in which they were set, the first one in it. Empty
+        where no point of a structure lies outside of the boxes of that structure: whatever is left then corrects a
+        single voxel.
+    """
+
+    complete: tuple[SevenPoints, ...] = ()
+    begun: tuple[PointPrompt, ...] = ()
+
+    @property
+    def points(self) -> tuple[PointPrompt, ...]:
+        """Of all complete sets, for :func:`~wardround.client.annotation.expansion.expand_points`."""
+        return tuple(point for seven in self.complete for point in (seven.inner, *seven.outer))
+
+
+def point_sets(points: Sequence[PointPrompt], shape: Shape) -> PointSets:
+    """Sort points into sets of seven, and what is left.
+
+    Parameters
+    ----------
+    points
+        In the order in which they were set; those of an image of `shape`.
+    shape
+        ``(I, J, K)``.
+    """
+    left, complete = list(points), []
+    while found := _consecutive(left, shape):
+        complete += [seven for _, seven in found]
+        taken = {place for start, _ in found for place in range(start, start + POINTS)}
+        left = [point for place, point in enumerate(left) if place not in taken]
+    for place, point in enumerate(left):
+        if point.label and not any(_holds(seven, point, shape) for seven in complete):
+            return PointSets(tuple(complete), tuple(left[place:]))
+    return PointSets(tuple(complete))
+
+
+def _consecutive(points: Sequence[PointPrompt], shape: Shape) -> list[tuple[int, SevenPoints]]:
+    """Places and sets of points that follow one another and enclose a structure: as many as there can be.
+
+    Of two ways to find as many, the one in which more sets begin with the point inside is taken, then the one whose
+    boxes are smaller, since points of two structures in one set reach from one to the other, then the earlier one.
+    """
+    best: list[tuple[tuple[int, int, int], list[tuple[int, SevenPoints]]]] = [((0, 0, 0), [])] * (len(points) + POINTS)
+    for start in range(len(points) - POINTS, -1, -1):
+        best[start] = best[start + 1]
+        seven = _enclosing(points[start : start + POINTS], shape)
+        if seven is not None:
+            (count, first, volume), rest = best[start + POINTS]
+            size = 1
+            for side in seven.box:
+                size *= side.stop - side.start
+            score = (count + 1, first + (seven.inner is points[start]), volume - size)
+            if score >= best[start][0]:
+                best[start] = (score, [(start, seven), *rest])
+    return best[0][1]
+
+
+def _enclosing(points: Sequence[PointPrompt], shape: Shape) -> SevenPoints | None:
+    try:
+        return seven_points(points, shape)[0]
+    except UsageError:
+        return None
+
+
+def _holds(seven: SevenPoints, point: PointPrompt, shape: Shape) -> bool:
+    """Whether a point lies where its structure may be by what the seven say."""
+    return seven.label == point.label and all(
+        side.start <= at < side.stop for side, at in zip(seven.within(shape), point.index, strict=True)
+    )
