@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from wardround.client.annotation.expansion import POINTS, expand_points, seven_points
-from wardround.client.annotation.prompts import UNLABELLED, Labels3D, PointPrompt, Shape
+from wardround.client.annotation.expansion import expand_points
+from wardround.client.annotation.point_sets import point_sets
+from wardround.client.annotation.prompts import UNLABELLED, Labels3D, PointPrompt
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
-from wardround.errors import UsageError
 from wardround.strategies.plan import CERTAINTY, FusionSchedule, Supervision
 
 Share = float | npt.NDArray[np.float32]
@@ -82,8 +82,9 @@ def proxy_share(
 def point_seeds(image: Volume, points: Sequence[PointPrompt]) -> Labels3D:
     """What points say of voxels: seven round a structure spread, any other says what lies under it.
 
-    The sevens come one after the other; what was clicked before the first of them, or after the last, is single points,
-    as are those that the loop asks for later.
+    Which points belong together is told by :func:`~wardround.client.annotation.point_sets.point_sets`. As long as a
+    structure is begun and not enclosed, nothing is known to be background but the points that say so: the structure
+    may lie where the boxes of the others end.
 
     Parameters
     ----------
@@ -98,25 +99,16 @@ def point_seeds(image: Volume, points: Sequence[PointPrompt]) -> Labels3D:
         ``[I, J, K]``, uint8, as :func:`wardround.client.annotation.expansion.expand_points` gives it;
         :data:`~wardround.client.annotation.prompts.UNLABELLED` everywhere else where there are no seven.
     """
-    first = next((n for n in range(len(points)) if _encloses(points[n : n + POINTS], image.shape)), len(points))
-    end = first
-    while _encloses(points[end : end + POINTS], image.shape):
-        end += POINTS
-    if end > first:
-        seeds = expand_points(image.array.astype(np.float32), image.spacing, points[first:end])
+    sets = point_sets(points, image.shape)
+    if sets.complete:
+        seeds = expand_points(image.array.astype(np.float32), image.spacing, sets.points)
+        if sets.begun:
+            seeds[seeds == 0] = UNLABELLED
     else:
         seeds = np.full(image.shape, UNLABELLED, dtype=np.uint8)
     for point in points:
         seeds[point.index] = point.label
     return seeds
-
-
-def _encloses(points: Sequence[PointPrompt], shape: Shape) -> bool:
-    """Whether these are seven, of which six enclose one that is in a structure."""
-    try:
-        return len(points) == POINTS and bool(seven_points(points, shape))
-    except UsageError:
-        return False
 
 
 def with_seeds(proxy: ProxyMask, seeds: Labels3D) -> ProxyMask:

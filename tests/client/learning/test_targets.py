@@ -257,6 +257,29 @@ def test_seven_points_spread_and_any_other_says_what_lies_under_it() -> None:
     assert (point_seeds(image, ()) == UNLABELLED).all()
 
 
+def test_sevens_of_a_person_are_found_beside_corrections_and_half_sets() -> None:
+    labels = np.zeros((20, 18, 14), np.uint8)
+    labels[2:8, 5:13, 4:10] = 1
+    labels[11:17, 4:12, 3:9] = 2
+    noise = np.random.default_rng(0).normal(0, 0.2, labels.shape)
+    image = Volume((4 * labels + noise).astype(np.float32), np.eye(4))
+    points = Truth(Volume(labels, np.eye(4))).points()
+    one, two, correction = points[:7], points[7:], PointPrompt((4, 8, 6), 1)
+    seeds = point_seeds(image, points)
+    corrected = seeds.copy()
+    corrected[correction.index] = 1
+    assert np.array_equal(point_seeds(image, (*one, correction, *two)), corrected)
+    assert np.array_equal(point_seeds(image, (*one[:4], *two, *one[4:])), seeds), "somebody came back to it"
+    for begun in range(1, 7):
+        some = point_seeds(image, (*one, *two[:begun]))
+        where_two = labels == 2
+        clicked = {point.index for point in (*one, *two[:begun]) if point.label == 0}
+        assert not (some[where_two] == 0).any(), "a structure that is begun is not background"
+        assert np.count_nonzero(some == 0) == len(clicked)
+        assert some[two[0].index] == 2
+        assert np.array_equal(some == 1, seeds == 1), "what is complete is spread"
+
+
 def test_what_was_drawn_holds_over_what_points_spread_to() -> None:
     one = proxy()
     seeds = np.full(SHAPE, UNLABELLED, np.uint8)
