@@ -5,12 +5,14 @@ drawn voxels. Their frozen copies g₁ and g₂ then say something of every voxe
 labels of its own copy, and the softened probabilities of the other's. Two networks of one architecture make the same
 mistakes and have little to tell each other.
 
-Which network is the better one is told without dense labels: by the loss on what was drawn on cases that were not
-learnt from (:func:`held_out_loss`), or by how far the two agree (:func:`agreement`).
+Which state of a network is its best one so far, and which network the better one, the authors read off dense labels of
+validation cases. Here it is told by the loss on what was drawn on cases that are held back (:func:`held_out_loss`);
+where none are, the last weights are taken. How far the two agree (:func:`agreement`) says when they have nothing more
+to tell each other, not which of them is right.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wardround.client.learning.batches import Batch
-from wardround.client.learning.learner import OnlineLearner
+from wardround.client.learning.learner import Checkpoint, OnlineLearner
 from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.distillation import hard_targets, soft_targets
@@ -46,6 +48,48 @@ class MonitoringSettings:
     refresh: int = 200
 
 
+class BestSoFar:
+    """The best state that a learner was seen in.
+
+    Parameters
+    ----------
+    learner
+        As it is now, its first state.
+    judge
+        Tells how bad a state is, without dense labels; a state that it cannot judge (NaN) is not taken. None for the
+        last state seen.
+    """
+
+    def __init__(self, learner: OnlineLearner, judge: Judge | None = None) -> None:
+        self._learner = learner
+        self._judge = judge
+        self.loss = float("inf")
+        """What the judge says of it; infinite where nothing was said."""
+        self.network = learner.frozen()
+        """A frozen copy."""
+        self._state: Checkpoint | None = None
+        if judge is not None:
+            self._state = learner.checkpoint()
+            found = judge(learner)
+            self.loss = found if found <= self.loss else self.loss
+
+    def look(self) -> bool:
+        """Judge the learner as it is now; True where this is now the best state, or nobody judges."""
+        if self._judge is not None:
+            found = self._judge(self._learner)
+            if not found <= self.loss:
+                return False
+            self.loss = found
+            self._state = self._learner.checkpoint()
+        self.network = self._learner.frozen()
+        return True
+
+    def restore(self) -> None:
+        """Put the learner back into its best state; where nobody judges it stays as it is."""
+        if self._state is not None:
+            self._learner.restore(self._state)
+
+
 class Monitors:
     """Two learners and the frozen copies that they learn from.
 
@@ -63,8 +107,8 @@ class Monitors:
     settings
         How much is learnt from whom.
     judge
-        Tells how bad a learner is, without dense labels. The copies are then those of the best state met at a refresh
-        so far, g₁ and g₂ each for itself; None takes the state at hand.
+        Tells how bad a learner is, without dense labels, see :func:`held_out_loss`. The copies are then those of the
+        best state met at a refresh so far, g₁ and g₂ each for itself; None takes the state at hand.
 
     Raises
     ------
@@ -94,17 +138,14 @@ class Monitors:
         self.learners = (first, second)
         self.settings = settings
         self.updates = 0
-        self._judge = judge
-        self._best = [float("inf"), float("inf")]
-        self._copies: list[nn.Module] = [first.frozen(), second.frozen()]
+        self._judged = judge is not None
+        self._best = BestSoFar(first, judge), BestSoFar(second, judge)
         self._heard: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
-        if judge is not None:
-            self._best = [judge(learner) for learner in self.learners]
 
     @property
     def copies(self) -> tuple[nn.Module, nn.Module]:
         """g₁ and g₂."""
-        return self._copies[0], self._copies[1]
+        return self._best[0].network, self._best[1].network
 
     def update(
         self,
@@ -147,13 +188,20 @@ class Monitors:
     def refresh(self) -> None:
         """Take the frozen copies again: of the learners as they are; where there is a judge, of those no worse."""
         self._heard = None
-        for number, learner in enumerate(self.learners):
-            if self._judge is not None:
-                found = self._judge(learner)
-                if not found <= self._best[number]:
-                    continue
-                self._best[number] = found
-            self._copies[number] = learner.frozen()
+        for best in self._best:
+            best.look()
+
+    def choose(self) -> OnlineLearner:
+        """What to keep at the end: the learner of the lesser loss, both back in their best states, the last included.
+
+        Without a judge nothing is chosen: both stay as they are, and it is the first.
+        """
+        if not self._judged:
+            return self.learners[0]
+        self.refresh()
+        for best in self._best:
+            best.restore()
+        return self.learners[0 if self._best[0].loss <= self._best[1].loss else 1]
 
     def _term(self, number: int) -> Callable[[Tensor, Batch], Tensor]:
         """L₁ or L₂ as a function of the student's logits."""
@@ -170,7 +218,7 @@ class Monitors:
     def _listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of both copies; the second learner mostly asks for what the first has just heard."""
         if self._heard is None or not torch.equal(self._heard[0], batch.image):
-            one, other = (copy(batch.image).float() for copy in self._copies)
+            one, other = (copy(batch.image).float() for copy in self.copies)
             self._heard = batch.image, (one, other)
         return self._heard[1]
 
@@ -181,9 +229,20 @@ def held_out_loss(samples: Sequence[Sample]) -> Judge:
     Parameters
     ----------
     samples
-        At least one, with weight 0 off the drawn voxels.
+        Of these cases. What a proxy mask or an expansion of points says of other voxels does not count.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
     """
-    return lambda learner: float(np.mean(learner.losses(samples)))
+    if not samples:
+        raise UsageError("no case is held back", "what was drawn on one tells which state is best", "hold one back")
+    drawn = [
+        one if one.drawn is None else replace(one, weight=np.where(one.drawn, one.weight, 0).astype(one.weight.dtype))
+        for one in samples
+    ]
+    return lambda learner: float(np.mean(learner.losses(drawn)))
 
 
 def agreement(one: OnlineLearner, other: OnlineLearner, images: Sequence[npt.NDArray[np.float32]]) -> float:

@@ -9,7 +9,8 @@ import torch
 
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
-from wardround.client.learning.monitoring import MonitoringSettings, Monitors, agreement, held_out_loss
+from wardround.client.learning.metrics import mean_dice
+from wardround.client.learning.monitoring import BestSoFar, MonitoringSettings, Monitors, agreement, held_out_loss
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.losses import segmentation_loss
 from wardround.errors import UsageError
@@ -146,11 +147,101 @@ def test_a_judge_that_measures_nothing_keeps_the_copies() -> None:
     assert all(same(old, state(copy)) for old, copy in zip(before, monitors.copies, strict=True))
 
 
+def test_a_first_verdict_that_is_none_holds_nobody_back() -> None:
+    verdicts = iter([float("nan"), float("nan"), 3.0, 3.0])
+    monitors = Monitors(*pair(), MonitoringSettings(refresh=1), judge=lambda _: next(verdicts))
+    run(monitors, 1)
+    for network, copy in zip(monitors.learners, monitors.copies, strict=True):
+        assert same(network.weights(), state(copy))
+
+
+def learn(network: OnlineLearner, updates: int) -> None:
+    network.update(lambda: [ball(0, drawn=0.2)], updates, 1e-3, np.random.default_rng(0))
+
+
+def test_the_best_state_comes_back_with_its_optimiser() -> None:
+    """Neither the first nor the last one: what follows is what would have followed then."""
+    verdicts = iter([2.0, 1.0, 1.5, float("nan")])
+    network = learner()
+    best = BestSoFar(network, lambda _: next(verdicts))
+    learn(network, 2)
+    assert best.look()
+    weights, moments = network.weights(), network.optimiser_state()
+    for _ in range(2):
+        learn(network, 1)
+        assert not best.look()
+    assert best.loss == 1
+    assert same(weights, state(best.network))
+    best.restore()
+    assert same(weights, network.weights())
+    assert same(moments, network.optimiser_state())
+
+
+def test_where_nobody_judges_the_last_state_is_kept() -> None:
+    network = learner()
+    best = BestSoFar(network)
+    learn(network, 1)
+    assert best.look()
+    learn(network, 1)
+    last = network.weights()
+    assert not same(last, state(best.network))
+    best.restore()
+    assert same(last, network.weights())
+
+
+@pytest.mark.parametrize(("last", "better"), [((9.0, 9.0), 0), ((9.0, 0.1), 1), ((0.5, 9.0), 1), ((0.1, 9.0), 0)])
+def test_at_the_end_the_learner_of_the_lesser_loss_is_kept_in_its_best_state(
+    last: tuple[float, float], better: int
+) -> None:
+    first = (0.4, 0.5) if better == 0 else (0.6, 0.45)
+    verdicts = iter([*first, *last])
+    monitors = Monitors(*pair(), MonitoringSettings(refresh=100), judge=lambda _: next(verdicts))
+    before = [network.weights() for network in monitors.learners]
+    run(monitors, 1)
+    after = [network.weights() for network in monitors.learners]
+    chosen = monitors.choose()
+    assert chosen is monitors.learners[better]
+    for network, old, new, one, other in zip(monitors.learners, before, after, first, last, strict=True):
+        assert same(network.weights(), new if other <= one else old)
+
+
+def test_without_a_judge_the_first_learner_is_kept_as_it_is() -> None:
+    monitors = Monitors(*pair(), MonitoringSettings(refresh=2))
+    run(monitors, 3)
+    last = [network.weights() for network in monitors.learners]
+    assert monitors.choose() is monitors.learners[0]
+    assert all(same(old, network.weights()) for old, network in zip(last, monitors.learners, strict=True))
+
+
+def test_held_back_strokes_choose_as_dense_labels_would_and_see_none() -> None:
+    """States of one training, good and bad: the least loss on a few voxels is that of the best Dice, or near to it."""
+    held = [ball(seed, drawn=0.05) for seed in (7, 8)]
+    network, dice, losses = learner(), [], []
+    judge = held_out_loss([replace(one, target=np.where(one.weight > 0, one.target, 0.5)) for one in held])
+    for rate in (1e-3, 4e-3, 4e-3, 4e-3, 0.3):
+        network.update(lambda: [ball(0, drawn=0.2), ball(1, drawn=0.2)], 6, rate, np.random.default_rng(0))
+        found = [network.predict(one.image).argmax(axis=0).astype(np.uint8) for one in held]
+        true = [one.target.argmax(axis=0).astype(np.uint8) for one in held]
+        dice.append(np.mean([mean_dice(mine, other, 2) for mine, other in zip(found, true, strict=True)]))
+        losses.append(judge(network))
+    assert max(dice) - min(dice) > 0.1
+    assert dice[int(np.argmin(losses))] > max(dice) - 0.02
+
+
 def test_judges_look_at_drawn_voxels_alone() -> None:
     network, sample = learner(), ball(5, drawn=0.1)
+    # As with a proxy mask: voxels that nobody drew have a weight, too.
+    beside = replace(sample, weight=np.maximum(sample.weight, np.float16(0.3)))
+    assert held_out_loss([beside])(network) == held_out_loss([sample])(network)
+    assert held_out_loss([replace(beside, drawn=None)])(network) != held_out_loss([sample])(network)
     other_labels = np.where(sample.weight > 0, sample.target, 1 - sample.target)
     assert held_out_loss([sample])(network) == held_out_loss([replace(sample, target=other_labels)])(network)
     assert held_out_loss([sample])(network) != held_out_loss([replace(sample, target=1 - sample.target)])(network)
+
+
+def test_a_judge_needs_a_case_that_is_held_back() -> None:
+    with pytest.raises(UsageError, match="held back"):
+        held_out_loss([])
 
 
 def test_agreement_is_one_with_oneself() -> None:
