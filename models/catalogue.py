@@ -50,7 +50,10 @@ _ARCHITECTURES = {
     "unet2d-small": Architecture(2, (16, 32, 64, 96), 1),
     "unet2d": Architecture(2, (32, 64, 128, 256, 512), 2),
     "unet3d-small-attention": Architecture(3, (8, 16, 32, 64), 1, attention=1),
+    "unet3d-attention": Architecture(3, (16, 32, 64, 128, 256), 2, attention=1),
     "unet2d-small-attention": Architecture(2, (16, 32, 64, 96), 1, attention=1),
+    # Four voxels a token: a slice of 256² has 64², which all attend to all, as in AttenScribble.
+    "unet2d-attention": Architecture(2, (32, 64, 128, 256, 512), 2, attention=1),
 }
 
 

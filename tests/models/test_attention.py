@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wardround.client.learning.inference import predict
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
 from wardround.client.learning.replay import Sample
+from wardround.client.supervision.regularisation import Regularisation
 from wardround.models import attention as module
 from wardround.models.attention import SpatialAttention, attend_after, watched_attention
 from wardround.models.catalogue import architecture, build
 from wardround.models.weights import load_weights, weights_of
 
 NAMES = ("unet2d-small-attention", "unet3d-small-attention")
+LARGE = ("unet2d-attention", "unet3d-attention")
 
 
 def block(dimensions: int, window: int = 8, channels: int = 6) -> SpatialAttention:
@@ -77,7 +80,7 @@ def test_it_keeps_shape_and_reaches_every_weight_that_the_feature_path_has() -> 
     assert own(feature(4, 6)).shape == (2, 6, 4, 6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LARGE])
 def test_while_watched_the_block_shows_queries_and_keys_of_the_pass(name: str) -> None:
     spec, network = architecture(name), build(name, 3, seed=0)
     image = torch.zeros(2, 1, *(2 * spec.stride,) * spec.dimensions)
@@ -86,8 +89,9 @@ def test_while_watched_the_block_shows_queries_and_keys_of_the_pass(name: str) -
         network(image)
         seen = seen_by.seen
         assert seen is not None
-        assert seen.grid == (4,) * spec.dimensions  # stride 4 of 16
-        assert seen.queries.shape == seen.keys.shape == (2, 4**spec.dimensions, 16 if spec.dimensions == 3 else 32)
+        side = 2 * spec.stride // 4
+        assert seen.grid == (side,) * spec.dimensions
+        assert seen.queries.shape == seen.keys.shape == (2, side**spec.dimensions, spec.channels[1])
         assert seen.queries.requires_grad
     assert seen_by.seen is None
     network(image)
@@ -116,7 +120,7 @@ def test_a_network_without_attention_shows_none() -> None:
         assert seen_by is None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LARGE])
 def test_what_the_block_gives_is_what_deeper_levels_and_the_skip_connection_get(name: str) -> None:
     spec, network = architecture(name), build(name, 2, seed=0)
     level = network.model[1].submodule
@@ -145,13 +149,64 @@ def test_the_seed_fixes_attention_too_and_its_names_are_those_that_travel(name: 
     assert all(np.array_equal(array, first[key]) for key, array in weights_of(network).items())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LARGE])
 def test_without_attention_the_network_is_its_plain_twin(name: str) -> None:
     """The twins differ by the block alone: the other weights of one seed are the same."""
     plain = weights_of(build(name.removesuffix("-attention"), 3, 1))
     with_block = weights_of(build(name, 3, 1))
     moved = {key.replace("submodule.0.0.", "submodule.0."): array for key, array in with_block.items()}
     assert all(np.array_equal(array, moved[key]) for key, array in plain.items())
+
+
+def test_the_large_network_has_the_tokens_of_the_paper() -> None:
+    """64² of 64 channels for an image of 256², as in AttenScribble, and all of them in one piece."""
+    network = build(LARGE[0], 4, seed=0)
+    with torch.no_grad(), watched_attention(network) as seen_by:
+        assert seen_by is not None
+        assert network(torch.zeros(1, 1, 256, 256)).shape == (1, 4, 256, 256)
+        assert seen_by.seen is not None
+        assert seen_by.seen.grid == (64, 64)
+        assert seen_by.seen.queries.shape == (1, module.WHOLE_LIMIT, 64)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_networks_learn_from_attentive_similarity(name: str) -> None:
+    image = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    nothing_drawn = np.zeros(image.shape, np.float16)
+    one = Sample("one", image, np.stack([nothing_drawn + 1, nothing_drawn]), nothing_drawn, nothing_drawn > 0)
+    found = []
+    for weight in (0.0, 1.0):
+        settings = LearningSettings(name, 2, 0, regularisation=Regularisation(attentive=weight))
+        learner = OnlineLearner(settings, torch.device("cpu"))
+        learner.update(lambda: [one], 1, 1e-3, np.random.default_rng(0))
+        found.append(learner.weights())
+    for part in ("query", "key"):
+        place = f"model.1.submodule.0.1.{part}.weight"
+        assert not np.array_equal(found[0][place], found[1][place])
+
+
+class Largest(TorchDispatchMode):
+    """The most entries of any tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        tensors = made if isinstance(made, tuple | list) else [made]
+        self.numel = max([self.numel, *(part.numel() for part in tensors if isinstance(part, Tensor))])
+        return made
+
+
+@pytest.mark.parametrize("grid", [(64, 64), (20, 20, 20)])
+def test_no_pass_holds_the_attention_of_all_tokens_to_all(grid: tuple[int, ...]) -> None:
+    """4096 of them are held in one piece and 8000 in windows; the MLP is wider than either."""
+    own = SpatialAttention(8, len(grid))
+    values = torch.randn(1, 8, *grid, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with Largest() as largest:
+        own(values).square().sum().backward()
+    padded = int(np.prod([-(-side // 8) * 8 for side in grid]))
+    assert largest.numel <= max(4 * 8 * padded, 512 * padded * (len(grid) == 3))
+    assert largest.numel < int(np.prod(grid)) ** 2 / 4
 
 
 def test_it_can_stand_behind_any_level() -> None:

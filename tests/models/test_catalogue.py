@@ -12,7 +12,7 @@ from wardround.models.catalogue import Features, architecture, build, feature_mo
 from wardround.models.weights import load_arrays, load_weights, save_arrays, weights_of
 
 
-@pytest.mark.parametrize("name", [name for name in names() if "small" in name])
+@pytest.mark.parametrize("name", names())
 def test_maps_an_image_to_logits_of_every_label_on_the_same_grid(name: str) -> None:
     spec = architecture(name)
     sides = (2 * spec.stride,) * spec.dimensions
