@@ -6,12 +6,19 @@ place have to tell: seven that follow one another belong together where six of t
 structure; what is left is read once more without them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from wardround.client.annotation.expansion import POINTS, SevenPoints, seven_points
 from wardround.client.annotation.prompts import PointPrompt, Shape
 from wardround.errors import UsageError
+
+# Sets in all, those with a point for each end, those that begin inside, and voxels of their boxes, taken off.
+_Score = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -61,22 +68,29 @@ def point_sets(points: Sequence[PointPrompt], shape: Shape) -> PointSets:
 def _consecutive(points: Sequence[PointPrompt], shape: Shape) -> list[tuple[int, SevenPoints]]:
     """Places and sets of points that follow one another and enclose a structure: as many as there can be.
 
-    Of two ways to find as many, the one in which more sets begin with the point inside is taken, then the one whose
-    boxes are smaller, since points of two structures in one set reach from one to the other, then the earlier one.
+    Of two ways to find as many, the one in which more sets have a point for each end is taken, then the one in which
+    more begin with the point inside, then the one whose boxes are smaller, since points of two structures in one set
+    reach from one to the other, then the earlier one.
     """
-    best: list[tuple[tuple[int, int, int], list[tuple[int, SevenPoints]]]] = [((0, 0, 0), [])] * (len(points) + POINTS)
+    best: list[tuple[_Score, list[tuple[int, SevenPoints]]]] = [((0, 0, 0, 0), [])] * (len(points) + POINTS)
     for start in range(len(points) - POINTS, -1, -1):
         best[start] = best[start + 1]
         seven = _enclosing(points[start : start + POINTS], shape)
         if seven is not None:
-            (count, first, volume), rest = best[start + POINTS]
-            size = 1
-            for side in seven.box:
-                size *= side.stop - side.start
-            score = (count + 1, first + (seven.inner is points[start]), volume - size)
+            (count, ended, first, volume), rest = best[start + POINTS]
+            size = math.prod(side.stop - side.start for side in seven.box)
+            score = (count + 1, ended + _has_ends(seven), first + (seven.inner is points[start]), volume - size)
             if score >= best[start][0]:
                 best[start] = (score, [(start, seven), *rest])
     return best[0][1]
+
+
+def _has_ends(seven: SevenPoints) -> bool:
+    """Whether each of the outer points is the outermost one in a direction of its own."""
+    places = np.array([point.index for point in seven.outer])
+    outermost = np.hstack([places == places.min(axis=0), places == places.max(axis=0)])
+    rows, columns = linear_sum_assignment(outermost, maximize=True)
+    return bool(outermost[rows, columns].all())
 
 
 def _enclosing(points: Sequence[PointPrompt], shape: Shape) -> SevenPoints | None:

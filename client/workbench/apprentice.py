@@ -112,7 +112,9 @@ class Apprentice:
             found = None
         plan, weights = (self._fallback, None) if found is None else found
         # The site's rounds count from 1; whoever draws between them learns at the rate of the last one.
-        changes: dict[str, object] = {"round": max(1, plan.round), "supervision": "proxy"}
+        changes: dict[str, object] = {"round": max(1, plan.round), "prompts": plan.asked_for}
+        if plan.supervision == "dense":
+            changes["supervision"] = "proxy"  # What a person draws on a bench is never all of a case.
         if self._torch_device.type == "cpu" and plan.patch is None:
             changes["patch"] = CPU_PATCH
         plan = plan.model_copy(update=changes)

@@ -152,6 +152,8 @@ class Benchwork:
             clock.spent,
             self.progress_of(bench),
             desk.annotations,
+            bench.plan.asked_for,
+            desk.point_sets,
         )
 
     def progress_of(self, bench: Bench) -> Progress:

@@ -11,7 +11,15 @@ import numpy.typing as npt
 
 from wardround.client.annotation.effort import contour_effort, full_effort, strict_effort
 from wardround.client.annotation.guidance import next_slices, residual_map
-from wardround.client.annotation.prompts import Annotations, ExtentPrompt, Prompt, SliceRequest, check_prompt
+from wardround.client.annotation.point_sets import PointSets, point_sets
+from wardround.client.annotation.prompts import (
+    Annotations,
+    ExtentPrompt,
+    Prompt,
+    SliceRequest,
+    check_prompt,
+    looked_at,
+)
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.annotation.seeds import drawn_labels
 from wardround.client.cases.drawings import Drawing, Source, State
@@ -144,6 +152,13 @@ class Desk:
     def can_redo(self) -> bool:
         """Whether there is a step that was taken back."""
         return bool(self._undone)
+
+    @property
+    def point_sets(self) -> PointSets:
+        """How the points are read, where the plan asks for them."""
+        if self.session.plan.asked_for != "points":
+            return PointSets()
+        return point_sets(self.annotations.points, self.window.image)
 
     @property
     def predicted(self) -> bool:
@@ -301,13 +316,13 @@ class Desk:
     def suggest(self) -> tuple[SliceRequest, ...]:
         """The slice, or the slice of each plane, that tells most."""
         session, plan = self.session, self.session.plan
-        drawn = session.annotations.slices
-        total, counts = max(1, plan.slices_per_case - len(drawn)), plan.allocation
+        seen = _answered(session.annotations) if plan.asked_for == "scribbles" else session.annotations
+        total, counts = max(1, plan.slices_per_case - len(seen.slices)), plan.allocation
         if counts is not None:
-            i, j, k = (max(0, n - len(session.annotations.on_axis(axis))) for axis, n in enumerate(counts))
+            i, j, k = (max(0, n - len(seen.on_axis(axis))) for axis, n in enumerate(counts))
             counts = (i, j, k) if i or j or k else (int(counts[0] > 0), int(counts[1] > 0), int(counts[2] > 0))
         found = next_slices(
-            session.annotations,
+            seen,
             session.image.shape,
             session.image.spacing,
             rule=plan.suggestion,
@@ -377,6 +392,13 @@ class Desk:
         with self._lock:
             slot = self._slots[name] = _Slot(next(self._versions), make, window or self.window)
         return slot
+
+
+def _answered(annotations: Annotations) -> Annotations:
+    """The same with each slice that has a stroke of background as a drawn one: that stroke is asked for last."""
+    done = {(one.axis, one.index) for one in annotations.scribbles if (one.labels == 0).any()}
+    strokes = tuple(one for one in annotations.scribbles if (one.axis, one.index) in done)
+    return looked_at(replace(annotations, scribbles=strokes))
 
 
 def _labels_of(probabilities: npt.NDArray[np.float32]) -> Bytes3D:

@@ -4,7 +4,7 @@ The labels of a plane travel as runs, in C order: ``{"shape": [a, b], "rle": [[v
 stands where nothing is drawn; in the mask of an eraser 1 stands where it went.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -221,7 +221,18 @@ def answer(given: Answer) -> dict[str, Any]:
         "progress": progress(given.progress),
         "drawn": drawn(given.annotations),
         "extent": None if extent is None else {"lower": list(extent.lower), "upper": list(extent.upper)},
+        "prompts": given.prompts,
+        "points": {
+            "complete": [point_set((one.inner, *one.outer)) for one in given.points.complete],
+            "begun": point_set(given.points.begun) if given.points.begun else None,
+        },
     }
+
+
+def point_set(points: Sequence[PointPrompt]) -> dict[str, Any]:
+    """The points of one structure, the one inside it first."""
+    inner, *outer = points
+    return {"label": inner.label, "inner": list(inner.index), "outer": [list(point.index) for point in outer]}
 
 
 def progress(given: Progress) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """What the studio tells those who serve it: frozen values without a network, a lock or a file behind them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from wardround.client.annotation.point_sets import PointSets
 from wardround.client.annotation.prompts import Annotations, SliceRequest
+from wardround.strategies.plan import Prompts
 
 Federation = Literal["idle", "train", "evaluate"]
 Source = Literal["proxy", "prediction"]
@@ -114,6 +116,10 @@ class Answer:
         Of the bench.
     annotations
         All that is drawn, as it stands.
+    prompts
+        What the plan asks for.
+    points
+        How the points are read where it asks for them; empty elsewhere.
     """
 
     case_id: str
@@ -129,6 +135,8 @@ class Answer:
     latency_ms: Mapping[str, float]
     progress: Progress
     annotations: Annotations
+    prompts: Prompts = "slices"
+    points: PointSets = field(default_factory=PointSets)
 
 
 @dataclass(frozen=True)

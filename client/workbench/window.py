@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from wardround.client.annotation.point_sets import point_sets
 from wardround.client.annotation.prompts import (
     UNLABELLED,
     Annotations,
@@ -87,7 +88,7 @@ class Window:
 
     def answers(self, annotations: Annotations) -> bool:
         """Whether everything that matters of what is drawn lies well inside."""
-        needed = _needed(annotations)
+        needed = _needed(self.image, annotations)
         return self.is_whole or all(
             (low - _RIM >= first or first == 0) and (high + _RIM <= end or end == side)
             for low, high, first, end, side in zip(*needed, self.origin, self.end, self.image, strict=True)
@@ -136,7 +137,7 @@ def window_for(image: Shape, annotations: Annotations) -> Window:
     """Where to work on an image of that shape on which this is drawn; its middle where nothing is."""
     if math.prod(image) <= LIVE_VOXELS:
         return Window(image, (0, image[0], 0, image[1], 0, image[2]))
-    lower, upper = _needed(annotations)
+    lower, upper = _needed(image, annotations)
     box = []
     for low, high, side in zip(lower, upper, image, strict=True):
         extent, middle = (high - low, (low + high) / 2) if low <= high else (0, side / 2)
@@ -160,11 +161,11 @@ def around(labels: npt.NDArray[np.uint8]) -> Window:
     return window_for((i, j, k), Annotations(extent=extent))
 
 
-def _needed(annotations: Annotations) -> tuple[list[float], list[float]]:
+def _needed(image: Shape, annotations: Annotations) -> tuple[list[float], list[float]]:
     """First and one past the last voxel of what must lie inside: structures, or all strokes where they show none."""
     for least in (1, 0):
         lower, upper = [math.inf] * 3, [-math.inf] * 3
-        for first, end in _drawn_boxes(annotations, least):
+        for first, end in _drawn_boxes(image, annotations, least):
             lower = [min(pair) for pair in zip(lower, first, strict=True)]
             upper = [max(pair) for pair in zip(upper, end, strict=True)]
         if lower[0] <= upper[0]:
@@ -172,7 +173,7 @@ def _needed(annotations: Annotations) -> tuple[list[float], list[float]]:
     return lower, upper
 
 
-def _drawn_boxes(annotations: Annotations, least: int) -> list[tuple[list[int], list[int]]]:
+def _drawn_boxes(image: Shape, annotations: Annotations, least: int) -> list[tuple[list[int], list[int]]]:
     """First and one past the last voxel of each drawing, of its labels from `least` on."""
     found = []
     if annotations.extent is not None:
@@ -180,6 +181,9 @@ def _drawn_boxes(annotations: Annotations, least: int) -> list[tuple[list[int], 
     for point in annotations.points:
         if point.label >= least:
             found.append((list(point.index), [at + 1 for at in point.index]))
+    # Six of seven points say where a structure ends, and hold the label of what lies there.
+    for seven in point_sets(annotations.points, image).complete:
+        found.append(([side.start for side in seven.box], [side.stop for side in seven.box]))
     planes: tuple[SlicePrompt | ScribblePrompt, ...] = (*annotations.slices, *annotations.scribbles)
     for prompt in planes:
         drawn = (prompt.labels >= least) & (prompt.labels != UNLABELLED)

@@ -88,3 +88,13 @@ def test_points_of_two_structures_are_not_one_set():
     assert [frozenset((one.inner, *one.outer)) for one in found.complete] == [frozenset(B)]
     assert found.begun == A[:6]
     assert point_sets((), SHAPE).complete == ()
+
+
+def test_an_end_in_the_next_structure_begins_nothing():
+    beside = truth((slice(4, 10), slice(4, 9), slice(4, 9)), (slice(4, 10), slice(9, 15), slice(4, 9)))
+    assert any(point.label == 2 for point in beside[1:7]), "an outer point of the one lies in the other"
+    for count in range(8, 14):
+        found = point_sets(beside[:count], SHAPE)
+        assert [(one.inner, *one.outer) for one in found.complete] == [beside[:7]]
+        assert found.begun == beside[7:count]
+    assert point_sets(beside, SHAPE).complete == seven_points(beside, SHAPE)

@@ -118,8 +118,9 @@ def test_a_drawing_is_answered_with_what_is_drawn(bench: Workbench) -> None:
     assert (found["drawn"], found["extent"]) == (POINT["prompts"], extent)
     assert set(found) == {
         "case_id", "step", "can_undo", "can_redo", "suggestion", "effort_contour", "effort_strict", "effort_share",
-        "changed", "versions", "latency_ms", "progress", "drawn", "extent",
+        "changed", "versions", "latency_ms", "progress", "drawn", "extent", "prompts", "points",
     }  # fmt: skip
+    assert (found["prompts"], found["points"]) == ("slices", {"complete": [], "begun": None})
     assert found["suggestion"] == [{"axis": 2, "index": 8}]
     assert client.post("/api/v1/cases/case-0/undo").json()["drawn"] == []
     assert client.post("/api/v1/cases/case-0/redo").json()["drawn"] == POINT["prompts"]
