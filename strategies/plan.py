@@ -25,6 +25,7 @@ FusionSchedule = Literal["linear", "constant", "sigmoid", "inverse-sigmoid", "tr
 Replay = Literal["reservoir", "class-balanced", "most-interfered", "random-subset"]
 Kernel = Literal["windowed", "released"]
 Strength = Literal["light", "strong"]
+Expansion = Literal["geodesic", "contrasted"]
 LabelKind = Literal["dense", "slices", "scribbles", "points"]
 
 # Steepness of the voxel weight in the proxy's confidence: a voxel that is right in 19 of 20 cases counts 0.44, one in 4
@@ -73,6 +74,10 @@ class RoundPlan(BaseModel):
         structure and background on these slices. ``points``: seven clicks a structure, one in it and six around it, and
         one more where proxy and prediction disagree most in every further annotation round; they are spread as in
         PA-Seg (Zhai et al. 2023, arXiv 2208.05669), and what they spread to counts as drawn.
+    expansion
+        How far seven points are spread: ``geodesic``, as was best on structures of low contrast, where it is cautious
+        on others; ``contrasted`` for structures that stand out from what is round them, such as tumours in FLAIR. See
+        :data:`wardround.client.annotation.expansion.EXPANSIONS`.
     annotation_rounds
         How often a case alternates between drawing and learning.
     slices_per_case
@@ -166,6 +171,7 @@ class RoundPlan(BaseModel):
     labels: Annotated[int, Field(ge=2, le=64)]
     supervision: Supervision = "proxy"
     prompts: Prompts = "slices"
+    expansion: Expansion = "geodesic"
     annotation_rounds: Annotated[int, Field(ge=1, le=16)] = 2
     slices_per_case: Annotated[int, Field(ge=1, le=4096)] = 8
     allocation: tuple[int, int, int] | None = None

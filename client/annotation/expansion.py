@@ -7,7 +7,7 @@ nearer to the inner point than to the faces of the box, which are background jus
 that the distance has to be cut so early that few seeds are left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from wardround.client.annotation.geodesic import Convention, geodesic_distance
 from wardround.client.annotation.prompts import UNLABELLED, Labels3D, PointPrompt, Shape, plane
 from wardround.client.annotation.seeds import normalised
 from wardround.errors import UsageError
+from wardround.strategies.plan import Expansion
 
 FloatArray = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
@@ -120,6 +121,9 @@ class ExpansionSettings:
 # On 64 tumours in FLAIR recall 0.73 at a precision of 0.90; by length alone 0.19, by the threshold alone 0.41–0.44.
 CONTRASTED = ExpansionSettings(weight=0.98, threshold=1.0, rival=0.62)
 """For structures that stand out from what is round them, such as tumours in FLAIR, chosen in the same way."""
+
+EXPANSIONS: Mapping[Expansion, ExpansionSettings] = {"geodesic": ExpansionSettings(), "contrasted": CONTRASTED}
+"""The settings that a plan may name."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,14 @@ from wardround.client.learning.inference import normalise
 from wardround.client.learning.learner import OnlineLearner
 from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
-from wardround.client.learning.targets import make_target, point_seeds, proxy_share, voxel_weights, with_seeds
+from wardround.client.learning.targets import (
+    make_target,
+    point_seeds,
+    proxy_share,
+    spread_labels,
+    voxel_weights,
+    with_seeds,
+)
 from wardround.client.learning.uncertainty import augmented_predictions, entropy
 from wardround.strategies.plan import RoundPlan
 
@@ -262,6 +269,10 @@ class CaseSession:
         Where the plan asks for points, what they spread to counts as drawn. It is a guess of good precision all the
         same, so that regularisation may ask of these voxels what it asks of those that nobody drew.
 
+        Where strokes or points alone count, their labels are spread to what lies beside them, see
+        :func:`~wardround.client.learning.targets.spread_labels`. A whole slice is thin only across itself, where the
+        structure may end: with slices alone the target beside them stays that of proxy and prediction.
+
         Which slices weigh more follows what was drawn for the plan, also where dense labels are the target; these are
         certain everywhere.
         """
@@ -269,7 +280,8 @@ class CaseSession:
         assert self._propagated is not None
         plan, proxy = self.plan, self.proxy
         if plan.asked_for == "points":
-            proxy = with_seeds(proxy, point_seeds(self.image, self.annotations.points))
+            seeds = point_seeds(self.image, self.annotations.points, plan.expansion)
+            proxy = with_seeds(proxy, seeds)
         share = proxy_share(plan.fusion_schedule, plan.fusion, self.progress, self.trust, proxy.confidence)
         target = make_target(
             proxy, self.before, share, boundary_smoothing=plan.boundary_smoothing, spacing=self.image.spacing
@@ -281,6 +293,8 @@ class CaseSession:
             confidence_weight=plan.confidence_weight,
             supervision=plan.supervision,
         )
+        if plan.supervision == "partial" and (self.annotations.scribbles or self.annotations.points):
+            target = spread_labels(target, weight > 0, self.image.spacing)
         return Sample(self.case_id, self.normalised, target, weight, self.proxy.annotated, self.image.spacing)
 
     def _doubt(self) -> npt.NDArray[np.float32] | None:

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from wardround.client.annotation.expansion import expand_points
+from wardround.client.annotation.expansion import EXPANSIONS, expand_points
 from wardround.client.annotation.point_sets import point_sets
 from wardround.client.annotation.prompts import UNLABELLED, Labels3D, PointPrompt
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
-from wardround.strategies.plan import CERTAINTY, FusionSchedule, Supervision
+from wardround.strategies.plan import CERTAINTY, Expansion, FusionSchedule, Supervision
 
 Share = float | npt.NDArray[np.float32]
 
@@ -79,7 +79,7 @@ def proxy_share(
     return fusion * rise if schedule == "sigmoid" else 1 - doubt * rise
 
 
-def point_seeds(image: Volume, points: Sequence[PointPrompt]) -> Labels3D:
+def point_seeds(image: Volume, points: Sequence[PointPrompt], expansion: Expansion = "geodesic") -> Labels3D:
     """What points say of voxels: seven round a structure spread, any other says what lies under it.
 
     Which points belong together is told by :func:`~wardround.client.annotation.point_sets.point_sets`. As long as a
@@ -92,6 +92,8 @@ def point_seeds(image: Volume, points: Sequence[PointPrompt]) -> Labels3D:
         Of the case.
     points
         In the order in which they were set.
+    expansion
+        How far the sevens spread, as in the plan.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def point_seeds(image: Volume, points: Sequence[PointPrompt]) -> Labels3D:
     """
     sets = point_sets(points, image.shape)
     if sets.complete:
-        seeds = expand_points(image.array.astype(np.float32), image.spacing, sets.points)
+        seeds = expand_points(image.array.astype(np.float32), image.spacing, sets.points, EXPANSIONS[expansion])
         if sets.begun:
             seeds[seeds == 0] = UNLABELLED
     else:
@@ -208,6 +210,34 @@ def soften_border(
         local = values[inside]
         local += mix * (ndimage.gaussian_filter(local, sigma, mode="nearest", truncate=_TRUNCATE) - local)
     return softened
+
+
+def spread_labels(
+    target: npt.NDArray[np.float16], known: npt.NDArray[np.bool_], spacing: tuple[float, float, float]
+) -> npt.NDArray[np.float16]:
+    """Fill the target of voxels that count nothing with that of the nearest one that counts.
+
+    Augmentation interpolates targets. A stroke of one voxel's width would be mixed with whatever lies beside it, and
+    its own label would end in the minority.
+
+    Parameters
+    ----------
+    target
+        ``[C, I, J, K]``, float16, probabilities.
+    known
+        ``[I, J, K]``, bool: voxels whose target holds.
+    spacing
+        Millimetres between voxel centres.
+
+    Returns
+    -------
+    ndarray
+        As `target`, which stays as it is; the same where nothing is known.
+    """
+    if known.all() or not known.any():
+        return target
+    nearest = ndimage.distance_transform_edt(~known, sampling=spacing, return_distances=False, return_indices=True)
+    return np.ascontiguousarray(target[:, *nearest])
 
 
 def voxel_weights(

@@ -85,6 +85,7 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], tmp_path: Path, options
         (["--plan", "annotation_rounds=99"], "annotation-rounds"),
         (["--prompts", "dense"], "prompts"),
         (["--plan", "crf_weight=-1"], "crf-weight"),
+        (["--plan", "expansion=euclidean"], "expansion"),
     ],
 )
 def test_a_bad_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], word: str) -> None:

@@ -22,6 +22,7 @@ plans = st.builds(
     labels=st.integers(2, 64),
     supervision=st.sampled_from(["proxy", "dense", "partial"]),
     prompts=st.sampled_from(["slices", "scribbles", "points"]),
+    expansion=st.sampled_from(["geodesic", "contrasted"]),
     crf_weight=st.floats(0, 100),
     attentive_kernel=st.sampled_from(["windowed", "released"]),
     regularisation_ramp=st.floats(0, 1),
@@ -65,6 +66,7 @@ def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None
         ("supervision", "guess"),
         ("suggestion", "best"),
         ("prompts", "dense"),
+        ("expansion", "euclidean"),
         ("crf_weight", -0.1),
         ("crf_weight", True),
         ("variance_weight", 101.0),
@@ -117,7 +119,7 @@ def test_is_frozen_and_hashable(plan: RoundPlan) -> None:
 def test_a_plan_of_an_earlier_version_means_what_it_did(plan: RoundPlan) -> None:
     """It knew none of these fields, and called learning from what was drawn alone ``slices``."""
     new = {"prompts", "crf_weight", "variance_weight", "attentive_weight", "attentive_kernel", "regularisation_side"}
-    new |= {"regularisation_ramp", "augmentation"}
+    new |= {"regularisation_ramp", "augmentation", "expansion"}
     record = plan.to_record()
     for name in new:
         del record[name.replace("_", "-")]

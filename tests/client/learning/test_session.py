@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
 from wardround.client.annotation.annotator import Truth
+from wardround.client.annotation.expansion import CONTRASTED, ExpansionSettings
 from wardround.client.annotation.prompts import UNLABELLED, PointPrompt, ScribblePrompt, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
 from wardround.client.learning import session as module
+from wardround.client.learning import targets
+from wardround.client.learning.augmentation import StrongAugmentation
 from wardround.client.learning.session import NEIGHBOURHOOD, CaseSession, disagreement
 from wardround.strategies.plan import RoundPlan
 
@@ -290,6 +295,83 @@ def test_what_points_spread_to_is_learnt_from_as_if_drawn_and_regularised_as_if_
     assert np.count_nonzero(more.drawn) == 8
     assert np.argmax(more.target[(slice(None), *index)]) == LABELS[index]
     assert np.count_nonzero((more.weight > 0) != known) <= 1
+
+
+def scribbled(**fields: object) -> CaseSession:
+    """One voxel wide: the structure along one line, background along another."""
+    case = session(Model(LABELS > 1, 0.99), fusion=0.0, prompts="scribbles", supervision="partial", **fields)
+    case.progress = 1.0
+    strokes = np.full(SHAPE[:2], UNLABELLED, np.uint8)
+    strokes[4:9, 6], strokes[1, 1:12] = 1, 0
+    case.answer(ScribblePrompt(2, 5, strokes))
+    return case
+
+
+def pointed(**fields: object) -> CaseSession:
+    case = session(Model(LABELS > 1, 0.99), fusion=0.0, prompts="points", supervision="partial", **fields)
+    case.progress = 1.0
+    case.answer(*TRUTH.points())
+    return case
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["3d", "2d"])
+@pytest.mark.parametrize("draw_on", [scribbled, pointed])
+def test_what_was_drawn_keeps_its_label_through_augmentation(draw_on: Callable[[], CaseSession], flat: bool) -> None:
+    """The model says background everywhere, the proxy has no share: only what was drawn can speak for a thin stroke.
+
+    Where two labels lie within two voxels of each other, either may be in the majority.
+    """
+    sample = draw_on().sample()
+    known, label = sample.weight > 0, sample.target.argmax(axis=0)
+    others = [ndimage.distance_transform_cdt(~(known & (label == other))) > 2 for other in (1, 0)]
+    asked = known & np.where(label == 0, *others)
+    slices = (..., 5) if flat else (...,)
+    image, target, maps = (
+        torch.from_numpy(part[slices][None].astype(np.float32))
+        for part in (sample.image[None], sample.target, np.stack([asked, label]))
+    )
+    met = {0: 0, 1: 0}
+    for seed in range(20):
+        _, found, moved = StrongAugmentation(moved=1.0)(image, target, maps, np.random.default_rng(seed))
+        counts, own = moved[0, 0] > 0, moved[0, 1]
+        assert torch.equal(found[0].argmax(dim=0)[counts].float(), own[counts])
+        met = {label: met[label] + int((own[counts] == label).sum()) for label in met}
+    assert min(met.values()) > 20
+
+
+def test_labels_spread_where_only_strokes_and_points_count() -> None:
+    """Elsewhere the target off the drawing is that of proxy and prediction."""
+    case = scribbled()
+    off = case.sample().weight == 0
+    assert case.sample().target[1][off].any()
+    for supervision in ("proxy", "dense"):
+        case.plan = plan(fusion=0.0, supervision=supervision)
+        assert np.allclose(case.sample().target[:, off], case.before[:, off], atol=1e-3)
+    sliced = session(Model(LABELS > 1, 0.99), fusion=0.0, supervision="partial")
+    sliced.progress = 1.0
+    sliced.answer(TRUTH.slice(SliceRequest(2, 5)))
+    beside = sliced.sample().target[..., 6]
+    assert np.allclose(beside, sliced.before[..., 6], atol=1e-3)
+
+
+@pytest.mark.parametrize(("fields", "settings"), [({}, ExpansionSettings()), ({"expansion": "contrasted"}, CONTRASTED)])
+def test_points_spread_as_far_as_the_plan_says(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], settings: ExpansionSettings
+) -> None:
+    used: list[ExpansionSettings] = []
+    inner = targets.expand_points
+
+    def listening(*given: Any) -> Any:
+        used.append(given[-1])
+        return inner(*given)
+
+    monkeypatch.setattr(targets, "expand_points", listening)
+    case = session(prompts="points", supervision="partial", **fields)
+    case.answer(*TRUTH.points())
+    sample = case.sample()
+    assert used == [settings]
+    found = np.where(sample.weight > 0, sample.target.argmax(axis=0), UNLABELLED)
+    assert np.array_equal(found, inner(IMAGE.array, IMAGE.spacing, TRUTH.points(), settings))
 
 
 def test_before_anything_is_drawn_no_point_is_asked_for() -> None:

@@ -18,6 +18,7 @@ from wardround.client.learning.targets import (
     point_seeds,
     proxy_share,
     soften_border,
+    spread_labels,
     voxel_weights,
     with_seeds,
 )
@@ -225,6 +226,31 @@ def test_under_partial_supervision_nothing_but_the_drawing_counts() -> None:
     weight = voxel_weights(one, one.annotated, annotated_weight=4, confidence_weight=1, supervision="partial")
     assert set(np.unique(weight)) == {0, 5}
     assert np.array_equal(weight == 5, one.annotated)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([UNIT, (0.5, 1.0, 3.0)]))
+def test_beside_what_was_drawn_lies_the_target_of_the_nearest_drawn_voxel(
+    seed: int, spacing: tuple[float, float, float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    target, known = soft(seed).astype(np.float16), rng.random(SHAPE) < 0.02
+    known[tuple(rng.integers(SHAPE))] = True
+    copy = target.copy()
+    found = spread_labels(target, known, spacing)
+    assert found.dtype == np.float16
+    assert np.array_equal(target, copy)
+    assert np.array_equal(found[:, known], target[:, known])
+    drawn = np.argwhere(known)
+    for voxel in rng.integers(SHAPE, size=(20, 3)):
+        distances = np.linalg.norm((drawn - voxel) * spacing, axis=1)
+        nearest = drawn[distances <= distances.min() + 1e-9]
+        assert any(np.array_equal(found[:, *voxel], target[:, *other]) for other in nearest)
+
+
+def test_with_nothing_or_everything_known_a_target_stays_as_it_is() -> None:
+    target = soft(0).astype(np.float16)
+    for known in (np.zeros(SHAPE, bool), np.ones(SHAPE, bool)):
+        assert np.array_equal(spread_labels(target, known, UNIT), target)
 
 
 def test_dense_labels_weigh_by_what_the_budget_asked_for() -> None:
