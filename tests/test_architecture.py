@@ -84,6 +84,10 @@ TRUTH = "wardround.client.annotation.annotator"
 """The only module through which a dense label reaches the loop."""
 WHO_DRAWS = f"{TRUTH}.Annotator"
 """The interface of whoever draws, a person as well: this name alone gives nothing away."""
+MADE_FROM_TRUTH = ("wardround.client.annotation.clicks", "wardround.client.annotation.strokes")
+"""They make what an annotator would give from a dense label, which they are handed."""
+WHO_MAKES = (TRUTH, "wardround.benchmarks.seeds")
+"""Who may call these: the simulated annotator, and the script that holds seeds against the truth."""
 BLIND = (
     "wardround.client.learning",
     "wardround.client.supervision",
@@ -201,14 +205,24 @@ def ways_to_the_truth(modules: Mapping[str, Module]) -> list[str]:
     return chains
 
 
-def all_modules() -> dict[str, Module]:
-    """Every source file of every room, by import name."""
-    files = [file for room in ROOMS for file in (CHECKOUT / room).rglob("*.py")]
+def makers_from_truth(modules: Mapping[str, Module]) -> list[str]:
+    """Every import of a module that makes prompts from a dense label by one that may not, as a sentence."""
+    return [
+        f"{module.name} imports {name}, which makes prompts from the truth"
+        for module in modules.values()
+        for name in sorted(module.imports)
+        if module.name not in WHO_MAKES and any(_within(name, prefix) for prefix in MADE_FROM_TRUTH)
+    ]
+
+
+def all_modules(*rooms: str) -> dict[str, Module]:
+    """Every source file of these rooms, by import name."""
+    files = [file for room in rooms for file in (CHECKOUT / room).rglob("*.py")]
     read = [read_module(file.read_text(), str(file.relative_to(CHECKOUT))) for file in files]
     return {module.name: module for module in read}
 
 
-MODULES = all_modules()
+MODULES = all_modules(*ROOMS)
 
 
 def test_every_room_is_read() -> None:
@@ -225,6 +239,13 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
 def test_learner_and_propagation_cannot_reach_the_truth() -> None:
     chains = ways_to_the_truth(MODULES)
     assert not chains, "\n".join(chains)
+
+
+def test_prompts_are_made_from_the_truth_by_the_simulated_annotator_alone() -> None:
+    assert MODULES.keys() >= set(MADE_FROM_TRUTH)
+    assert any(_within(name, MADE_FROM_TRUTH[0]) for name in MODULES[TRUTH].imports)
+    broken = makers_from_truth(MODULES | all_modules("benchmarks"))
+    assert not broken, "\n".join(broken)
 
 
 def test_no_top_level_import_of_a_room() -> None:
@@ -316,3 +337,20 @@ def test_what_is_allowed_is_not_reported(path: str, source: str) -> None:
 def test_a_way_to_the_truth_is_found(sources: dict[str, str], found: bool) -> None:
     modules = {module.name: module for module in (read_module(text, path) for path, text in sources.items())}
     assert bool(ways_to_the_truth(modules)) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("client/learning/session.py", "from wardround.client.annotation.clicks import seven_clicks", True),
+        ("client/workbench/desk.py", "def f():\n    from wardround.client.annotation import strokes", True),
+        ("client/annotation/expansion.py", "from .clicks import BEYOND", True),
+        ("deploy/simulation.py", "import wardround.client.annotation.strokes", True),
+        ("benchmarks/weak/labels.py", "from wardround.client.annotation.clicks import seven_clicks", True),
+        ("client/annotation/annotator.py", "from wardround.client.annotation.clicks import seven_clicks", False),
+        ("deploy/simulation.py", f"from {TRUTH} import SimulatedAnnotator", False),
+    ],
+)
+def test_whoever_makes_prompts_from_the_truth_is_found(path: str, source: str, found: bool) -> None:
+    module = read_module(source, path)
+    assert bool(makers_from_truth({module.name: module})) == found
