@@ -73,6 +73,8 @@ def test_dense_labels_never_reach_an_arm_that_learns_from_strokes(tmp_path: Path
     options = ("--arms", "ours", "--iterations", "6", "--seeds", "0", "--jobs", "1")
     run(tmp_path, *options, "--cases", "4")
     honest = results(tmp_path)
+    # A kernel's health is noted after every block of updates, also of short runs.
+    assert [{"mean", "ratio"} <= entry.keys() for entry in honest["ours"][0]["log"]] == [True] * 6
     for label in (tmp_path / "data" / "labelsTr").iterdir():
         labels = read_labels(label)
         write_volume(label, labels.with_array(np.zeros_like(labels.array)))

@@ -76,6 +76,19 @@ def test_one_call_counts_as_many() -> None:
         assert same(one.weights(), other.weights())
 
 
+def test_the_same_image_is_heard_anew_when_the_copies_are() -> None:
+    """Without augmentation both updates see the very same batch; only the copies have changed between them."""
+    at_once, one_by_one = (Monitors(*pair(), MonitoringSettings(refresh=1)) for _ in range(2))
+    sample = ball(0, (24, 24, 1))
+    for monitors, calls in ((at_once, 1), (one_by_one, 2)):
+        for network in monitors.learners:
+            network.settings = replace(network.settings, augmentation=None)
+        for _ in range(calls):
+            monitors.update(lambda: [sample], 2 // calls, 1e-3, np.random.default_rng(0))
+    for one, other in zip(at_once.learners, one_by_one.learners, strict=True):
+        assert same(one.weights(), other.weights())
+
+
 def test_the_loss_is_that_of_the_paper() -> None:
     monitors = Monitors(*pair(), MonitoringSettings(share=0.3, temperature=2.0))
     one, other = monitors.learners
