@@ -8,16 +8,20 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from wardround.client.annotation.annotator import Truth
 from wardround.client.annotation.prompts import UNLABELLED
 from wardround.client.cases.nifti import read_image, read_labels, write_volume
+from wardround.client.learning.learner import OnlineLearner
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / "benchmarks" / "weak_supervision.py"
@@ -133,6 +137,30 @@ def test_a_test_case_is_shown_whole_whatever_its_label_says(tmp_path: Path, monk
     blind, _ = tested(tmp_path / "data", monkeypatch)
     assert [image.shape for image in honest.images] == [(24, 28, 24)] * 2
     assert all(np.array_equal(*pair) for pair in zip(honest.images, blind.images, strict=True))
+
+
+def test_stage_2_takes_no_more_updates_of_a_network_than_any_other_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weak.arms import SOLID, SOLID_ATTENTION, TASKS
+    from weak.labels import draw_phantoms, load, samples
+    from weak.runs import train
+
+    taken: Counter[str] = Counter()
+    update = OnlineLearner.update
+
+    def counted(self: OnlineLearner, batch: Any, updates: int, *rest: Any) -> float:
+        taken[self.settings.model] += updates
+        return update(self, batch, updates, *rest)
+
+    monkeypatch.setattr(OnlineLearner, "update", counted)
+    dataset, task = load(draw_phantoms(tmp_path / "data", 1, 1, (16, 16, 16))), TASKS["tumours"]
+    given, _ = samples(dataset, tuple(dataset.cases)[:1], "geodesic")
+    recipe = replace(task.cpu, iterations=6, batch=1, blocks=4, augmentation="light")
+    learner, log = train(task.arms["stage-2"], recipe, given, 3, 0, torch.device("cpu"))
+    assert taken == {SOLID: 6, SOLID_ATTENTION: 6}
+    assert learner.settings.model == SOLID
+    assert [("second" in entry) for entry in log] == [False] * 4 + [True] * 2
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
