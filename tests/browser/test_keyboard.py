@@ -6,34 +6,12 @@ import numpy as np
 import pytest
 from browser import chromium
 from workbench import FakeStudio, password, workbench
-from workbench_page import Page, visiting
+from workbench_page import CONTRASTS, Page, visiting
 
 from wardround.client.annotation.prompts import PointPrompt, ScribblePrompt, SlicePrompt
 from wardround.errors import UsageError
 
 AWKWARD = "<img src=x onerror=window.hacked=1>"
-# Every piece of text that is seen, with the colours that it is painted in: the ground is the nearest that is opaque.
-CONTRASTS = """() => {
-  const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
-  const light = (c) => { const [r, g, b] = c.map(linear);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-    const at = node.parentElement;
-    if (!node.textContent.trim() || !at.checkVisibility()) continue;
-    if (at.closest('option, :disabled, .hidden, .skip-link')) continue;
-    let ground = [0, 0, 0];
-    for (let up = at; up; up = up.parentElement) {
-      const [r, g, b, a = 1] = parse(getComputedStyle(up).backgroundColor);
-      if (a === 1) { ground = [r, g, b]; break; }
-    }
-    const [one, other] = [light(parse(getComputedStyle(at).color)), light(ground)].sort((a, b) => b - a);
-    found.push([(one + 0.05) / (other + 0.05), node.textContent.trim()]);
-  }
-  return found;
-}"""
 
 
 @pytest.fixture(scope="module")

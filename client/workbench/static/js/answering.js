@@ -13,6 +13,7 @@ export function answered(answer) {
   $("failure").hidden = true;
   judgeModel(answer.progress);
   showAnswer(answer);
+  bench.guide.show(answer);
   showModel(answer.progress);
   bench.worklist.drew(answer);
   enable();

@@ -8,7 +8,7 @@ import { oncePerFrame } from "./dom.js";
  */
 export const bench = {
   session: null, answer: null, ready: false, about: null,
-  panel: null, viewer: null, painter: null, windowing: null, hand: null, worklist: null, review: null, connection: null,
+  panel: null, viewer: null, painter: null, windowing: null, hand: null, guide: null, worklist: null, review: null, connection: null,
 };
 
 export const repaint = oncePerFrame(() => bench.painter.paint());

@@ -10,8 +10,12 @@ export function send(drawing) {
   if (!session?.answer) return;
   say("");
   if (drawing.tool === "extent") return extend(drawing.box);
+  const [point] = drawing.tool === "point" ? drawing.prompts(null) : [];
+  if (point && !bench.guide.takes(point)) return;
   session.draw(() => drawing.prompts(session.layer("drawn")), drawing.shown).then(() => {
-    if (session === bench.session && session.answer) say(`Answered in ${Math.round(session.answer.latency_ms.total)} ms. The draft is saved.`);
+    if (session !== bench.session || !session.answer) return;
+    if (point) bench.guide.heard(point);
+    say(`Answered in ${Math.round(session.answer.latency_ms.total)} ms. The draft is saved.`);
   });
 }
 

@@ -28,6 +28,7 @@ async function closeCase() {
   bench.answer = null;
   bench.viewer.clear();
   bench.painter.forget();
+  bench.guide.forget();
   bench.painter.paint();
   showAnswer(null);
   $("empty").hidden = false;

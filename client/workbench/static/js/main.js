@@ -9,6 +9,7 @@ import { Connection } from "./connection.js";
 import { $, rgb, say } from "./dom.js";
 import { confirmSlice, end, send, wholeImage } from "./drawing.js";
 import { accept, next, sendToArchive, skip } from "./finishing.js";
+import { Guide } from "./guide.js";
 import { Hand } from "./hand.js";
 import { activate, go, layout, suggested, tellWhere } from "./moving.js";
 import { openCase } from "./opening.js";
@@ -27,6 +28,7 @@ function refreshPanel() {
   if (!painter) return;
   const before = painter.overlays;
   painter.overlays = panel.visible;
+  bench.guide?.refresh();
   repaint();
   const more = painter.overlays.some((one, n) => one.shown && !before[n]?.shown);
   if (more && session?.answer) {
@@ -65,6 +67,7 @@ function make(about) {
   bench.painter = new Painter($("marks"), bench.viewer);
   bench.painter.colours = about.labels.map((one) => rgb(one.colour));
   bench.painter.overlays = bench.panel.visible;
+  bench.guide = new Guide(bench.panel);
   bench.windowing = new Windowing(bench.viewer);
   bench.worklist = new Worklist(guarded(openCase), failed);
   const told = { show: guarded(showOthers), judged: () => bench.worklist.load(), failed };

@@ -21,6 +21,7 @@ export async function openCase(id) {
   bench.answer = null;
   bench.ready = false;
   painter.forget();
+  bench.guide.forget();
   panel.offer("reviewed", false);
   $("empty").hidden = true;
   worklist.mark(id);

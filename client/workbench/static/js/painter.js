@@ -74,6 +74,7 @@ export class Painter {
     this.stroke = null; // the stroke under the hand, in the same form, with .trace for a contour
     this.brush = null; // {tile, u, v, mm}
     this.extent = null; // {lower, upper}: where the object is
+    this.sets = []; // points that belong together: {label, inner, outer}
     this.box = null; // the same, while it is being drawn
     this._kept = new Map();
   }
@@ -81,7 +82,7 @@ export class Painter {
   forget() {
     this.layers.clear();
     this._kept.clear();
-    this.waiting = [];
+    this.waiting = this.sets = [];
     this.stroke = this.brush = this.suggestion = this.cursor = this.extent = this.box = null;
   }
 
@@ -117,6 +118,7 @@ export class Painter {
       if (one && one.plane === plane && one.depth === depth) this._stroke(tile, one);
     }
     this._extent(tile, depth);
+    this._sets(tile, depth);
     this._cursor(tile, turned);
     this._brush(tile);
     this._text(tile, depth);
@@ -297,6 +299,34 @@ export class Painter {
       context.strokeRect(x0, y0, x1 - x0, y1 - y0);
     }
     context.setLineDash([]);
+  }
+
+  /** A ring about every point on this slice, and a box about those that enclose a structure. */
+  _sets(tile, depth) {
+    const { context } = this;
+    const { grid } = this.viewer;
+    const { h, v, d } = tile.plane;
+    this._identity();
+    for (const { label, inner, outer } of this.sets) {
+      const places = [inner, ...outer].map((voxel) => grid.toTurned(voxel));
+      const shape = new Path2D();
+      for (const at of places.filter((one) => one[d] === depth)) {
+        const [x, y] = tile.toScreen(at[h] + 0.5, at[v] + 0.5);
+        shape.moveTo(x + 6, y);
+        shape.arc(x, y, 6, 0, 2 * Math.PI);
+      }
+      const [low, high] = [Math.min, Math.max].map((most) => [0, 1, 2].map((t) => most(...places.map((at) => at[t]))));
+      if (outer.length === 6 && depth >= low[d] && depth <= high[d]) {
+        const [x0, y0] = tile.toScreen(low[h], low[v]);
+        const [x1, y1] = tile.toScreen(high[h] + 1, high[v] + 1);
+        shape.rect(Math.min(x0, x1), Math.min(y0, y1), Math.abs(x1 - x0), Math.abs(y1 - y0));
+      }
+      for (const [colour, width] of [["rgba(0, 0, 0, 0.65)", 3.5], [this._colour(label), 1.5]]) {
+        context.strokeStyle = colour;
+        context.lineWidth = width;
+        context.stroke(shape);
+      }
+    }
   }
 
   _brush(tile) {

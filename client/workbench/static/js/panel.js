@@ -18,6 +18,7 @@ export class Panel {
     this.labels = [{ value: 0, name: "Background", colour: "#9ec5e8" }, ...labels];
     this.changed = changed;
     this.tool = "scribble";
+    this.chosen = false; // whether somebody has chosen a tool
     this.label = labels.length ? 1 : 0;
     this.overlays = OVERLAYS.map((one) => ({ ...one }));
     this.allHidden = false;
@@ -52,6 +53,7 @@ export class Panel {
 
   choose(tool) {
     this.tool = tool;
+    this.chosen = true;
     document.querySelector(`#tools input[value="${tool}"]`).checked = true;
     this._chosen();
   }
@@ -112,7 +114,7 @@ export class Panel {
           "label", { class: "tool", title: `${hint} (${key.toUpperCase()})` },
           el("input", {
             type: "radio", name: "tool", value: name, checked: name === this.tool,
-            onchange: () => ((this.tool = name), this._chosen()),
+            onchange: () => ((this.tool = name), (this.chosen = true), this._chosen()),
           }),
           el("span", {}, title), el("kbd", { "aria-hidden": "true" }, key.toUpperCase()),
         ),
