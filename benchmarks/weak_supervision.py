@@ -17,9 +17,10 @@ Run with a folder that holds the data sets::
 
     python benchmarks/weak_supervision.py acdc --data DATA --out runs/weak
 
-Two cores take the default schedule, small networks and short training; ``--full`` keeps the protocol and takes the
-papers' schedule, for a GPU with ``--device cuda``. An interrupted run goes on with the same command: what is finished
-is read from OUT. Tables are printed as Markdown; OUT/TASK holds them with the runs and a picture.
+Two cores take the default schedule, small networks and short training; ``--full`` keeps the protocol and takes large
+networks, whole resolution and the papers' schedule, for a GPU with ``--device cuda``. An interrupted run goes on with
+the same command: what is finished is read from OUT. Tables are printed as Markdown; OUT/TASK holds them with the runs
+and a picture.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--full", action="store_true", help="the papers' schedule")
+    parser.add_argument("--full", action="store_true", help="the papers' schedule, with large networks")
     parser.add_argument("--inner", action="store_true", help="hold out training cases: to choose settings")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of every arm: to choose settings")
     parser.add_argument("--cases", type=int, help="only so many training cases")
@@ -119,7 +120,8 @@ def run_one(options: argparse.Namespace, arm: str, seed: int) -> None:
     if options.cases:
         split = replace(split, train=split.train[: options.cases])
     if options.task == FEDERATED:
-        result = run_federated(arm, recipe_of(options, task), dataset, split, seed, options.device)
+        model = task.arms[arm].model
+        result = run_federated(arm, model, recipe_of(options, task), dataset, split, seed, options.device)
     else:
         result = run(task.arms[arm], recipe_of(options, task), dataset, split, seed, options.device)
     example = result.pop("example", None)
@@ -189,6 +191,8 @@ def task_of(options: argparse.Namespace) -> Task:
     for entry in options.set:
         field, _, value = entry.partition("=")
         changed[field] = json.loads(value) if value[:1].isdigit() else value
+    if options.full:
+        task = task.enlarged()
     arms = {arm: replace(settings, **changed) for arm, settings in task.arms.items()}
     return replace(task, arms=arms)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from wardround.client.supervision.crf import CrfSettings
 from wardround.client.supervision.regularisation import Kernel, Regularisation
 
 FLAT, FLAT_ATTENTION = "unet2d-small", "unet2d-small-attention"
@@ -28,6 +29,9 @@ class Arm:
         As in :class:`~wardround.client.supervision.regularisation.Regularisation`.
     ramp
         Share of training over which these grow to full strength.
+    side, radius, position
+        Of the grid on which the random field compares neighbours, and its window on it, as in
+        :class:`~wardround.client.supervision.crf.CrfSettings`.
     second
         The other network of stage 2; stage 1 then takes the first half of the updates of each.
     """
@@ -41,12 +45,16 @@ class Arm:
     attentive: float = 0.0
     kernel: Kernel = "windowed"
     ramp: float = 0.0
+    side: int = 64
+    radius: float = 5.0
+    position: float = 6.0
     second: str = ""
 
     @property
     def regularisation(self) -> Regularisation:
         """At full strength."""
-        return Regularisation(self.crf, self.variance, self.attentive, self.kernel)
+        neighbours = CrfSettings(self.radius, self.position)
+        return Regularisation(self.crf, self.variance, self.attentive, self.kernel, self.side, neighbours=neighbours)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Recipe:
         Steps in which rate and strength change, and after which a kernel's health is noted.
     augmentation
         Of every batch; the strong one is of nnU-Net's strength.
+    shrink
+        Pixels along each side in plane that become one to learn from. Dice stays that on the image's own grid.
     """
 
     iterations: int
@@ -74,6 +84,7 @@ class Recipe:
     rate_end: float = 2e-4
     blocks: int = 25
     augmentation: Literal["light", "strong"] = "strong"
+    shrink: int = 1
 
     def described(self) -> dict[str, Any]:
         """As plain values."""
@@ -116,34 +127,34 @@ class Task:
         """With these arms alone; all of them for none."""
         return replace(self, arms={name: self.arms[name] for name in names}) if names else self
 
+    def enlarged(self) -> "Task":
+        """With the large network of each family."""
+        arms = {
+            name: replace(arm, model=arm.model.replace("-small", ""), second=arm.second.replace("-small", ""))
+            for name, arm in self.arms.items()
+        }
+        return replace(self, arms=arms)
 
-CRF = 0.1
+
 VARIANCE = 0.1
-RELEASED = 0.1
-# Asked at full strength from the start, a small network calls everything background on phantoms.
-RAMP = 0.5
-# A row of our kernel sums to one where one of theirs sums to about thirty.
-OURS = 1.0
 
-_SCRIBBLED = {
-    "pce": Arm("partial CE", "scribbles", FLAT, dice=0.0),
-    "pce+dice": Arm("partial CE + partial Dice", "scribbles", FLAT),
-    "crf": Arm("+ gated CRF", "scribbles", FLAT, crf=CRF, ramp=RAMP),
-    "attention-pce+dice": Arm("attention network: partial CE + partial Dice", "scribbles", FLAT_ATTENTION),
-    "attention-crf": Arm("attention network: + gated CRF", "scribbles", FLAT_ATTENTION, crf=CRF, ramp=RAMP),
-    "released": Arm(
-        "attention network: + CRF + attentive, released",
-        *("scribbles", FLAT_ATTENTION),
-        crf=CRF,
-        attentive=RELEASED,
-        kernel="released",
-        ramp=RAMP,
-    ),
-    "ours": Arm(
-        "attention network: + CRF + attentive, ours", "scribbles", FLAT_ATTENTION, crf=CRF, attentive=OURS, ramp=RAMP
-    ),
-    "dense": Arm("dense labels", "dense", FLAT),
-}
+
+def _scribbled(crf: float, released: float, ours: float, ramp: float) -> dict[str, Arm]:
+    """The arms of strokes under these weights of the random field and of attentive similarity by either kernel."""
+    attention = Arm("attention network: partial CE + partial Dice", "scribbles", FLAT_ATTENTION)
+    field = replace(attention, title="attention network: + gated CRF", crf=crf, ramp=ramp)
+    attentive = "attention network: + CRF + attentive"
+    return {
+        "pce": Arm("partial CE", "scribbles", FLAT, dice=0.0),
+        "pce+dice": Arm("partial CE + partial Dice", "scribbles", FLAT),
+        "crf": Arm("+ gated CRF", "scribbles", FLAT, crf=crf, ramp=ramp),
+        "attention-pce+dice": attention,
+        "attention-crf": field,
+        "released": replace(field, title=f"{attentive}, released", attentive=released, kernel="released"),
+        "ours": replace(field, title=f"{attentive}, ours", attentive=ours),
+        "dense": Arm("dense labels", "dense", FLAT),
+        "attention-dense": replace(attention, title="attention network: dense labels", labels="dense"),
+    }
 
 
 def _pointed(contrast: str) -> dict[str, Arm]:
@@ -163,22 +174,25 @@ def _pointed(contrast: str) -> dict[str, Arm]:
 
 _HELPED = {
     "points+slice": Arm("points + one slice", "points+slice", SOLID),
-    "points+3slices": Arm("points + one slice a plane", "points+3slices", SOLID),
+    "proxy+slice": Arm("points + one slice, propagated", "proxy, points+slice", SOLID),
+    "proxy+3slices": Arm("points + one slice a plane, propagated", "proxy, points+3slices", SOLID),
 }
 
 TASKS = {
     "acdc": Task(
         "Cardiac MR, expert scribbles",
         "acdc_scribbles",
-        _SCRIBBLED,
+        # Chosen with --inner (400 updates, seed 7).
+        _scribbled(crf=1.0, released=0.1, ours=4.0, ramp=0.1),
         *("pce+dice", "pce", "dense"),
-        Recipe(1200, 8, (128, 128, 1)),
+        Recipe(400, 8, (128, 128, 1), shrink=2),
         Recipe(60_000, 12, (256, 256, 1), 2e-3, 1e-5, 100),
     ),
     "phantoms": Task(
         "Phantoms, simulated scribbles",
         "phantoms",
-        _SCRIBBLED,
+        # Asked at full strength from the start, a small network calls everything background here.
+        _scribbled(crf=0.1, released=0.1, ours=1.0, ramp=0.5),
         *("pce+dice", "pce", "dense"),
         Recipe(240, 8, (32, 32, 1), blocks=6, augmentation="light"),
         Recipe(600, 8, (32, 32, 1), augmentation="light"),
@@ -188,7 +202,7 @@ TASKS = {
         "lgg_multisite",
         _pointed(", contrasted"),
         *("euclidean", "points", "dense"),
-        Recipe(600, 2, (96, 96, 24)),
+        Recipe(250, 2, (96, 96, 24)),
         Recipe(30_000, 4, (128, 128, 32), 2e-3, 1e-5, 100),
         unit="voxels",
     ),
@@ -203,7 +217,7 @@ TASKS = {
             "site_DU": Arm("DU alone, seven points", "geodesic, contrasted", SOLID),
         },
         *("federated", "site_DU", "site_CS"),
-        Recipe(400, 2, (96, 96, 24)),
+        Recipe(150, 2, (96, 96, 24)),
         Recipe(10_000, 4, (128, 128, 32), 2e-3, 1e-5, 100),
         unit="voxels",
     ),
@@ -212,7 +226,7 @@ TASKS = {
         "hippocampus",
         _pointed("") | _HELPED,
         *("euclidean", "points", "dense"),
-        Recipe(800, 2, (64, 64, 64)),
+        Recipe(200, 2, (48, 64, 48)),
         Recipe(20_000, 4, (64, 64, 64), 2e-3, 1e-5, 100),
     ),
 }

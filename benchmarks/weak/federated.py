@@ -17,9 +17,9 @@ from wardround.deploy.report.summary import Spread
 from wardround.deploy.report.tables import Table
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.streaming import combine_streaming
-from weak.arms import SOLID, Arm, Recipe, Task
+from weak.arms import Arm, Recipe, Task
 from weak.labels import Split, samples
-from weak.runs import blocks_of, digest, drawer, learner_of, test
+from weak.runs import blocks_of, digest, drawer, evaluate, learner_of
 from weak.tables import Runs, against, mean_of
 
 KINDS = {"site_CS": "dense", "site_FG": "slices", "site_HT": "scribbles", "site_DU": "geodesic, contrasted"}
@@ -41,7 +41,7 @@ class Update:
 
 
 def run_federated(  # noqa: PLR0917
-    arm: str, recipe: Recipe, dataset: Dataset, split: Split, seed: int, device: str
+    arm: str, model: str, recipe: Recipe, dataset: Dataset, split: Split, seed: int, device: str
 ) -> dict[str, Any]:
     """`arm` is ``federated``, or the name of a site that learns alone with as many updates in as many rounds."""
     torch.set_num_threads(1)
@@ -53,15 +53,15 @@ def run_federated(  # noqa: PLR0917
     }
     given, efforts = {}, []
     for name, cases in sites.items():
-        given[name], effort = samples(dataset, cases, KINDS[name])
+        given[name], effort = samples(dataset, cases, KINDS[name], recipe.shrink)
         efforts.append(effort)
     labels, where = len(dataset.label_names), torch.device(device)
-    learners = {name: learner_of(_arm(KINDS[name]), SOLID, recipe, labels, seed, where) for name in sites}
+    learners = {name: learner_of(_arm(KINDS[name], model), model, recipe, labels, seed, where) for name in sites}
     learner = _federate(learners, given, recipe, seed)
     trained = time.time()
-    scores, _ = test(learner, dataset, split.test)
+    scores, _ = evaluate(learner, dataset, split.test, recipe.shrink)
     return {
-        "arm": asdict(_arm("mixed" if len(sites) > 1 else KINDS[arm])),
+        "arm": asdict(_arm("mixed" if len(sites) > 1 else KINDS[arm], model)),
         "recipe": recipe.described(),
         "seed": seed,
         "train": [case for cases in sites.values() for case in cases],
@@ -123,5 +123,5 @@ def federated_table(task: Task, runs: Runs) -> Table:
     return Table(headers, tuple(rows))
 
 
-def _arm(kind: str) -> Arm:
-    return Arm(kind, kind, SOLID)
+def _arm(kind: str, model: str) -> Arm:
+    return Arm(kind, kind, model)

@@ -6,23 +6,25 @@ only other reader is the final metric (:func:`true_labels`).
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from wardround.client.annotation.annotator import Truth
 from wardround.client.annotation.effort import contour_effort, strict_effort
 from wardround.client.annotation.prompts import (
     UNLABELLED,
     Annotations,
+    ExtentPrompt,
     Labels3D,
     PointPrompt,
     SliceRequest,
     scribbles_of,
 )
+from wardround.client.annotation.propagation import propagate
 from wardround.client.annotation.seeds import drawn_labels
 from wardround.client.cases.dataset import Dataset, load_dataset, read_scribbles
 from wardround.client.cases.nifti import read_image, read_labels, write_volume
@@ -30,7 +32,10 @@ from wardround.client.cases.phantoms import LABEL_NAMES, draw_phantom
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.replay import Sample
+from wardround.client.learning.targets import spread_labels
 from weak.seeds import SETTINGS, seeds_of
+
+Index = tuple[int, int, int]
 
 INNER = 5
 """Every fifth training case is held out where settings are chosen (``--inner``)."""
@@ -54,10 +59,13 @@ class Given:
         ``[I, J, K]``, the label of every voxel that the loss may know, 255 elsewhere.
     annotations
         What was drawn for it: it is charged.
+    proxy
+        ``[C, I, J, K]``, what was made of it for every voxel; None where the loss knows only what was drawn.
     """
 
     known: Labels3D
     annotations: Annotations
+    proxy: npt.NDArray[np.float32] | None = None
 
 
 def split_of(root: Path, inner: bool) -> Split:
@@ -75,18 +83,29 @@ def load(root: Path) -> Dataset:
     return load_dataset(root)
 
 
-def sample_of(case: str, image: Volume, given: Given, labels: int) -> Sample:
-    """What is learnt from a case: only `given` and the image."""
-    known = given.known != UNLABELLED
-    # Beside a stroke lies its own label, though it counts nothing: augmentation interpolates targets, and would turn a
-    # thin stroke into background otherwise.
-    nearest = ndimage.distance_transform_edt(~known, image.spacing, return_distances=False, return_indices=True)
-    target = (given.known[tuple(nearest)] == np.arange(labels)[:, None, None, None]).astype(np.float16)
+def sample_of(case: str, image: Volume, given: Given, labels: int, shrink: int = 1) -> Sample:
+    """What is learnt from a case: only `given` and the image, with a pixel for every `shrink` by `shrink` in plane."""
+    said = given.known == np.arange(labels)[:, None, None, None] if given.proxy is None else given.proxy
+    shares = np.stack([pooled(part, shrink) for part in said])
+    known = shares.sum(axis=0) > 0
+    shares /= np.where(known, shares.sum(axis=0), 1.0)
+    first, second, third = image.spacing
+    spacing = (first * shrink, second * shrink, third)
+    target = spread_labels(shares.astype(np.float16), known, spacing)
     weight = known.astype(np.float16)
-    drawn = drawn_labels(given.annotations, image.shape) != UNLABELLED
+    drawn = pooled(drawn_labels(given.annotations, image.shape) != UNLABELLED, shrink) > 0
     # Padding at full weight would drown a few drawn voxels.
-    padding = float(weight.mean(dtype=np.float64))
-    return Sample(case, normalise(image.array), target, weight, drawn | known.all(), image.spacing, min(1.0, padding))
+    padding = min(1.0, float(weight.mean(dtype=np.float64)))
+    shrunk = pooled(normalise(image.array), shrink).astype(np.float32)
+    return Sample(case, shrunk, target, weight, drawn | known.all(), spacing, padding)
+
+
+def pooled(array: npt.NDArray[Any], shrink: int) -> npt.NDArray[np.float64]:
+    """Means over blocks of `shrink` by `shrink` voxels of the first two axes; the last row and column are repeated."""
+    rows, columns, slices = array.shape
+    whole = np.pad(array, [(0, -rows % shrink), (0, -columns % shrink), (0, 0)], mode="edge").astype(np.float64)
+    parts = whole.reshape(whole.shape[0] // shrink, shrink, whole.shape[1] // shrink, shrink, slices)
+    return np.asarray(parts.mean(axis=(1, 3)))
 
 
 def _dense(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
@@ -135,8 +154,11 @@ def _expanded(name: str) -> Callable[[Dataset, str, Truth, Volume], Given]:
     return expand
 
 
-def _points_and_slices(axes: tuple[int, ...]) -> Callable[[Dataset, str, Truth, Volume], Given]:
-    """Seven points a structure, one slice of each of `axes` through the middle of their box; beyond it, background."""
+def _points_and_slices(axes: tuple[int, ...], proxy: bool) -> Callable[[Dataset, str, Truth, Volume], Given]:
+    """Seven points a structure, one slice of each of `axes` through the middle of their box; beyond it, background.
+
+    With `proxy` they are propagated to a dense soft mask, as in the loop.
+    """
 
     def give(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
         points = truth.points()
@@ -145,6 +167,11 @@ def _points_and_slices(axes: tuple[int, ...]) -> Callable[[Dataset, str, Truth, 
         slices = tuple(truth.slice(SliceRequest(axis, middle[axis])) for axis in axes)
         annotations = Annotations(slices=slices, points=points)
         known = drawn_labels(annotations, image.shape)
+        if proxy:
+            # Seven points a structure tell the extent: nobody clicks it again.
+            enclosed = replace(annotations, extent=ExtentPrompt(low, high))
+            labels = len(dataset.label_names)
+            return Given(known, annotations, propagate(image, enclosed, labels).probabilities)
         beyond = np.ones(image.shape, dtype=bool)
         beyond[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))] = False
         known[beyond & (known == UNLABELLED)] = 0
@@ -153,10 +180,11 @@ def _points_and_slices(axes: tuple[int, ...]) -> Callable[[Dataset, str, Truth, 
     return give
 
 
-def box_of(points: tuple[PointPrompt, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def box_of(points: tuple[PointPrompt, ...]) -> tuple[Index, Index]:
     """First and last voxel along each axis between the outermost points."""
     places = np.array([point.index for point in points])
-    return tuple(int(at) for at in places.min(axis=0)), tuple(int(at) for at in places.max(axis=0))
+    low, high = places.min(axis=0), places.max(axis=0)
+    return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
 
 KINDS: dict[str, Callable[[Dataset, str, Truth, Volume], Given]] = {
@@ -165,12 +193,15 @@ KINDS: dict[str, Callable[[Dataset, str, Truth, Volume], Given]] = {
     "slices": _slices,
     "points": _points,
     **{name: _expanded(name) for name in SETTINGS},
-    "points+slice": _points_and_slices((2,)),
-    "points+3slices": _points_and_slices((0, 1, 2)),
+    "points+slice": _points_and_slices((2,), proxy=False),
+    "proxy, points+slice": _points_and_slices((2,), proxy=True),
+    "proxy, points+3slices": _points_and_slices((0, 1, 2), proxy=True),
 }
 
 
-def samples(dataset: Dataset, cases: tuple[str, ...], kind: str) -> tuple[list[Sample], dict[str, float]]:
+def samples(
+    dataset: Dataset, cases: tuple[str, ...], kind: str, shrink: int = 1
+) -> tuple[list[Sample], dict[str, float]]:
     """What is learnt from `cases` under one kind of label, and the mean effort a case as fractions of a full one."""
     found, contour, strict = [], [], []
     for case in cases:
@@ -178,7 +209,7 @@ def samples(dataset: Dataset, cases: tuple[str, ...], kind: str) -> tuple[list[S
         assert files.label is not None
         image, truth = read_image(files.image), Truth(read_labels(files.label))
         given = KINDS[kind](dataset, case, truth, image)
-        found.append(sample_of(case, image, given, len(dataset.label_names)))
+        found.append(sample_of(case, image, given, len(dataset.label_names), shrink))
         full, full_strict = truth.full_effort()
         contour.append(contour_effort(given.annotations) / max(full, 1.0))
         strict.append(strict_effort(given.annotations) / max(full_strict, 1.0))

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
 from wardround.client.annotation.prompts import UNLABELLED
 from wardround.client.cases.dataset import Dataset
 from wardround.client.cases.nifti import read_image
+from wardround.client.cases.volume import Volume
 from wardround.client.learning.augmentation import augmentation_named
 from wardround.client.learning.batches import assemble
 from wardround.client.learning.inference import normalise
@@ -27,7 +29,7 @@ from wardround.client.supervision.regularisation import ramp
 from wardround.models.attention import watched_attention
 from wardround.models.catalogue import architecture
 from weak.arms import Arm, Recipe
-from weak.labels import Split, samples, true_labels
+from weak.labels import Split, pooled, samples, true_labels
 
 LOOKED_AT = 16
 """Windows on which a kernel's health is measured."""
@@ -39,10 +41,10 @@ def run(  # noqa: PLR0917
     """Train and test; returns plain values, and the example's labels under ``"example"``."""
     torch.set_num_threads(1)
     started, load = time.time(), os.getloadavg()
-    given, effort = samples(dataset, split.train, arm.labels)
+    given, effort = samples(dataset, split.train, arm.labels, recipe.shrink)
     learner, log = train(arm, recipe, given, len(dataset.label_names), seed, torch.device(device))
     trained = time.time()
-    scores, example = test(learner, dataset, split.test)
+    scores, example = evaluate(learner, dataset, split.test, recipe.shrink)
     return {
         "arm": asdict(arm),
         "recipe": recipe.described(),
@@ -170,8 +172,8 @@ def _coarse(labels: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     return torch.where(lowest == highest, lowest, float(UNLABELLED)).long()
 
 
-def test(
-    learner: OnlineLearner, dataset: Dataset, cases: Sequence[str]
+def evaluate(
+    learner: OnlineLearner, dataset: Dataset, cases: Sequence[str], shrink: int
 ) -> tuple[dict[str, dict[str, dict[str, float]]], npt.NDArray[np.uint8]]:
     """Scores of every structure of every case on its own grid, and the labels of the first case.
 
@@ -181,7 +183,7 @@ def test(
     example = np.zeros((0, 0, 0), dtype=np.uint8)
     for number, case in enumerate(cases):
         image = read_image(dataset.cases[case].image)
-        found = np.asarray(learner.predict(normalise(image.array)).argmax(axis=0), dtype=np.uint8)
+        found = predicted(learner, image, shrink)
         truth = true_labels(dataset, case)
         diagonal = math.hypot(*(side * step for side, step in zip(image.shape, image.spacing, strict=True)))
         scores[case] = {}
@@ -193,6 +195,16 @@ def test(
             scores[case][name] = {"dice": result.dice, "hd95": hd95, "missed": float(math.isnan(result.hd95_mm))}
         example = found if number == 0 else example
     return scores, example
+
+
+def predicted(learner: OnlineLearner, image: Volume, shrink: int) -> npt.NDArray[np.uint8]:
+    """Labels on the image's own grid; probabilities are interpolated where the network saw a coarser one."""
+    probability = learner.predict(pooled(normalise(image.array), shrink).astype(np.float32))
+    if shrink > 1:
+        planes = torch.from_numpy(probability).permute(3, 0, 1, 2)
+        fine = functional.interpolate(planes, scale_factor=shrink, mode="bilinear").permute(1, 2, 3, 0)
+        probability = fine[:, : image.shape[0], : image.shape[1]].numpy()
+    return np.asarray(probability.argmax(axis=0), dtype=np.uint8)
 
 
 def digest(learner: OnlineLearner) -> str:
