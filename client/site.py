@@ -242,6 +242,7 @@ class Site:
                 work.accept(session)
             self._keep_label(session)
         work.rehearse(max(1, len(cases)))
+        work.note_kernel(np.random.default_rng(seed.spawn(1)[0]))
 
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
@@ -259,6 +260,9 @@ class Site:
             **{f"effort-{name}": paid for name, paid in effort.items()},
             **{f"seconds-{name}": spent for name, spent in work.seconds.items()},
         }
+        if work.kernel is not None:
+            said = {"kernel-mean": work.kernel.mean, "kernel-ratio": work.kernel.ratio}
+            metrics |= {name: value for name, value in said.items() if math.isfinite(value)}
         return Update(learner.weights(), metrics)
 
     def evaluate(

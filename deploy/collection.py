@@ -171,6 +171,7 @@ def _rounds(runs: Sequence[_Run], final: Iterable[Record]) -> list[Record]:
             for site, report in record.sites.items():
                 target["sites"][site] = {
                     "loss": report.metrics.get("loss"),
+                    "kernel_ratio": report.metrics.get("kernel-ratio"),
                     "effort": _mean(efforts.get((record.round, site), ())),
                     "bytes_up": report.bytes_up,
                     "bytes_down": report.bytes_down,

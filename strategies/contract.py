@@ -39,6 +39,8 @@ UPDATES = "updates"
 CASES = "cases"
 REJECTED = "rejected"
 TRUST = "trust"
+KERNEL_MEAN = "kernel-mean"
+KERNEL_RATIO = "kernel-ratio"
 DICE = "dice"
 
 TRAIN_METRICS = frozenset(
@@ -55,12 +57,18 @@ TRAIN_METRICS = frozenset(
         CASES,
         REJECTED,
         TRUST,
+        KERNEL_MEAN,
+        KERNEL_RATIO,
     }
 )
 """The scalars that a site may send after training.
 
 ``rejected`` counts the round's cases whose updates were taken back, because the model got worse on remembered ones;
-``trust``, 0 … 1, says how far the site's annotators have agreed with the model."""
+``trust``, 0 … 1, says how far the site's annotators have agreed with the model.
+
+Where the plan has an attentive weight, ``kernel-mean``, 0 … 1, is the mean affinity of two voxels by the network's
+attention, and ``kernel-ratio``, at least 0, that of drawn voxels of one label over that of drawn voxels of two. They
+are left out where nothing drawn tells."""
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, LOSS, CASES, DICE, "hd95-mm", "assd-mm"})
 """The scalars that a site may send after evaluating; each also with a label's number behind it, as in ``dice-2``."""
 

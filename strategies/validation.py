@@ -20,6 +20,8 @@ from wardround.strategies.codes import ABSENT_CODES, BLAMED_CODES, SITE_CODES, k
 from wardround.strategies.contract import (
     ARRAYS,
     EVALUATE_METRICS,
+    KERNEL_MEAN,
+    KERNEL_RATIO,
     METRICS,
     NUM_EXAMPLES,
     REJECTED,
@@ -58,7 +60,12 @@ _LOST = (
 )
 
 _LABEL = re.compile(r"-[0-9]{1,2}$")
-_RANGES = {TRUST: (0.0, 1.0), REJECTED: (0.0, math.inf)}
+_RANGES = {
+    TRUST: (0.0, 1.0),
+    REJECTED: (0.0, math.inf),
+    KERNEL_MEAN: (0.0, 1.0),
+    KERNEL_RATIO: (0.0, math.inf),
+}
 
 
 class RefusedReply(ReplyRefused):

@@ -15,12 +15,14 @@ from wardround.client.annotation.effort import strict_effort
 from wardround.client.annotation.prompts import Annotations, Prompt, SliceRequest
 from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
+from wardround.client.learning.kernel_health import WINDOWS, health_of, tell
 from wardround.client.learning.learner import Checkpoint, OnlineLearner
 from wardround.client.learning.replay import ReplayMemory, Sample
 from wardround.client.learning.safeguard import PATIENCE, Safeguard
 from wardround.client.learning.schedule import interactive_updates, learning_rate, rehearsal_updates
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Standing
+from wardround.client.supervision.attentive import KernelHealth
 from wardround.errors import UsageError
 from wardround.strategies.plan import RoundPlan
 
@@ -128,6 +130,7 @@ class OnlineRound:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     updates: int = 0
     rejected: int = 0
+    kernel: KernelHealth | None = None
     _accepted: _Accepted | None = field(init=False, default=None)
     _aside: float = field(init=False, default=0.0)
 
@@ -357,6 +360,21 @@ class OnlineRound:
         if not len(self.memory):
             return
         self._update(lambda: self._recalled(0), updates, learning_rate(self.plan))
+
+    def note_kernel(self, rng: np.random.Generator) -> None:
+        """See in :attr:`kernel`, and tell in the log, whether attention says anything by the weights as they are.
+
+        Only where the plan asks for attentive similarity, and something is remembered. It changes nothing that is
+        learnt: `rng`, which chooses the windows, is to be none that training draws from.
+        """
+        if not self.plan.attentive_weight or not len(self.memory):
+            return
+        with self.phase("predict"):
+            samples = (self.memory.draw(1, rng)[0] for _ in range(WINDOWS))
+            self.kernel = health_of(self.learner, samples, rng, self._step_aside)
+        # One round has hardly taught the network anything.
+        expected = self.plan.round > 1 and self.learner.regularisation.strength >= 1
+        tell(self.kernel, self.plan.round, expected)
 
     @property
     def is_open(self) -> bool:

@@ -188,9 +188,11 @@ def _rounds(results: Results) -> str:
     main = next((arm for arm in results.arms if arm.arm == MAIN_ARM and arm.rounds), None)
     if main is None:
         return ""
+    attentive = Spread.of(site.kernel_ratio for item in main.rounds for site in item.sites.values()).known
     rows = []
     for item in main.rounds:
         sites = item.sites.values()
+        ratio = Spread.of(site.kernel_ratio for site in sites)
         loss, effort = Spread.of(site.loss for site in sites), Spread.of(site.effort for site in sites)
         rows.append(
             (
@@ -198,12 +200,14 @@ def _rounds(results: Results) -> str:
                 f"{len(item.sites)}",
                 str(sum(site.cases for site in sites)),
                 f"{loss.mean:.3f}" if loss.known else NOTHING,
+                *((f"{ratio.mean:.2f}" if ratio.known else NOTHING,) if attentive else ()),
                 f"{effort.mean:.0%}" if effort.known else NOTHING,
                 html.size(sum(site.bytes_up for site in sites)),
                 html.size(sum(site.bytes_down for site in sites)),
                 html.duration(item.seconds),
             )
         )
-    headers = ("round", "sites", "cases", "loss", "effort", "from the sites", "to the sites", "time")
+    heads = ("round", "sites", "cases", "loss", *(("attention",) if attentive else ()), "effort")
+    headers = (*heads, "from the sites", "to the sites", "time")
     title = f"Rounds of the {main.arm} arm, seed {main.seed}"
     return html.section(title, html.table(Table(headers, tuple(rows))))

@@ -101,9 +101,10 @@ class Effort(_Record):
 
 
 class SiteRound(_Record):
-    """What one site reported for one round."""
+    """What one site reported for one round; `kernel_ratio` where its plan asked for attentive similarity."""
 
     loss: Measure = math.nan
+    kernel_ratio: Measure = math.nan
     effort: Measure = math.nan
     bytes_up: int = 0
     bytes_down: int = 0

@@ -11,13 +11,16 @@ from wardround.client.annotation.prompts import ExtentPrompt, SlicePrompt, Slice
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
+from wardround.client.learning import round as round_module
+from wardround.client.learning.round import OnlineRound
 from wardround.client.learning.safeguard import Safeguard
 from wardround.client.learning.targets import make_target, proxy_share
 from wardround.client.site import REFERENCE, Interaction, Site, _seed
+from wardround.client.supervision.attentive import KernelHealth
 from wardround.errors import DataError
 from wardround.models.catalogue import build
 from wardround.models.weights import load_arrays, weights_of
-from wardround.strategies.contract import TRAIN_METRICS
+from wardround.strategies.contract import KERNEL_MEAN, KERNEL_RATIO, TRAIN_METRICS
 from wardround.strategies.plan import RoundPlan
 
 CASES = {f"case-{n}": draw_phantom(np.random.default_rng(n), shape=(16, 24, 16)) for n in range(4)}
@@ -94,7 +97,7 @@ class Forgetful:
 def test_a_round_changes_the_weights_and_answers_with_agreed_scalars_only(tmp_path: Path) -> None:
     update = site(tmp_path).train(plan(), START)
     assert not same(update.weights, START)
-    assert set(update.metrics) == TRAIN_METRICS
+    assert set(update.metrics) == TRAIN_METRICS - {KERNEL_MEAN, KERNEL_RATIO}
     assert update.metrics["num-examples"] == 2
     assert update.metrics["updates"] == 8
     assert all(array.dtype == START[name].dtype for name, array in update.weights.items())
@@ -109,6 +112,53 @@ def test_a_round_that_is_asked_for_again_gives_the_same_bits(tmp_path: Path) -> 
     assert same(again.train(plan(2), one.weights).weights, two.weights)
     assert same(again.train(plan(1), START).weights, one.weights)
     assert same(again.train(plan(2), one.weights).weights, two.weights)
+
+
+ATTENTIVE: dict[str, object] = {
+    "model": "unet3d-small-attention", "attentive_weight": 0.1, "prompts": "scribbles", "supervision": "partial",
+}  # fmt: skip
+
+
+def test_health_of_attention_is_told_where_the_plan_asks_for_it_and_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = weights_of(build("unet3d-small-attention", labels=3, seed=0))
+    with caplog.at_level("INFO", logger="wardround"):
+        update = site(tmp_path / "one").train(plan(**ATTENTIVE), start)
+    assert set(update.metrics) == TRAIN_METRICS
+    assert 0 < update.metrics["kernel-mean"] < 1  # type: ignore[operator]
+    assert 0.3 < update.metrics["kernel-ratio"] < 3  # type: ignore[operator]
+    assert "attention after round 1" in caplog.text
+    assert not any(name in caplog.text for name in CASES)
+    again = site(tmp_path / "again").train(plan(**ATTENTIVE), start)
+    assert (again.metrics["kernel-mean"], again.metrics["kernel-ratio"]) == (
+        update.metrics["kernel-mean"], update.metrics["kernel-ratio"],
+    )  # fmt: skip
+    monkeypatch.setattr(OnlineRound, "note_kernel", lambda *_: None)
+    unseen = site(tmp_path / "unseen").train(plan(**ATTENTIVE), start)
+    assert same(unseen.weights, update.weights)
+    assert set(unseen.metrics) == TRAIN_METRICS - {KERNEL_MEAN, KERNEL_RATIO}
+
+
+def test_attention_is_expected_to_say_something_after_the_first_round_and_the_ramp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(round_module, "health_of", lambda *_: KernelHealth(0.1, 0.1, 0.1))
+    weights = weights_of(build("unet3d-small-attention", labels=3, seed=0))
+    warned = []
+    for ramp in (0.0, 1.0):
+        north = site(tmp_path / str(ramp))
+        for number in (1, 2):
+            caplog.clear()
+            weights = north.train(plan(number, regularisation_ramp=ramp, **ATTENTIVE), weights).weights
+            warned.append("attention says nothing" in caplog.text)
+    assert warned == [False, True, False, False]
+
+
+def test_without_anything_remembered_attention_is_not_looked_at(tmp_path: Path) -> None:
+    start = weights_of(build("unet3d-small-attention", labels=3, seed=0))
+    update = site(tmp_path).train(plan(replay_capacity=0, **ATTENTIVE), start)
+    assert set(update.metrics) == TRAIN_METRICS - {KERNEL_MEAN, KERNEL_RATIO}
 
 
 OPTIONS: list[dict[str, object]] = [
@@ -134,7 +184,7 @@ def test_a_round_is_learnt_under_every_option(tmp_path: Path, fields: dict[str, 
     update = north.train(plan(1, rounds=1, **({"updates_per_case": 2} | fields)), START)
     assert not same(update.weights, START)
     assert all(np.isfinite(array).all() for array in update.weights.values())
-    assert set(update.metrics) == TRAIN_METRICS
+    assert set(update.metrics) == TRAIN_METRICS - {KERNEL_MEAN, KERNEL_RATIO}
     assert 0 < update.metrics["trust"] < 1  # type: ignore[operator]
     assert [row["accepted"] for row in north.history() if "accepted" in row] == [True, True]
 

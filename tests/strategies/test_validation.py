@@ -29,7 +29,8 @@ def code_of(message: Message, weights: Weights, kind: Any = "train", limits: Rep
 
 def test_a_good_reply_passes_and_is_left_alone(reply: Reply, weights: Weights) -> None:
     changed = {**weights, "conv": weights["conv"] + 1}
-    message = reply(changed, {"num-examples": 4, "loss": 0.1, "seconds-update": 1.0, "trust": 1.0, "rejected": 2.0})
+    metrics = {"num-examples": 4, "loss": 0.1, "seconds-update": 1.0, "trust": 1.0, "rejected": 2.0}
+    message = reply(changed, metrics | {"kernel-mean": 0.01, "kernel-ratio": 1.7})
     check_reply(message, weights, ReplyLimits())
     assert {name: array.numpy().tolist() for name, array in message.content["arrays"].items()} == {
         name: array.tolist() for name, array in changed.items()
@@ -145,6 +146,11 @@ def test_num_examples_missing(reply: Reply, weights: Weights) -> None:
         {"trust": [0.5, -0.1]},
         {"trust-2": 7.0},
         {"rejected": -1.0},
+        {"kernel-mean": 1.1},
+        {"kernel-mean": -0.1},
+        {"kernel-ratio": -0.1},
+        {"kernel-ratio": math.nan},
+        {"kernel-same": 0.1},
     ],
 )
 def test_metric(reply: Reply, weights: Weights, metrics: dict[str, Any]) -> None:

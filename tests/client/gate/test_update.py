@@ -222,6 +222,9 @@ class TestOutgoing:
             {"loss": [float(ord(letter)) for letter in CANARY]},
             {"num-examples": [6.0]},
             {"trust": 2.0},
+            {"kernel-ratio": math.nan},
+            {"kernel-mean": 1.5},
+            {"kernel-different": 0.1},
         ],
     )
     def test_metrics_other_than_agreed(self, answer: Answer, weights: Weights, metrics: dict[str, Any]) -> None:

@@ -215,6 +215,19 @@ def test_a_refused_reply_is_named_with_its_reason(tmp_path: Path, record: Callab
     assert "not-finite" in text
 
 
+def test_health_of_attention_has_a_column_where_it_is_known(tmp_path: Path, record: Callable[..., Any]) -> None:
+    raw = record(arms=("federated",), seeds=(0,), rounds=2)
+    save_results(raw, tmp_path)
+    assert "attention" not in report(tmp_path).text
+    sites = raw["arms"][0]["rounds"][1]["sites"].values()
+    for number, site in enumerate(sites):
+        site["kernel_ratio"] = 1.5 + number
+    save_results(raw, tmp_path)
+    text = report(tmp_path).text
+    assert "attention" in text
+    assert f"{1.5 + (len(sites) - 1) / 2:.2f}" in text
+
+
 def test_many_sites_fit(tmp_path: Path, record: Callable[..., Any]) -> None:
     raw = record(arms=("federated",), seeds=(0,), rounds=1)
     names = [f"Hospital number {index} with quite a long name" for index in range(15)]
