@@ -105,7 +105,7 @@ class Watched:
         return {}
 
 
-def tested(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Watched, dict[str, Any]]:
+def finding_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Watched, dict[str, Any]]:
     """What the final metric makes of a network that finds nothing, on one training and two test cases."""
     from weak import runs
     from weak.arms import TASKS
@@ -118,7 +118,7 @@ def tested(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Watched, dict[s
 
 
 def test_what_is_missed_counts_zero_and_the_diagonal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, result = tested(tmp_path / "data", monkeypatch)
+    _, result = finding_nothing(tmp_path / "data", monkeypatch)
     assert len(result["scores"]) == 2
     for case, found in result["scores"].items():
         image = read_image(tmp_path / "data" / "imagesTr" / f"{case}.nii.gz")
@@ -130,11 +130,11 @@ def test_what_is_missed_counts_zero_and_the_diagonal(tmp_path: Path, monkeypatch
 
 def test_a_test_case_is_shown_whole_whatever_its_label_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap of 6.2: the released code crops its windows round the true tumour."""
-    honest, _ = tested(tmp_path / "data", monkeypatch)
+    honest, _ = finding_nothing(tmp_path / "data", monkeypatch)
     for label in (tmp_path / "data" / "labelsTr").iterdir():
         labels = read_labels(label)
         write_volume(label, labels.with_array(np.zeros_like(labels.array)))
-    blind, _ = tested(tmp_path / "data", monkeypatch)
+    blind, _ = finding_nothing(tmp_path / "data", monkeypatch)
     assert [image.shape for image in honest.images] == [(24, 28, 24)] * 2
     assert all(np.array_equal(*pair) for pair in zip(honest.images, blind.images, strict=True))
 
