@@ -196,7 +196,7 @@ def test_seven_points_say_seven_voxels(tmp_path: Path) -> None:
     assert (known == labels)[known != UNLABELLED].all()
 
 
-@pytest.mark.parametrize("kind", ["scribbles", "slices", "points+slice", "points+3slices", "dense"])
+@pytest.mark.parametrize("kind", ["scribbles", "slices", "points+slice", "dense"])
 def test_what_is_known_is_true(tmp_path: Path, kind: str) -> None:
     known, _, labels, sample = given(tmp_path, kind)
     there = known != UNLABELLED
@@ -204,6 +204,16 @@ def test_what_is_known_is_true(tmp_path: Path, kind: str) -> None:
     assert there.all() == (kind == "dense")
     assert (known == labels)[there].all()
     np.testing.assert_array_equal(sample.weight, there)
+    np.testing.assert_array_equal(sample.target.argmax(0)[there], known[there])
+
+
+@pytest.mark.parametrize("kind", ["proxy, points+slice", "proxy, points+3slices"])
+def test_a_proxy_says_something_everywhere_and_keeps_what_was_drawn(tmp_path: Path, kind: str) -> None:
+    known, _, labels, sample = given(tmp_path, kind)
+    there = known != UNLABELLED
+    assert 0 < there.mean() < 0.5
+    assert (known == labels)[there].all()
+    assert (sample.weight == 1).all()
     np.testing.assert_array_equal(sample.target.argmax(0)[there], known[there])
 
 
