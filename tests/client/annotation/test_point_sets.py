@@ -72,6 +72,11 @@ def test_a_point_that_was_erased_is_set_again_at_the_end(gone):
     assert not mended.begun
 
 
+def test_ends_may_come_before_the_point_inside():
+    found = point_sets((*A[1:], A[0], *B[1:], B[0]), SHAPE)
+    assert [frozenset((one.inner, *one.outer)) for one in found.complete] == [frozenset(A), frozenset(B)]
+
+
 def test_single_clicks_correct_and_begin_nothing():
     for one, other, last in itertools.product((INSIDE_A, NOTHING), (INSIDE_B, NOTHING), (INSIDE_A, INSIDE_B)):
         found = point_sets((NOTHING, *A, one, *B, other, last), SHAPE)
