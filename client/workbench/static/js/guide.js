@@ -72,7 +72,7 @@ export class Guide {
   }
 
   _known() {
-    return withSent(this.answer?.points ?? NOTHING, this.sent);
+    return withSent(bench.viewer.grid, this.answer?.points ?? NOTHING, this.sent);
   }
 
   /** The next end of a set that is begun: the one that was chosen, or the first that is missing; null for none. */

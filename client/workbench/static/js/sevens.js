@@ -44,12 +44,22 @@ export function endsOf(grid, spacing, { inner, outer }, known = new Map()) {
   return best(0, ENDS.map((_, n) => n)).ends;
 }
 
+/** Whether a voxel lies where a structure may be by what its seven points say. */
+function holds(grid, { inner, outer }, voxel) {
+  return voxel.every((at, n) => {
+    const along = [inner, ...outer].map((one) => one[n]);
+    const [low, high] = [Math.min(...along), Math.max(...along)];
+    return (at > low || (at === 0 && low === 0)) && (at < high || (at === high && high === grid.shape[n] - 1));
+  });
+}
+
 /** What the workbench knows of a case's points, and the points that are on their way to it. */
-export function withSent({ complete, begun }, sent) {
+export function withSent(grid, { complete, begun }, sent) {
   const all = [...complete];
   let open = begun && { ...begun };
   for (const { index, label } of sent) {
-    if (!open) open = label ? { label, inner: index, outer: [] } : null;
+    const corrects = !label || all.some((set) => set.label === label && holds(grid, set, index));
+    if (!open) open = corrects ? null : { label, inner: index, outer: [] };
     else open = { ...open, outer: [...open.outer, index] };
     if (open?.outer.length === ENDS.length) {
       all.push(open);
