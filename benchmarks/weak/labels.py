@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +97,8 @@ def sample_of(case: str, image: Volume, given: Given, labels: int, shrink: int =
     # Padding at full weight would drown a few drawn voxels.
     padding = min(1.0, float(weight.mean(dtype=np.float64)))
     shrunk = pooled(normalise(image.array), shrink).astype(np.float32)
-    return Sample(case, shrunk, target, weight, drawn | known.all(), spacing, padding)
+    dense = given.proxy is None and known.all()
+    return Sample(case, shrunk, target, weight, drawn | dense, spacing, padding)
 
 
 def pooled(array: npt.NDArray[Any], shrink: int) -> npt.NDArray[np.float64]:
@@ -154,10 +155,12 @@ def _expanded(name: str) -> Callable[[Dataset, str, Truth, Volume], Given]:
     return expand
 
 
-def _points_and_slices(axes: tuple[int, ...], proxy: bool) -> Callable[[Dataset, str, Truth, Volume], Given]:
+def _points_and_slices(
+    axes: tuple[int, ...], how: Literal["drawn", "spread", "propagated"]
+) -> Callable[[Dataset, str, Truth, Volume], Given]:
     """Seven points a structure, one slice of each of `axes` through the middle of their box; beyond it, background.
 
-    With `proxy` they are propagated to a dense soft mask, as in the loop.
+    The points are ``spread`` by geodesic distance, or all is ``propagated`` to a dense soft mask, as in the loop.
     """
 
     def give(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:
@@ -167,11 +170,14 @@ def _points_and_slices(axes: tuple[int, ...], proxy: bool) -> Callable[[Dataset,
         slices = tuple(truth.slice(SliceRequest(axis, middle[axis])) for axis in axes)
         annotations = Annotations(slices=slices, points=points)
         known = drawn_labels(annotations, image.shape)
-        if proxy:
+        if how == "propagated":
             # Seven points a structure tell the extent: nobody clicks it again.
             enclosed = replace(annotations, extent=ExtentPrompt(low, high))
             labels = len(dataset.label_names)
             return Given(known, annotations, propagate(image, enclosed, labels).probabilities)
+        if how == "spread":
+            seeds = seeds_of("geodesic", image, points)
+            return Given(np.where(known == UNLABELLED, seeds, known), annotations)
         beyond = np.ones(image.shape, dtype=bool)
         beyond[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))] = False
         known[beyond & (known == UNLABELLED)] = 0
@@ -193,9 +199,11 @@ KINDS: dict[str, Callable[[Dataset, str, Truth, Volume], Given]] = {
     "slices": _slices,
     "points": _points,
     **{name: _expanded(name) for name in SETTINGS},
-    "points+slice": _points_and_slices((2,), proxy=False),
-    "proxy, points+slice": _points_and_slices((2,), proxy=True),
-    "proxy, points+3slices": _points_and_slices((0, 1, 2), proxy=True),
+    "points+slice": _points_and_slices((2,), "drawn"),
+    "geodesic, slice": _points_and_slices((2,), "spread"),
+    "geodesic, 3 slices": _points_and_slices((0, 1, 2), "spread"),
+    "proxy, slice": _points_and_slices((2,), "propagated"),
+    "proxy, 3 slices": _points_and_slices((0, 1, 2), "propagated"),
 }
 
 

@@ -20,6 +20,7 @@ import torch
 
 from wardround.client.annotation.annotator import Truth
 from wardround.client.annotation.prompts import UNLABELLED
+from wardround.client.annotation.seeds import drawn_labels
 from wardround.client.cases.nifti import read_image, read_labels, write_volume
 from wardround.client.learning.learner import OnlineLearner
 
@@ -207,7 +208,7 @@ def test_what_is_known_is_true(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(sample.target.argmax(0)[there], known[there])
 
 
-@pytest.mark.parametrize("kind", ["proxy, points+slice", "proxy, points+3slices"])
+@pytest.mark.parametrize("kind", ["proxy, slice", "proxy, 3 slices"])
 def test_a_proxy_says_something_everywhere_and_keeps_what_was_drawn(tmp_path: Path, kind: str) -> None:
     known, _, labels, sample = given(tmp_path, kind)
     there = known != UNLABELLED
@@ -223,6 +224,16 @@ def test_seeds_are_guesses_and_nobody_drew_them(tmp_path: Path, kind: str) -> No
     assert np.count_nonzero(sample.weight) > np.count_nonzero(sample.drawn)
     assert np.count_nonzero(sample.drawn) == len({point.index for point in annotations.points})
     assert set(np.unique(known)) == {0, 1, 2, UNLABELLED}
+
+
+@pytest.mark.parametrize("kind", ["geodesic, slice", "geodesic, 3 slices"])
+def test_slices_hold_beside_seeds(tmp_path: Path, kind: str) -> None:
+    known, annotations, labels, sample = given(tmp_path, kind)
+    seeds, *_ = given(tmp_path, "geodesic")
+    drawn = drawn_labels(annotations, labels.shape) != UNLABELLED
+    assert (known == labels)[drawn].all()
+    np.testing.assert_array_equal(known[~drawn], seeds[~drawn])
+    np.testing.assert_array_equal(sample.drawn, drawn)
 
 
 def test_settings_are_chosen_on_training_cases(tmp_path: Path) -> None:
