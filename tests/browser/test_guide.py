@@ -130,6 +130,13 @@ def test_seven_points_are_set_with_the_guide(tmp_path: Path, browser: Any) -> No
             assert page.ask("workbench.panel.label") == 2, "the next structure"
             assert _next(page) == "inside"
             assert "inside posterior" in page.text("#guide-next").lower()
+            page.keys("1")
+            _click(page, [middle[0], middle[1] + 1, middle[2]])
+            page.steps(8)
+            assert page.ask("workbench.panel.label") == 1, "a click in the box corrects, and begins nothing"
+            assert "enclosed" in page.text("#guide-next")
+            page.keys("z")
+            page.steps(7)
             voxels = [tuple(page.ask(f"workbench.viewer.grid.toVoxel({at})")) for at in expected]
             assert _points(page) == [(voxels[0], 1), *((one, 0) for one in voxels[1:])]
 
