@@ -237,7 +237,9 @@ class Site:
                 work.learn(session, annotator)
             else:
                 work.open(session)
-                for drawn in drawing.in_groups(plan.annotation_rounds):
+                groups = drawing.in_groups(plan.annotation_rounds)
+                for number, drawn in enumerate(groups, start=1):
+                    session.unfinished = number < len(groups)
                     work.step(session, drawn)
                 work.accept(session)
             self._keep_label(session)

@@ -97,6 +97,9 @@ class CaseSession:
     scale
         Of the intensities of the image that `image` is a part of, see
         :func:`~wardround.client.learning.inference.intensity_scale`; None where it is the whole one.
+    unfinished
+        Whether a person goes from structure to structure and may still come to one without points. Otherwise such a
+        structure is one that the case does not have.
     """
 
     case_id: str
@@ -110,6 +113,7 @@ class CaseSession:
     trust: float = 0.0
     settings: PropagationSettings = field(default_factory=PropagationSettings)
     scale: tuple[float, float] | None = None
+    unfinished: bool = False
     annotations: Annotations = field(init=False)
     proxy: ProxyMask | None = field(init=False, default=None)
     chosen: tuple[SliceRequest, ...] = field(init=False, default=())
@@ -280,7 +284,8 @@ class CaseSession:
         assert self._propagated is not None
         plan, proxy = self.plan, self.proxy
         if plan.asked_for == "points":
-            seeds = point_seeds(self.image, self.annotations.points, plan.expansion)
+            awaited = range(1, plan.labels) if self.unfinished else ()
+            seeds = point_seeds(self.image, self.annotations.points, plan.expansion, awaited)
             proxy = with_seeds(proxy, seeds)
         share = proxy_share(plan.fusion_schedule, plan.fusion, self.progress, self.trust, proxy.confidence)
         target = make_target(

@@ -5,7 +5,7 @@ arXiv 2312.06072): ``y = (1 − w) p⁰ + w q``. Drawn voxels keep the drawing.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -79,12 +79,14 @@ def proxy_share(
     return fusion * rise if schedule == "sigmoid" else 1 - doubt * rise
 
 
-def point_seeds(image: Volume, points: Sequence[PointPrompt], expansion: Expansion = "geodesic") -> Labels3D:
+def point_seeds(
+    image: Volume, points: Sequence[PointPrompt], expansion: Expansion = "geodesic", awaited: Collection[int] = ()
+) -> Labels3D:
     """What points say of voxels: seven round a structure spread, any other says what lies under it.
 
     Which points belong together is told by :func:`~wardround.client.annotation.point_sets.point_sets`. As long as a
-    structure is begun and not enclosed, nothing is known to be background but the points that say so: the structure
-    may lie where the boxes of the others end.
+    structure is begun and not enclosed, or awaited, nothing is known to be background but the points that say so: the
+    structure may lie where the boxes of the others end.
 
     Parameters
     ----------
@@ -94,6 +96,8 @@ def point_seeds(image: Volume, points: Sequence[PointPrompt], expansion: Expansi
         In the order in which they were set.
     expansion
         How far the sevens spread, as in the plan.
+    awaited
+        Labels of structures that somebody may still come to; those that have their seven are awaited no more.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def point_seeds(image: Volume, points: Sequence[PointPrompt], expansion: Expansi
     sets = point_sets(points, image.shape)
     if sets.complete:
         seeds = expand_points(image.array.astype(np.float32), image.spacing, sets.points, EXPANSIONS[expansion])
-        if sets.begun:
+        if sets.begun or not {seven.label for seven in sets.complete}.issuperset(awaited):
             seeds[seeds == 0] = UNLABELLED
     else:
         seeds = np.full(image.shape, UNLABELLED, dtype=np.uint8)

@@ -174,6 +174,7 @@ class Apprentice:
             trust=self.work.standing.trust,
             settings=LIVE,
             scale=scale,
+            unfinished=True,
         )
 
     def open(self, desk: Desk, learnt: int) -> None:
@@ -222,6 +223,7 @@ class Apprentice:
         """Remember the open case, unless it made the model worse; None where it is not open any more."""
         if not self.work.holds(session):
             return None
+        session.unfinished = False
         try:
             kept = self.work.accept(session)
         except BaseException:

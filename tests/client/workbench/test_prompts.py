@@ -25,7 +25,7 @@ from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.intake import make_live_site
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
-from wardround.client.learning.replay import Sample
+from wardround.client.learning.replay import ReplayMemory, Sample
 from wardround.client.live import open_live_site
 from wardround.client.workbench import notation, surroundings, window
 from wardround.client.workbench.studio import Studio
@@ -123,7 +123,12 @@ def test_seven_clicks_one_by_one_are_spread_when_they_are_seven(place: Place) ->
                 assert not (found[TRUTH.array == 2] == 0).any(), "the other is not taught as background"
                 assert (found == 2).sum() == len({p.index for p in CLICKS[:count] if p.label == 2})
             if count in (7, 14):
-                assert np.array_equal(found, expand_points(IMAGE.array, IMAGE.spacing, CLICKS[:count]))
+                spread = expand_points(IMAGE.array, IMAGE.spacing, CLICKS[:count])
+                if count == 7:
+                    known = spread > 0
+                    known[tuple(zip(*(point.index for point in ANTERIOR), strict=True))] = True
+                    spread = np.where(known, spread, UNLABELLED)
+                assert np.array_equal(found, spread), "the second structure may lie anywhere until it has its points"
     assert (found == 2).sum() > 20
     assert (TRUTH.array[found == 1] == 1).mean() > 0.8
     assert studio.accept("a", "ann").state == "accepted"
@@ -173,16 +178,53 @@ def test_a_round_of_the_federation_learns_the_same_from_what_was_accepted(place:
     assert np.array_equal(said(place.heard[-1]), on_bench)
 
 
+def test_a_structure_without_points_is_absent_once_its_case_is_accepted(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = plan(annotation_rounds=2, round=3)
+    studio = place.start(asked)
+    studio.draw("a", "ann", ANTERIOR[:4])
+    studio.draw("a", "ann", ANTERIOR[4:])
+    assert not (said(place.learnt())[TRUTH.array == 2] == 0).any(), "somebody may still come to it"
+    offered: list[Sample] = []
+    monkeypatch.setattr(ReplayMemory, "offer", lambda _self, sample, _rng: offered.append(sample))
+    studio.accept("a", "ann")
+    assert studio.wait("ann", LONG)
+    place.heard.clear()
+    with open_live_site(place.home) as site:
+        site.train(asked, OnlineLearner(LearningSettings.of(asked), resolve_device("cpu")).weights())
+    spread = expand_points(IMAGE.array, IMAGE.spacing, ANTERIOR)
+    for sample in (*offered, place.heard[-1]):
+        assert np.array_equal(said(sample), spread)
+    assert len(offered) == 2, "on the bench and in the round"
+
+
+def test_steps_of_a_round_await_structures_that_come_in_a_later_one(place: Place) -> None:
+    asked = plan(annotation_rounds=2, round=3)
+    studio = place.start(asked)
+    for structure in (ANTERIOR, POSTERIOR):
+        studio.draw("a", "ann", structure)
+    studio.accept("a", "ann")
+    assert studio.wait("ann", LONG)
+    place.heard.clear()
+    with open_live_site(place.home) as site:
+        site.train(asked, OnlineLearner(LearningSettings.of(asked), resolve_device("cpu")).weights())
+    first, last = said(place.heard[0]), said(place.heard[-1])
+    assert (first == 1).sum() > 20
+    assert not (first[TRUTH.array == 2] == 0).any(), "background there would be wrong"
+    assert np.array_equal(last, expand_points(IMAGE.array, IMAGE.spacing, CLICKS))
+
+
 @pytest.mark.parametrize("supervision", ["partial", "proxy", "dense"])
 def test_a_bench_learns_as_the_plan_says(place: Place, supervision: str) -> None:
     studio = place.start(plan(supervision=supervision))
-    answer = studio.draw("a", "ann", ANTERIOR)
+    answer = studio.draw("a", "ann", CLICKS)
     assert answer.prompts == ("slices" if supervision == "dense" else "points")
     assert bool(answer.points.complete) == (supervision != "dense")
     weight = np.asarray(place.learnt().weight, dtype=np.float32)
-    spread = expand_points(IMAGE.array, IMAGE.spacing, ANTERIOR) != UNLABELLED
+    spread = expand_points(IMAGE.array, IMAGE.spacing, CLICKS) != UNLABELLED
     if supervision == "dense":  # nobody draws all of a case on a bench: it goes on with the proxy
-        assert (weight == 5).sum() == POINTS
+        assert (weight == 5).sum() == len({point.index for point in CLICKS})
     else:
         assert np.array_equal(weight == 5, spread)
     assert (weight[~spread] > 0).any() == (supervision != "partial")
