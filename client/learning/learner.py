@@ -145,6 +145,8 @@ class OnlineLearner:
         # A further loss term of logits and batch, beside those that the settings know.
         self.further: Callable[[Tensor, Batch], Tensor] | None = None
         self._spec = architecture(settings.model)
+        # Sides of what is learnt from are multiples of it; whoever has another network look at it, too, may raise it.
+        self.stride = self._spec.stride
         if settings.regularisation.attentive and self._spec.attention is None:
             raise UsageError(
                 f"{settings.model} has no attention",
@@ -352,6 +354,5 @@ class OnlineLearner:
         return 0.5 * self.settings.proximal_mu * distance
 
     def _assemble(self, samples: Sequence[Sample], rng: np.random.Generator, augmentation: Augmenter | None) -> Batch:
-        spec = self._spec
-        batch = assemble(samples, spec.dimensions, spec.stride, self.settings.patch, rng, augmentation)
+        batch = assemble(samples, self._spec.dimensions, self.stride, self.settings.patch, rng, augmentation)
         return batch.to(self.device)

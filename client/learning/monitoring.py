@@ -25,6 +25,7 @@ from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.distillation import hard_targets, soft_targets
 from wardround.errors import UsageError
+from wardround.models.catalogue import architecture
 
 Judge = Callable[[OnlineLearner], float]
 
@@ -113,7 +114,7 @@ class Monitors:
     Raises
     ------
     UsageError
-        If the two have the same architecture, or different labels.
+        If the two have the same architecture, different labels, or one sees slices and the other volumes.
     """
 
     def __init__(
@@ -135,6 +136,16 @@ class Monitors:
                 f"one knows {first.settings.labels} labels, the other {second.settings.labels}",
                 "train both on the same structures",
             )
+        specs = [architecture(learner.settings.model) for learner in (first, second)]
+        if specs[0].dimensions != specs[1].dimensions:
+            raise UsageError(
+                "a network that sees slices and one that sees volumes cannot monitor each other",
+                "each learns from what the other says of the same windows",
+                "name two networks of as many axes",
+            )
+        # Strides are powers of two: a window that fits the greater one fits both.
+        for learner in (first, second):
+            learner.stride = max(spec.stride for spec in specs)
         self.learners = (first, second)
         self.settings = settings
         self.updates = 0

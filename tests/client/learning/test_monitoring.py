@@ -269,3 +269,11 @@ def test_networks_that_cannot_teach_each_other_are_refused() -> None:
         Monitors(learner(seed=0), learner(seed=1))
     with pytest.raises(UsageError, match="labels"):
         Monitors(learner(), OnlineLearner(LearningSettings("unet2d-small-attention", 3, 0), CPU))
+    with pytest.raises(UsageError, match="slices"):
+        Monitors(learner("unet2d-small"), learner("unet3d-small"))
+
+
+def test_windows_fit_the_deeper_of_two_networks() -> None:
+    """24 voxels a side are three times the stride of one network and no multiple of the other's."""
+    monitors = Monitors(learner("unet2d-small"), learner("unet2d"))
+    assert np.isfinite(run(monitors, 1, [ball(0, (24, 24, 1))])).all()
