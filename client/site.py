@@ -20,6 +20,7 @@ from wardround.client.cases.nifti import check_classes
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
+from wardround.client.learning.kernel_health import scalars
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
 from wardround.client.learning.metrics import StructureScore, score
@@ -263,8 +264,7 @@ class Site:
             **{f"seconds-{name}": spent for name, spent in work.seconds.items()},
         }
         if work.kernel is not None:
-            said = {"kernel-mean": work.kernel.mean, "kernel-ratio": work.kernel.ratio}
-            metrics |= {name: value for name, value in said.items() if math.isfinite(value)}
+            metrics |= scalars(work.kernel)
         return Update(learner.weights(), metrics)
 
     def evaluate(

@@ -16,6 +16,7 @@ from wardround.client.learning.replay import Sample
 from wardround.client.supervision.attentive import KernelHealth, kernel_health, released_affinity, windowed_affinity
 from wardround.models.attention import watched_attention
 from wardround.models.catalogue import architecture
+from wardround.strategies.contract import KERNEL_MEAN, KERNEL_RATIO
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ WINDOWS = 8
 """Windows of remembered cases that a site looks at after a round."""
 COLLAPSED = 1.05
 """Ratio below which an affinity says nothing: AttenScribble as released falls to 1.0x."""
+LARGEST_RATIO = 1000.0
+"""What a larger ratio is told as: a diagnosis without a bound would meet the gate's, and the whole update with it."""
 
 
 def health_of(
@@ -98,7 +101,7 @@ def drawn_tokens(batch: Batch, grid: Sequence[int]) -> Tensor:
 def tell(health: KernelHealth, round_: int, expected: bool) -> None:
     """Write a line into the site's log, and a warning where the kernel says nothing though it is `expected` to."""
     log.info("attention after round %d: mean %.3g, one label over two %.3g", round_, health.mean, health.ratio)
-    if expected and health.ratio < COLLAPSED:
+    if expected and (health.ratio < COLLAPSED or health.mean == 0):
         log.warning(
             "attention says nothing in round %d: it finds voxels of one label hardly more alike than those of two "
             "(ratio %.3g, mean %.3g); try attentive-kernel windowed and more updates, or leave attentive-weight out",
@@ -106,6 +109,12 @@ def tell(health: KernelHealth, round_: int, expected: bool) -> None:
             health.ratio,
             health.mean,
         )
+
+
+def scalars(health: KernelHealth) -> dict[str, float]:
+    """What a site says of it to the coordinator, see :data:`~wardround.strategies.contract.TRAIN_METRICS`."""
+    said = {KERNEL_MEAN: health.mean, KERNEL_RATIO: min(health.ratio, LARGEST_RATIO)}
+    return {name: value for name, value in said.items() if not math.isnan(value)}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import MetricRecord
 
+from wardround.client.gate.policy import Policy
+from wardround.client.gate.update import check_metrics
 from wardround.client.learning import kernel_health as module
 from wardround.client.learning.batches import assemble
 from wardround.client.learning.inference import normalise
-from wardround.client.learning.kernel_health import drawn_tokens, health_of, tell
+from wardround.client.learning.kernel_health import drawn_tokens, health_of, scalars, tell
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
 from wardround.client.learning.replay import Sample
 from wardround.client.supervision.attentive import KernelHealth, kernel_health, windowed_affinity
@@ -139,3 +142,17 @@ def test_a_collapse_is_warned_of_where_attention_is_expected_to_say_something(
     levels = [record.levelname for record in caplog.records]
     assert levels == (["INFO", "WARNING"] if warned else ["INFO"])
     assert all("round 7" in record.getMessage() for record in caplog.records)
+
+
+def test_attention_that_weighs_nothing_at_all_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    tell(KernelHealth(0.0, 0.0, 0.0), 7, True)
+    assert [record.levelname for record in caplog.records][-1] == "WARNING", "its ratio is no number"
+
+
+def test_what_a_site_says_passes_its_gate() -> None:
+    largest = MetricRecord(scalars(KernelHealth(0.1, 0.2, 1e-40)) | scalars(KernelHealth(1e-9, 1.0, 1e-320)))
+    assert largest == {"kernel-mean": 1e-9, "kernel-ratio": 1000.0}
+    check_metrics(largest, Policy().max_metric)
+    assert scalars(KernelHealth(0.1, 0.3, 0.2)) == pytest.approx({"kernel-mean": 0.1, "kernel-ratio": 1.5})
+    assert scalars(KernelHealth(0.1, 0.3, math.nan)) == {"kernel-mean": 0.1}
+    assert scalars(KernelHealth(math.nan, math.nan, math.nan)) == {}
