@@ -30,9 +30,9 @@ class PointSets:
     complete
         Sets of seven, in the order in which they were found.
     begun
-        Points of a structure that is not enclosed yet, in the order in which they were set, the first one in it. Empty
-        where no point of a structure lies outside of the boxes of that structure: whatever is left then corrects a
-        single voxel.
+        Points of a structure that is not enclosed yet, in the order in which they were set, the first one in it; seven
+        at the most. Empty where no point of a structure lies outside of the boxes of that structure: whatever is left
+        then corrects a single voxel.
     """
 
     complete: tuple[SevenPoints, ...] = ()
@@ -61,7 +61,7 @@ def point_sets(points: Sequence[PointPrompt], shape: Shape) -> PointSets:
         left = [point for place, point in enumerate(left) if place not in taken]
     for place, point in enumerate(left):
         if point.label and not any(_holds(seven, point, shape) for seven in complete):
-            return PointSets(tuple(complete), tuple(left[place:]))
+            return PointSets(tuple(complete), tuple(left[place : place + POINTS]))
     return PointSets(tuple(complete))
 
 

@@ -72,6 +72,11 @@ def test_a_point_that_was_erased_is_set_again_at_the_end(gone):
     assert not mended.begun
 
 
+def test_of_many_points_that_enclose_nothing_seven_are_told():
+    far = tuple(PointPrompt((22, n, 2), 0) for n in range(12))
+    assert point_sets((*A[:3], *far), SHAPE).begun == (*A[:3], *far[:4]), "a page tries every way to name their ends"
+
+
 def test_ends_may_come_before_the_point_inside():
     found = point_sets((*A[1:], A[0], *B[1:], B[0]), SHAPE)
     assert [frozenset((one.inner, *one.outer)) for one in found.complete] == [frozenset(A), frozenset(B)]
