@@ -142,6 +142,7 @@ def test_a_fault_is_told_as_problem_cause_and_fix(page: Page) -> None:
     assert "another case" in page.text("#cause").lower()
     assert "once more" in page.text("#fix").lower()
     assert page.ask("workbench.session.strokes.length") == 0, "what was refused is shown no longer"
+    assert "saved" not in page.text("#said"), "nothing was"
     page.page.click("#failure-close")
     assert not page.page.locator("#failure").is_visible()
 

@@ -12,10 +12,10 @@ export function send(drawing) {
   if (drawing.tool === "extent") return extend(drawing.box);
   const [point] = drawing.tool === "point" ? drawing.prompts(null) : [];
   if (point && !bench.guide.takes(point)) return;
-  session.draw(() => drawing.prompts(session.layer("drawn")), drawing.shown).then(() => {
+  session.draw(() => drawing.prompts(session.layer("drawn")), drawing.shown).then((done) => {
     if (session !== bench.session || !session.answer) return;
     if (point) bench.guide.heard(point);
-    say(`Answered in ${Math.round(session.answer.latency_ms.total)} ms. The draft is saved.`);
+    if (done) say(`Answered in ${Math.round(session.answer.latency_ms.total)} ms. The draft is saved.`);
   });
 }
 
@@ -55,5 +55,5 @@ export function confirmSlice() {
     const proxy = session.layer("proxy");
     const under = proxy && proxy.values.length ? proxy : session.layer("prediction");
     return [complete(grid, plane, depth, session.layer("drawn"), null, under)];
-  }, shown).then(() => say("The slice counts as drawn."));
+  }, shown).then((done) => done && say("The slice counts as drawn."));
 }
