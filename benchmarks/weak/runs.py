@@ -13,21 +13,17 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from wardround.client.annotation.prompts import UNLABELLED
 from wardround.client.cases.dataset import Dataset
 from wardround.client.cases.nifti import read_image
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.augmentation import augmentation_named
-from wardround.client.learning.batches import assemble
 from wardround.client.learning.inference import normalise
+from wardround.client.learning.kernel_health import health_of
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
 from wardround.client.learning.metrics import score
 from wardround.client.learning.monitoring import MonitoringSettings, Monitors
 from wardround.client.learning.replay import Sample
-from wardround.client.supervision.attentive import KernelHealth, kernel_health, released_affinity, windowed_affinity
 from wardround.client.supervision.regularisation import ramp
-from wardround.models.attention import watched_attention
-from wardround.models.catalogue import architecture
 from weak.arms import Arm, Recipe
 from weak.labels import Split, pooled, samples, true_labels
 
@@ -76,7 +72,7 @@ def train(  # noqa: PLR0917
         loss = learner.update(drawer(given, order, recipe.batch), updates, rate, rng)
         noted = {"updates": float((block + 1) * recipe.iterations // recipe.blocks), "loss": loss}
         if arm.attentive:
-            noted |= _health(learner, arm, given, recipe)
+            noted |= _health(learner, given)
         log.append(noted)
         print(noted, flush=True)
     return learner, log
@@ -141,35 +137,12 @@ def blocks_of(recipe: Recipe, iterations: int) -> list[tuple[int, float]]:
     return found
 
 
-def _health(learner: OnlineLearner, arm: Arm, given: Sequence[Sample], recipe: Recipe) -> dict[str, float]:
+def _health(learner: OnlineLearner, given: Sequence[Sample]) -> dict[str, float]:
     """How the kernel weighs pairs of strokes of one label and of two, on the same windows every time."""
     rng = np.random.default_rng(0)
     chosen = [given[int(index)] for index in rng.integers(len(given), size=LOOKED_AT)]
-    spec = architecture(arm.model)
-    batch = assemble(chosen, spec.dimensions, spec.stride, recipe.patch, rng, None).to(learner.device)
-    network = learner.frozen()
-    with torch.no_grad(), watched_attention(network) as attention:
-        network(batch.image)
-        assert attention is not None
-        assert attention.seen is not None
-        seen = attention.seen
-        if arm.kernel == "released":
-            affinity = released_affinity(seen.queries, seen.keys, seen.grid, seen.scale, seen.offset)
-        else:
-            affinity = windowed_affinity(seen.queries, seen.keys, seen.grid)
-    labels = torch.where(batch.weight > 0, batch.target.argmax(dim=1), UNLABELLED)
-    health: KernelHealth = kernel_health(affinity, _coarse(labels, seen.grid), UNLABELLED)
+    health = health_of(learner, chosen, rng)
     return {"mean": health.mean, "same": health.same, "different": health.different, "ratio": health.ratio}
-
-
-def _coarse(labels: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """The label of every token: that of the strokes in it, where these agree."""
-    known = labels != UNLABELLED
-    least = torch.where(known, labels, UNLABELLED).float()
-    most = torch.where(known, labels, -1).float()
-    pool = torch.nn.functional.adaptive_max_pool2d
-    lowest, highest = -pool(-least[:, None], tuple(grid))[:, 0], pool(most[:, None], tuple(grid))[:, 0]
-    return torch.where(lowest == highest, lowest, float(UNLABELLED)).long()
 
 
 def evaluate(

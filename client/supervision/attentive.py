@@ -7,6 +7,7 @@ there. Normalised within the window the affinities of a token sum to one and can
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,7 @@ class KernelHealth:
     mean
         Mean affinity over all pairs.
     same, different
-        Mean affinity of pairs of one label and of two; NaN where there is no such pair.
+        Mean affinity of pairs of one label and of two, at distances at which there are both; NaN where there are none.
     """
 
     mean: float
@@ -164,6 +165,9 @@ class KernelHealth:
 def kernel_health(affinity: Affinity, labels: Tensor, ignore: int = 255) -> KernelHealth:
     """Compare affinities of pairs that are known to be of one label with those that are not.
 
+    Pairs are compared at equal distance: those of one label lie nearer together, and a kernel that knows only what is
+    near would seem to tell labels apart.
+
     Parameters
     ----------
     affinity
@@ -172,16 +176,24 @@ def kernel_health(affinity: Affinity, labels: Tensor, ignore: int = 255) -> Kern
         ``[N, *grid]``, integers on the token grid, `ignore` where nothing is known. Use drawn labels; true ones only to
         report.
     """
-    sums = {"all": [0.0, 0], "same": [0.0, 0], "different": [0.0, 0]}
+    total, pairs = 0.0, 0
+    found: dict[int, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for number, offset in enumerate(affinity.offsets):
         (mine, other), (values, _) = ends(labels, offset), ends(affinity.values[:, number], offset)
+        total, pairs = total + float(values.sum()), pairs + values.numel()
         known = (mine != ignore) & (other != ignore)
-        groups = {"all": torch.ones_like(known), "same": known & (mine == other), "different": known & (mine != other)}
-        for name, chosen in groups.items():
-            sums[name][0] += float(values[chosen].sum())
-            sums[name][1] += int(chosen.sum())
-    mean, same, different = (total / count if count else float("nan") for total, count in sums.values())
-    return KernelHealth(mean, same, different)
+        alike, unlike = found[sum(by * by for by in offset)]
+        alike.append(values[known & (mine == other)])
+        unlike.append(values[known & (mine != other)])
+    mean = total / pairs if pairs else math.nan
+    same, different, weights = 0.0, 0.0, 0
+    for kinds in found.values():
+        one, two = (torch.cat(parts) for parts in kinds)
+        if weight := min(one.numel(), two.numel()):
+            same += weight * float(one.mean())
+            different += weight * float(two.mean())
+            weights += weight
+    return KernelHealth(mean, *((same / weights, different / weights) if weights else (math.nan, math.nan)))
 
 
 def _both_ways(half: tuple[Offset, ...]) -> tuple[Offset, ...]:

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -216,17 +218,29 @@ def test_health_is_that_of_a_loop_over_pairs_of_known_labels() -> None:
     labels = torch.randint(0, 2, (2, *grid), generator=torch.Generator().manual_seed(1))
     labels[0, 0] = 255
     kernel, window, flat = dense(affinity), gaussian(grid) > 0, labels.flatten(1)
-    found: dict[str, list[float]] = {"all": [], "same": [], "different": []}
+    every, pairs = [], defaultdict(lambda: ([], []))
     for n, i, j in itertools.product(range(2), range(12), range(12)):
         if not window[i, j]:
             continue
-        found["all"].append(kernel[n, i, j].item())
+        every.append(kernel[n, i, j].item())
         if 255 not in (flat[n, i].item(), flat[n, j].item()):
-            found["same" if flat[n, i] == flat[n, j] else "different"].append(kernel[n, i, j].item())
+            distance = (j // 4 - i // 4) ** 2 + (j % 4 - i % 4) ** 2
+            pairs[distance][int(flat[n, i] != flat[n, j])].append(kernel[n, i, j].item())
+    both = [(alike, unlike) for alike, unlike in pairs.values() if alike and unlike]
+    weights = [min(map(len, found)) for found in both]
+    assert any(len(alike) != len(unlike) for alike, unlike in both)
+    means = [np.average([np.mean(found[kind]) for found in both], weights=weights) for kind in (0, 1)]
     health = kernel_health(affinity, labels)
-    means = [sum(values) / len(values) for values in found.values()]
-    assert [health.mean, health.same, health.different] == pytest.approx(means)
-    assert health.ratio == pytest.approx(means[1] / means[2])
+    assert [health.mean, health.same, health.different] == pytest.approx([np.mean(every), *means])
+    assert health.ratio == pytest.approx(means[0] / means[1])
+
+
+def test_health_does_not_take_nearness_for_likeness() -> None:
+    grid = (16, 16)
+    silent = torch.zeros(1, 256, 4)
+    labels = torch.full((1, *grid), 255)
+    labels[0, 6, 4:12], labels[0, 10, 4:12] = 0, 1
+    assert kernel_health(windowed_affinity(silent, silent, grid), labels).ratio == pytest.approx(1, abs=0.01)
 
 
 def test_health_without_pairs_of_two_labels_has_no_ratio() -> None:
