@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from weak.arms import KERNELS, TASKS, Recipe, Task
 from weak.federated import federated_table, run_federated
-from weak.labels import draw_phantoms, load, split_of, true_labels
+from weak.labels import Split, draw_phantoms, load, split_of, true_labels
 from weak.picture import draw_example, draw_health
 from weak.runs import run
 from weak.tables import Runs, cost_table, gap_table, health_table, main_table, structure_table
@@ -116,9 +116,7 @@ def run_one(options: argparse.Namespace, arm: str, seed: int) -> None:
     """One run in this process; its result appears as a whole or not at all."""
     task, folder = task_of(options), folder_of(options)
     dataset = load(root_of(options, task))
-    split = split_of(dataset.root, options.inner)
-    if options.cases:
-        split = replace(split, train=split.train[: options.cases])
+    split = picked_split(options, dataset.root)
     if options.task == FEDERATED:
         model = task.arms[arm].model
         result = run_federated(arm, model, recipe_of(options, task), dataset, split, seed, options.device)
@@ -168,14 +166,25 @@ def print_task(options: argparse.Namespace, task: Task, folder: Path) -> None:
     print("\n\n".join(text), flush=True)
 
 
+def picked_split(options: argparse.Namespace, root: Path) -> Split:
+    """Cases as asked for."""
+    split = split_of(root, options.inner)
+    return replace(split, train=split.train[: options.cases]) if options.cases else split
+
+
 def finished(options: argparse.Namespace, task: Task, folder: Path) -> Runs:
-    """The runs of this very recipe that lie in OUT."""
+    """The runs of this very recipe, on these very cases, that lie in OUT."""
     found: dict[str, list[Any]] = defaultdict(list)
+    split = picked_split(options, root_of(options, task))
     for arm in task.arms:
         for seed in options.seeds:
             if (path := result_of(folder, arm, seed)).exists():
                 result = json.loads(path.read_text())
-                same = options.task == FEDERATED or result["arm"] == asdict(task.arms[arm])
+                if options.task == FEDERATED:  # A site alone has its own cases.
+                    same = set(result["train"]) <= set(split.train)
+                else:
+                    same = result["arm"] == asdict(task.arms[arm]) and result["train"] == list(split.train)
+                same = same and result["test"] == list(split.test)
                 if not same or result["recipe"] != recipe_of(options, task).described():
                     raise SystemExit(f"{path} holds a run under other settings; give another --out")
                 found[arm].append(result)

@@ -185,7 +185,7 @@ TASKS = {
         "acdc_scribbles",
         # Chosen with --inner (400 updates, seed 7).
         _scribbled(crf=1.0, released=0.1, ours=4.0, ramp=0.1),
-        *("pce+dice", "pce", "dense"),
+        *("attention-crf", "pce", "dense"),
         Recipe(400, 8, (128, 128, 1), shrink=2),
         Recipe(60_000, 12, (256, 256, 1), 2e-3, 1e-5, 100),
     ),

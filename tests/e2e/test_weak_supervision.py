@@ -37,10 +37,14 @@ def beside_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
 
 
-def run(out: Path, *options: str) -> str:
+def tried(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), "phantoms", "--out", str(out), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+
+
+def run(out: Path, *options: str) -> str:
+    done = tried(out, *options)
     assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in out.rglob("*.log"))
     return done.stdout
 
@@ -173,6 +177,10 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert again == first
     assert second["weights"] != first["weights"]
     assert "1 runs to go" in text
+    for other in (("--cases", "3"), ("--iterations", "7")):
+        refused = tried(tmp_path, *options, *other, "--seeds", "0")
+        assert refused.returncode == 1
+        assert "holds a run under other settings" in refused.stderr
     assert (tmp_path / "phantoms" / "picture.png").stat().st_size > 1000
     assert "| partial CE + partial Dice |" in (tmp_path / "phantoms" / "tables.md").read_text()
 
