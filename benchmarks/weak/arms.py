@@ -154,8 +154,8 @@ def _scribbled(crf: float, released: float, ours: float, ramp: float) -> dict[st
     }
 
 
-# PA-Seg asks for ten times as much of the random field, over a hundred times as many updates. Here that made everything
-# background. Chosen with --inner (200 updates, seed 7).
+# PA-Seg asks for ten times as much of the random field, over a hundred times as many updates. Here that made
+# hippocampi all background. Chosen with --inner (200 updates, seed 7).
 _STAGE_1 = Arm("stage 1: geodesic seeds + CRF + variance", "geodesic", SOLID, crf=0.1, variance=0.1, ramp=0.5)
 
 
