@@ -94,6 +94,13 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     ] = None,
     strokes: options.Strokes = "expert",
     model: options.Model = None,
+    augment: Annotated[
+        str | None, typer.Option(help="none, strong, or pairs that a generator makes beside it: medsad, genseg.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What is rehearsed: kept cases (reservoir), made pairs (generative), or both.")
+    ] = None,
+    distill: Annotated[str | None, typer.Option(help="What keeps the network from forgetting: off, lwf, msmt.")] = None,
     plan: options.Plan = None,
     engine: Annotated[str, typer.Option(help="'inprocess', or 'ray' for Flower's simulation engine.")] = "inprocess",
     device: options.Device = "auto",
@@ -105,6 +112,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
 
     Without any option: three hospitals with drawn phantoms, in a few minutes.
     """
+    from wardround.deploy import presets
     from wardround.deploy.settings import SimulationSettings, settings_from
 
     def settings() -> SimulationSettings:
@@ -112,7 +120,11 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             "rounds": rounds,
             "strategy": strategy,
             "strategy_options": options.pairs(strategy_option, "--strategy-option"),
-            "plan": options.pairs(plan, "--plan")
+            # What somebody says of a single field goes before what a name stands for.
+            "plan": presets.preset(presets.AUGMENT, augment, "--augment")
+            | presets.preset(presets.MEMORY, memory, "--memory")
+            | presets.preset(presets.DISTILL, distill, "--distill")
+            | options.pairs(plan, "--plan")
             | ({"slices_per_case": effort} if effort is not None else {})
             | ({"model": model} if model is not None else {})
             | ({"prompts": prompts} if prompts is not None else {}),

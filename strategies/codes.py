@@ -63,6 +63,8 @@ SITE_CODES = (
             "plan-annotation-rounds",
             "plan-batch",
             "plan-replay",
+            "plan-synthesis",
+            "plan-knobs",
             "plan-deadline",
             "too-large",
             "too-few-cases",

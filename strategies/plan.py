@@ -24,7 +24,11 @@ Suggestion = Literal["information", "residual", "residual-sampled", "even", "ran
 FusionSchedule = Literal["linear", "constant", "sigmoid", "inverse-sigmoid", "trust", "confidence"]
 Replay = Literal["reservoir", "class-balanced", "most-interfered", "random-subset"]
 Kernel = Literal["windowed", "released"]
-Strength = Literal["light", "strong"]
+Strength = Literal["none", "light", "strong"]
+Teachers = Literal["case", "federation", "both"]
+Scale = Literal["encoder", "bottleneck", "branch", "decoder"]
+Synthesis = Literal["off", "medsad", "genseg"]
+Memory = Literal["reservoir", "generative", "both"]
 Expansion = Literal["geodesic", "contrasted"]
 LabelKind = Literal["dense", "slices", "scribbles", "points"]
 
@@ -37,7 +41,6 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+:@-]{0,127}$"
 # What Flower's strategies add to the record they are given.
 _FLOWERS_OWN = frozenset({"server-round"})
 
-_TUPLES = frozenset({"allocation", "patch"})
 
 # What earlier versions called learning from what was drawn alone, when only slices could be drawn.
 FORMERLY_PARTIAL = "slices"
@@ -123,7 +126,50 @@ class RoundPlan(BaseModel):
     regularisation_ramp
         Share of the rounds over which these three weights rise to what is said here (PA-Seg); 0 for from the start.
     augmentation
-        How strongly training batches are changed: ``light``, or ``strong`` as nnU-Net does it.
+        How strongly training batches are changed: ``none``, ``light``, or ``strong`` as nnU-Net does it.
+    distill_weight
+        Of what the network answered before, beside what was drawn: a teacher that learns no more, taken when a case is
+        opened (Tian et al. 2022, multi-scale multi-task distillation: 0.4); 0 leaves it out.
+    distill_temperature
+        By which the answers of teacher and student are softened; learning without forgetting (Li and Hoiem 2016) has 2.
+    distill_certainty
+        Whether a voxel counts as much as the teacher is certain of it.
+    distill_head
+        Whether the teacher is answered by a second head on the same decoder, which stays at the site.
+    teachers
+        ``case``: the network as it was when the case was opened, from the site's second case on; ``federation``: the
+        round's global weights, from the second round on; ``both``: half of the weight each, where there are both.
+    contrast_weight
+        Of the contrast at each of `contrast_scales` between features of structures and of what is round them, old and
+        new ones (Tian et al.: 0.1); 0 leaves it out.
+    contrast_temperature
+        Of that contrast.
+    contrast_scales
+        Features that are contrasted; ``branch`` is a copy of the bottleneck for the contrast alone, which stays at the
+        site.
+    contrast_edges
+        Scales of which only voxels at a structure's border are contrasted.
+    stored_logits
+        Weight of the squared difference to what the network answered when a remembered case was accepted (dark
+        experience replay, Buzzega et al. 2020: α); 0 leaves it out.
+    memory
+        What is rehearsed: ``reservoir``, cases that are kept; ``generative``, pairs that a generator makes, with no
+        case kept from one round to the next; ``both``, half of each.
+    synthesis
+        What makes further training pairs, at each site from its own accepted cases: ``medsad``, a diffusion model under
+        a mask (Huang et al. 2024); ``genseg``, a generator whose operators are searched by what they do for the
+        segmentation (Zhang et al. 2025); ``off``, nothing.
+    synthesis_weight
+        γ: a voxel of a made pair against one of a real case.
+    synthesis_share
+        Share of the recalled samples that are made ones, 0 … 1.
+    synthesis_updates
+        Steps of the generator in a round.
+    synthesis_side
+        Longest side in voxels of the grid on which pairs are made; time and memory grow with it.
+    share_knobs
+        Whether the searched operators' weights, a few dozen numbers, travel and are averaged with the network. Sites
+        allow it or not; nothing else of a generator ever travels.
     confidence_weight
         How far the weight of a voxel off the drawn slices follows the proxy's confidence to the power of
         :data:`CERTAINTY`: 0 not at all, 1 entirely.
@@ -194,6 +240,23 @@ class RoundPlan(BaseModel):
     regularisation_side: Annotated[int, Field(ge=8, le=512)] = 64
     regularisation_ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
     augmentation: Strength = "light"
+    distill_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    distill_temperature: Annotated[float, Field(ge=0.1, le=100)] = 1.0
+    distill_certainty: bool = True
+    distill_head: bool = False
+    teachers: Teachers = "case"
+    contrast_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    contrast_temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    contrast_scales: tuple[Scale, ...] = ("encoder", "bottleneck", "branch", "decoder")
+    contrast_edges: tuple[Scale, ...] = ()
+    stored_logits: Annotated[float, Field(ge=0, le=100)] = 0.0
+    memory: Memory = "reservoir"
+    synthesis: Synthesis = "off"
+    synthesis_weight: Annotated[float, Field(ge=0, le=100)] = 1.0
+    synthesis_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    synthesis_updates: Annotated[int, Field(ge=1, le=1_000_000)] = 300
+    synthesis_side: Annotated[int, Field(ge=16, le=512)] = 32
+    share_knobs: bool = False
     confidence_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
     boundary_smoothing: Annotated[float, Field(ge=0, le=8)] = 0.0
     adaptivity: Annotated[float, Field(ge=0, le=4)] = 0.0
@@ -212,6 +275,21 @@ class RoundPlan(BaseModel):
         """A record knows neither tuples nor None: a list stands for the one, an empty list for the other."""
         if isinstance(value, list):
             return tuple(value) or None
+        return value
+
+    @field_validator("contrast_scales", "contrast_edges", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """A record knows no tuples; a single name, as somebody may write it, stands for one."""
+        if isinstance(value, list):
+            return tuple(value)
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("contrast_scales", "contrast_edges")
+    @classmethod
+    def _each_once(cls, value: tuple[Scale, ...]) -> tuple[Scale, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("must name every scale once")
         return value
 
     @field_validator("supervision", mode="before")
@@ -239,6 +317,10 @@ class RoundPlan(BaseModel):
             raise ValueError(f"round {self.round} lies behind the last of {self.rounds}")
         if self.learning_rate_end > self.learning_rate:
             raise ValueError("learning-rate-end must not exceed learning-rate")
+        if not set(self.contrast_edges) <= set(self.contrast_scales):
+            raise ValueError("contrast-edges must be among contrast-scales")
+        if self.share_knobs and self.synthesis != "genseg":
+            raise ValueError("share-knobs needs synthesis genseg: there is nothing else to share")
         return self
 
     # Stands behind the other validators so that it wraps them all.

@@ -47,7 +47,7 @@ class Rule:
 ANY = None
 RULES: Mapping[str, Rule] = {
     "core": Rule((), frozenset()),
-    "models": Rule(("wardround.models",), frozenset({"torch", "monai", "numpy", "safetensors"})),
+    "models": Rule(("wardround.models",), frozenset({"torch", "monai", "diffusers", "numpy", "safetensors"})),
     "strategies": Rule(("wardround.strategies",), frozenset({"flwr", "numpy", "pydantic"})),
     "client": Rule(("wardround.client", "wardround.models", "wardround.strategies"), ANY),
     "server": Rule(

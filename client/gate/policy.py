@@ -43,6 +43,11 @@ class Policy(BaseModel):
         Samples a step.
     max_replay_capacity
         Cases kept to rehearse.
+    max_synthesis_updates
+        Steps that a generator of training pairs takes in a round.
+    share_knobs
+        Whether the weights of a generator's searched operators may travel with the network. A generator itself, and
+        what it makes, never does.
     max_deadline_s
         Seconds that a plan may wait for an answer.
     max_parameters_bytes
@@ -78,6 +83,8 @@ class Policy(BaseModel):
     max_annotation_rounds: Annotated[int, Field(ge=1)] = 8
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_replay_capacity: Annotated[int, Field(ge=0)] = 4096
+    max_synthesis_updates: Annotated[int, Field(ge=0)] = 10_000
+    share_knobs: bool = False
     max_deadline_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
     max_parameters_bytes: Annotated[int, Field(ge=1)] = 512 * _MEBIBYTE
     min_cases: Annotated[int, Field(ge=1)] = 5
@@ -178,6 +185,13 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
             "add it to supervision in policy.toml, or ask for another plan",
             code="plan-supervision",
         )
+    if plan.share_knobs and not policy.share_knobs:
+        raise GateRefused(
+            "the plan has a generator's settings travel",
+            "this site lets nothing of a generator out",
+            "set share-knobs in policy.toml, or ask for another plan",
+            code="plan-knobs",
+        )
     slices = max(plan.slices_per_case, sum(plan.allocation or ()))
     limits: tuple[tuple[str, float, float, str], ...] = (
         ("plan-rounds", plan.rounds, policy.max_rounds, "max-rounds"),
@@ -191,6 +205,7 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
         ("plan-annotation-rounds", plan.annotation_rounds, policy.max_annotation_rounds, "max-annotation-rounds"),
         ("plan-batch", plan.batch_size, policy.max_batch_size, "max-batch-size"),
         ("plan-replay", plan.replay_capacity, policy.max_replay_capacity, "max-replay-capacity"),
+        ("plan-synthesis", _synthesis_updates(plan), policy.max_synthesis_updates, "max-synthesis-updates"),
         ("plan-deadline", plan.deadline_s, policy.max_deadline_s, "max-deadline-s"),
     )
     for code, asked, allowed, name in limits:
@@ -201,6 +216,11 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
                 f"raise {name} in policy.toml, or ask for another plan",
                 code=code,
             )
+
+
+def _synthesis_updates(plan: RoundPlan) -> int:
+    """Steps of a generator in a round; none where the plan has no generator."""
+    return plan.synthesis_updates if plan.synthesis != "off" or plan.memory != "reservoir" else 0
 
 
 POLICY_TEMPLATE = """\
@@ -224,6 +244,8 @@ max-annotation-rounds = 8
 # Samples a step, and cases that are kept to rehearse.
 max-batch-size = 16
 max-replay-capacity = 4096
+# Steps that a generator of training pairs takes in a round. It stays here, and so does what it makes.
+max-synthesis-updates = 10000
 # Seconds that a plan may wait for an answer.
 max-deadline-s = 604800
 # Bytes of a model's weights.
@@ -243,6 +265,8 @@ min-cases = 5
 max-update-norm = 1000.0
 # Largest absolute value of a metric.
 max-metric = 1e9
+# Whether the weights of a generator's searched operators, a few dozen numbers, may travel with the network.
+share-knobs = false
 # Whether this site scores models on held-back cases, and whether it says how many cases it holds.
 allow-evaluate = true
 allow-status = true

@@ -1,7 +1,7 @@
 """Random deformation and intensity change of a training batch, the same for every arm of an experiment."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai import transforms
 from torch import Tensor
 
-Strength = Literal["light", "strong"]
+from wardround.strategies.plan import Strength
 
 # A volume is turned only in planes whose sides are within this ratio: thick slices are not cut obliquely.
 THIN = 3
@@ -25,9 +25,9 @@ class Augmenter(Protocol):
         ...
 
 
-def augmentation_named(strength: Strength) -> Augmenter:
-    """:class:`Augmentation` or :class:`StrongAugmentation` with its default settings."""
-    return StrongAugmentation() if strength == "strong" else Augmentation()
+def augmentation_named(strength: Strength) -> Augmenter | None:
+    """:class:`Augmentation` or :class:`StrongAugmentation` with its default settings; None for ``none``."""
+    return {"none": None, "light": Augmentation(), "strong": StrongAugmentation()}[strength]
 
 
 @dataclass(frozen=True)

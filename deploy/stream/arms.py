@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wardround.deploy.presets import AUGMENT, DISTILL, MEMORY
 from wardround.errors import UsageError
 
 DENSE, SLICES_ONLY = "dense", "slices-only"
@@ -16,6 +17,12 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     "points": {"prompts": "points"},
     "crf": {"crf_weight": 0.1},
     "attentive": {"attentive_weight": 0.1},
+    "lwf": DISTILL["lwf"],
+    "msmt": DISTILL["msmt"],
+    "strong": AUGMENT["strong"],
+    "medsad": AUGMENT["medsad"],
+    "genseg": AUGMENT["genseg"],
+    "generative": MEMORY["generative"],
     "random": {"suggestion": "random"},
     "even": {"suggestion": "even"},
     "information": {"suggestion": "information"},

@@ -75,7 +75,24 @@ def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None
         ("regularisation_side", 4),
         ("regularisation_side", 64.0),
         ("regularisation_ramp", 1.5),
-        ("augmentation", "none"),
+        ("augmentation", "weak"),
+        ("distill_weight", -0.1),
+        ("distill_temperature", 0.0),
+        ("distill_head", 1),
+        ("teachers", "parents"),
+        ("contrast_weight", float("inf")),
+        ("contrast_temperature", 0.0),
+        ("contrast_scales", ("encoder", "encoder")),
+        ("contrast_scales", ("head",)),
+        ("contrast_edges", "head"),
+        ("stored_logits", -1.0),
+        ("memory", "photographic"),
+        ("synthesis", "gan"),
+        ("synthesis_weight", -1.0),
+        ("synthesis_share", 1.1),
+        ("synthesis_updates", 0),
+        ("synthesis_side", 8),
+        ("share_knobs", True),
         ("annotation_rounds", 17),
         ("allocation", (0, 0, 0)),
         ("allocation", (1, -1, 3)),
@@ -119,13 +136,29 @@ def test_is_frozen_and_hashable(plan: RoundPlan) -> None:
 def test_a_plan_of_an_earlier_version_means_what_it_did(plan: RoundPlan) -> None:
     """It knew none of these fields, and called learning from what was drawn alone ``slices``."""
     new = {"prompts", "crf_weight", "variance_weight", "attentive_weight", "attentive_kernel", "regularisation_side"}
-    new |= {"regularisation_ramp", "augmentation", "expansion"}
+    new |= {"regularisation_ramp", "augmentation", "expansion", "distill_weight", "distill_temperature", "memory"}
+    new |= {"distill_certainty", "distill_head", "teachers", "contrast_weight", "contrast_temperature", "share_knobs"}
+    new |= {"contrast_scales", "contrast_edges", "stored_logits", "synthesis", "synthesis_weight", "synthesis_share"}
+    new |= {"synthesis_updates", "synthesis_side"}
     record = plan.to_record()
     for name in new:
         del record[name.replace("_", "-")]
     assert RoundPlan.from_record(record) == plan
     record["supervision"] = "slices"
     assert RoundPlan.from_record(record).supervision == "partial"
+
+
+@pytest.mark.parametrize("scales", [(), ("decoder",), ("encoder", "decoder")])
+def test_scales_travel_also_none(scales: tuple[str, ...]) -> None:
+    plan = RoundPlan(**{**MINIMAL, "contrast_scales": scales, "contrast_edges": scales[:1]})
+    assert RoundPlan.from_record(plan.to_record()) == plan
+    assert plan.contrast_scales == scales
+
+
+def test_edges_are_of_scales_that_are_contrasted() -> None:
+    with pytest.raises(PlanError, match="contrast-edges"):
+        RoundPlan(**{**MINIMAL, "contrast_scales": ("encoder",), "contrast_edges": ("decoder",)})
+    assert RoundPlan(**{**MINIMAL, "contrast_edges": "decoder"}).contrast_edges == ("decoder",)
 
 
 def test_a_site_with_another_kind_of_label_takes_part_in_the_same_plan(plan: RoundPlan) -> None:

@@ -90,6 +90,12 @@ class TestPlans:
     def test_the_plan_without_settings_passes(self) -> None:
         check_plan(plan(), Policy())
 
+    def test_synthesis_passes_but_nothing_of_it_travels_unless_the_site_says_so(self) -> None:
+        check_plan(plan(synthesis="genseg", memory="both"), Policy())
+        check_plan(plan(synthesis="genseg", share_knobs=True), Policy(share_knobs=True))
+        # Steps of a generator that the plan does not have concern nobody.
+        check_plan(plan(synthesis_updates=10_001), Policy())
+
     @pytest.mark.parametrize(
         ("changes", "code"),
         [
@@ -103,6 +109,9 @@ class TestPlans:
             ({"annotation_rounds": 9}, "plan-annotation-rounds"),
             ({"batch_size": 17}, "plan-batch"),
             ({"replay_capacity": 5000}, "plan-replay"),
+            ({"synthesis": "medsad", "synthesis_updates": 10_001}, "plan-synthesis"),
+            ({"memory": "generative", "synthesis_updates": 10_001}, "plan-synthesis"),
+            ({"synthesis": "genseg", "share_knobs": True}, "plan-knobs"),
             ({"deadline_s": 8 * 24 * 3600.0}, "plan-deadline"),
         ],
     )
