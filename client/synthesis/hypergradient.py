@@ -104,7 +104,8 @@ def hypergradient(
 
     Whatever happens, parameters and buffers of every module are put back bit for bit, and so is torch's global
     randomness; no ``grad`` is written. A loss that is asked again draws the same numbers as before. Every time it finds
-    the buffers that the modules came with.
+    the buffers that the modules came with. Losses belong in single precision at least: of gradients in half precision
+    the difference is mostly rounding.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ def hypergradient(
         If the synthetic loss leads back neither to weights of the generator nor to the architecture: images that were
         detached can learn nothing from validation. If there is no architecture, or the segmenter has no weights.
     FloatingPointError
-        If the gradient of the validation loss is not finite.
+        If a gradient on the way is not finite.
     """
     architecture = tuple(architecture)
     weights = _weights(segmenter, architecture)
@@ -155,14 +156,19 @@ def hypergradient(
             step = tuple(one + other for one, other in zip(real, step, strict=True))
         bench.move(weights, step, -eta)
         v, validation = bench.gradient(validation_loss, weights), bench.value
-        if not math.isfinite(_norm(v)):
-            raise FloatingPointError("the gradient of the validation loss is not finite")
-        both = bench.product(synthetic_loss, (*theta, *architecture), weights, v, -eta * gamma)
+        both, reached = bench.product(synthetic_loss, (*theta, *architecture), weights, v, -eta * gamma)
+        if not reached:
+            raise ValueError(
+                "the synthetic loss leads back to no weight of the generator and to no architecture: is it detached?"
+            )
         u, direct = both[: len(theta)], both[len(theta) :]
         indirect = tuple(torch.zeros_like(one) for one in direct)
         if generator_loss is not None:
-            indirect = bench.product(generator_loss, architecture, theta, u, -settings.generator_rate)
-        return Hypergradient(direct, indirect, _norm(u), validation)
+            indirect, _ = bench.product(generator_loss, architecture, theta, u, -settings.generator_rate)
+        found = Hypergradient(direct, indirect, _norm(u), validation)
+    if not math.isfinite(_norm(found.total)):
+        raise FloatingPointError("the hypergradient is not finite")
+    return found
 
 
 class _Bench:
@@ -213,31 +219,35 @@ class _Bench:
 
     def product(
         self, loss: Loss, by: Sequence[Tensor], weights: Sequence[Tensor], way: Sequence[Tensor], times: float
-    ) -> Gradient:
+    ) -> tuple[Gradient, bool]:
         """`times` the derivative, along `way` in the space of `weights`, of the gradient of `loss` by `by`.
+
+        Returns
+        -------
+        tuple
+            The product, and whether `loss` leads back to anything in `by`; yes where nothing had to be asked.
 
         Raises
         ------
-        ValueError
-            If `loss` leads back to nothing in `by`.
+        FloatingPointError
+            If `way` is not finite.
         """
         length = _norm(way)
+        if not math.isfinite(length):
+            raise FloatingPointError("the gradient to probe along is not finite")
         if length == 0:
-            return tuple(torch.zeros_like(one) for one in by)
+            return tuple(torch.zeros_like(one) for one in by), True
         reach = self._length / length
         self.move(weights, way, reach)
         ahead = self._ask(loss, by)
-        if all(one is None for one in ahead):
-            raise ValueError(
-                "the loss leads back to no weight of the generator and to no architecture: is it detached?"
-            )
         self.move(weights, way, -reach)
         behind = self._ask(loss, by)
         self._settle(weights)
-        return tuple(
+        found = tuple(
             torch.zeros_like(one) if plus is None or minus is None else (plus - minus) * (times / (2 * reach))
             for one, plus, minus in zip(by, ahead, behind, strict=True)
         )
+        return found, any(one is not None for one in ahead)
 
     def _ask(self, loss: Loss, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         first = id(loss) not in self._starts
