@@ -27,7 +27,7 @@ WHOLE = 1 - 1e-4
 # Pairs that are held at once; of more, the backward pass computes the similarities anew.
 PAIRS = 2**20
 
-# Stands for the similarity of pairs that do not count; finite, because a sum over none would have no gradient.
+# Stands for the similarity of pairs that do not count; finite, so that a sum over none has a gradient of 0.
 NOTHING = -1e30
 
 
@@ -135,7 +135,8 @@ def contrastive_loss(  # noqa: PLR0917
         mine = _unit(features, anchors)
         rows = max(1, PAIRS // max(1, len(others)))
         total, count = mine.new_zeros(()), 0
-        for of_anchor, number in zip(mine.split(rows), anchors.split(rows), strict=True):
+        for start in range(0, len(anchors), rows):
+            of_anchor, number = mine[start : start + rows], anchors[start : start + rows]
             positive = (label[number][:, None] == stands_for) & (number[:, None] != voxel)
             negative = label[number][:, None] != stands_for
             parts = (of_anchor, others, positive, negative, trust)
