@@ -224,6 +224,7 @@ class Site:
         if self._round_cases is not None:
             for case_id in cases:  # All of them, before anything is learnt from one.
                 self._round_cases.check(case_id, plan)
+        learner.load_local(state.local)
         learner.load_optimiser_state(state.optimiser)
         seed = _seed(plan, self.name)
         memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
@@ -250,7 +251,8 @@ class Site:
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
-        snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, work.standing))
+        standing, local = work.standing, learner.local()
+        snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, standing, local))
         self._progress = (memory.reservoir.seen, plan.round)
         memory.discard_unnamed(*state.reservoir.kept)
         metrics: dict[str, float | list[float]] = {

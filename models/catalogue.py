@@ -138,7 +138,7 @@ def feature_modules(network: nn.Module) -> dict[str, nn.Module]:
 
 
 class Features:
-    """Records named features while a network runs, as a context manager.
+    """Records named features, and what they were made from, while a network runs, as a context manager.
 
     Examples
     --------
@@ -160,6 +160,7 @@ class Features:
             )
         self._stages = stages or tuple(self._modules)
         self._outputs: dict[str, torch.Tensor] = {}
+        self._inputs: dict[str, torch.Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "Features":
@@ -175,8 +176,12 @@ class Features:
     def __getitem__(self, stage: str) -> torch.Tensor:
         return self._outputs[stage]
 
+    def entered(self, stage: str) -> torch.Tensor:
+        """What `stage` was given."""
+        return self._inputs[stage]
+
     def _keep(self, stage: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            self._outputs[stage] = output
+        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self._inputs[stage], self._outputs[stage] = inputs[0], output
 
         return hook

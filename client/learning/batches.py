@@ -35,6 +35,10 @@ class Batch:
         ``[N, *spatial]``, bool: voxels of the image, and those of them that are as dark as its darkest.
     spacings
         Millimetres along each spatial axis, of every sample.
+    logits
+        ``[N, C, *spatial]``, what was stored with the samples; None where with none of them.
+    known
+        ``[N, *spatial]``, bool: voxels of which it was stored; None where `logits` is.
     """
 
     image: Tensor
@@ -44,6 +48,8 @@ class Batch:
     inside: Tensor
     air: Tensor
     spacings: tuple[tuple[float, ...], ...]
+    logits: Tensor | None = None
+    known: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`, in the memory layout that convolutions like."""
@@ -51,7 +57,8 @@ class Batch:
         image = self.image.to(device).contiguous(memory_format=layout)
         target, weight = self.target.to(device), self.weight.to(device)
         drawn, inside, air = (voxels.to(device) for voxels in (self.drawn, self.inside, self.air))
-        return Batch(image, target, weight, drawn, inside, air, self.spacings)
+        logits, known = (None if part is None else part.to(device) for part in (self.logits, self.known))
+        return Batch(image, target, weight, drawn, inside, air, self.spacings, logits, known)
 
 
 def assemble(  # noqa: PLR0917
@@ -86,6 +93,7 @@ def assemble(  # noqa: PLR0917
     largest = tuple(max(box[axis].stop - box[axis].start for box in boxes) for axis in range(dimensions))
     shape = padded_shape(largest, stride)
     images, targets, voxels = [], [], []
+    stored = any(sample.logits is not None for sample in samples)
     for sample, box in zip(samples, boxes, strict=True):
         flat = (..., 0) if dimensions == 2 else (...,)
         image, target, weight = sample.image[box][flat], sample.target[:, *box][flat], sample.weight[box][flat]
@@ -97,7 +105,12 @@ def assemble(  # noqa: PLR0917
         background = np.pad(target[:1], [(0, 0), *padding], constant_values=1)
         targets.append(np.concatenate([background, np.pad(target[1:], [(0, 0), *padding])]))
         counts = np.pad(weight, padding, constant_values=sample.padding)
-        voxels.append(np.stack([counts, np.pad(open_, padding), np.pad(content, padding)]))
+        facts = [counts, np.pad(open_, padding), np.pad(content, padding)]
+        if stored:
+            answers = np.zeros(sample.target.shape) if sample.logits is None else sample.logits
+            has = np.full(image.shape, sample.logits is not None)
+            facts += [np.pad(part, padding) for part in (has, *answers[:, *box][flat])]
+        voxels.append(np.stack(facts))
     image_, target_, voxels_ = (
         torch.from_numpy(np.stack(part).astype(np.float32)) for part in (images, targets, voxels)
     )
@@ -106,8 +119,10 @@ def assemble(  # noqa: PLR0917
         image_, target_, voxels_ = augmentation(image_, target_, voxels_, rng)
     spacings = tuple(sample.spacing[:dimensions] for sample in samples)
     # Contiguous each: sums over a view would run in another order, and end with other last bits.
-    weights, undrawn, found = (part.contiguous() for part in voxels_.unbind(1))
-    return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, (found - 1).abs() < 0.5, spacings)
+    weights, undrawn, found = (part.contiguous() for part in voxels_[:, :3].unbind(1))
+    logits, known = (voxels_[:, 4:].contiguous(), voxels_[:, 3] > 0.5) if stored else (None, None)
+    air = (found - 1).abs() < 0.5
+    return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, air, spacings, logits, known)
 
 
 def _window(sample: Sample, patch: tuple[int, int, int], rng: np.random.Generator) -> Box:

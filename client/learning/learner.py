@@ -1,6 +1,7 @@
 """The online learner: one network, one optimiser, updates from the case at hand and from memory."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,14 @@ from wardround.client.learning.augmentation import Augmentation, Augmenter, augm
 from wardround.client.learning.batches import Batch, assemble
 from wardround.client.learning.inference import predict
 from wardround.client.learning.replay import Sample
+from wardround.client.learning.stored_logits import StoredLogits
+from wardround.client.learning.teachers import Distillation, Distiller
+from wardround.client.learning.terms import Pass, Term, frozen_copy
 from wardround.client.supervision.losses import segmentation_loss
 from wardround.client.supervision.regularisation import Regularisation, ramp
 from wardround.errors import UsageError
 from wardround.models.attention import watched_attention
-from wardround.models.catalogue import architecture, build
+from wardround.models.catalogue import Features, architecture, build
 from wardround.models.weights import load_weights, weights_of
 from wardround.strategies.plan import RoundPlan
 
@@ -65,6 +69,10 @@ class LearningSettings:
         What is done to every batch; None for nothing.
     regularisation
         What is asked of voxels that nobody drew.
+    distillation
+        What is learnt from teachers.
+    stored_logits
+        Weight of the difference to what was answered when a remembered case was accepted; 0 leaves it out.
     dice
         Weight of the soft Dice term beside cross-entropy; 0 leaves it out.
     """
@@ -79,6 +87,8 @@ class LearningSettings:
     amp: bool = True
     augmentation: Augmenter | None = field(default_factory=Augmentation)
     regularisation: Regularisation = field(default_factory=Regularisation)
+    distillation: Distillation = field(default_factory=Distillation)
+    stored_logits: float = 0.0
     dice: float = 1.0
 
     @classmethod
@@ -101,6 +111,8 @@ class LearningSettings:
                 side=plan.regularisation_side,
                 strength=ramp(max(0, plan.round - 1) / plan.rounds, plan.regularisation_ramp),
             ),
+            distillation=Distillation.of(plan),
+            stored_logits=plan.stored_logits,
         )
 
 
@@ -116,11 +128,14 @@ class Checkpoint:
         Moments and step counts of AdamW, and its settings.
     scaler
         Of mixed precision; empty where that is off.
+    terms
+        State of each further term of the loss.
     """
 
     weights: Mapping[str, Tensor]
     optimiser: Mapping[str, Any]
     scaler: Mapping[str, Any]
+    terms: tuple[Mapping[str, Any], ...] = ()
 
 
 class OnlineLearner:
@@ -142,8 +157,6 @@ class OnlineLearner:
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
         self.regularisation = settings.regularisation
-        # A further loss term of logits and batch, beside those that the settings know.
-        self.further: Callable[[Tensor, Batch], Tensor] | None = None
         self._spec = architecture(settings.model)
         # Sides of what is learnt from are multiples of it; whoever has another network look at it, too, may raise it.
         self.stride = self._spec.stride
@@ -159,15 +172,34 @@ class OnlineLearner:
         self._optimiser = torch.optim.AdamW(self._network.parameters(), lr=0.0, weight_decay=settings.weight_decay)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._mixed)
         self._anchor: list[Tensor] = []
+        self.terms: list[Term] = []
+        if settings.distillation.active:
+            self.attach(Distiller(settings.distillation, self._network))
+        if settings.stored_logits:
+            self.attach(StoredLogits(settings.stored_logits))
 
     @property
     def _mixed(self) -> bool:
         return self.settings.amp and self.device.type == "cuda"
 
+    def attach(self, term: Term) -> None:
+        """Add a term to the loss, and train what it holds; checkpoints of before cannot be restored from then on."""
+        self.terms.append(term)
+        own = list(term.own.parameters())
+        if own:
+            self._optimiser.add_param_group({"params": own})
+
+    def detach(self, term: Term) -> None:
+        """Take back :meth:`attach` of a term that holds no weights."""
+        assert not list(term.own.parameters()), "the optimiser would still know them"
+        self.terms.remove(term)
+
     def load(self, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Take over global weights; they are also the anchor of the proximal term."""
+        """Take over global weights; they are also the anchor of the proximal term, and the federation's teacher."""
         load_weights(self._network, weights)
         self._anchor = [parameter.detach().clone() for parameter in self._network.parameters()]
+        for term in self.terms:
+            term.loaded(self._network)
 
     def weights(self) -> Arrays:
         """A copy of the current weights by name."""
@@ -175,12 +207,41 @@ class OnlineLearner:
 
     def frozen(self) -> nn.Module:
         """A copy of the network as it is now, in evaluation mode, that learns no more."""
-        copy: nn.Module = deepcopy(self._network)
-        return copy.eval().requires_grad_(False)
+        return frozen_copy(self._network)
+
+    def open_case(self, learnt: bool) -> None:
+        """Tell the terms of the loss that a case is opened, and whether the site has learnt from any before it."""
+        for term in self.terms:
+            term.opened(self._network, learnt)
+
+    def accept_case(self, sample: Sample, rng: np.random.Generator) -> None:
+        """Tell the terms of the loss that a case is accepted, which `sample` is learnt of; `rng` is theirs to draw."""
+        for term in self.terms:
+            term.accepted(self._network, lambda: self._assemble([sample], rng, None), rng)
+
+    def local(self) -> Arrays:
+        """What the terms of the loss keep at the site, as named arrays; it is no part of :meth:`weights`."""
+        named = {f"{term.name}/{name}": tensor for term in self.terms for name, tensor in term.kept().items()}
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in named.items()}
+
+    def load_local(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Restore what :meth:`local` returned, after :meth:`load`; what no term knows is left."""
+        for term in self.terms:
+            own = {
+                name.removeprefix(f"{term.name}/"): array
+                for name, array in arrays.items()
+                if name.startswith(f"{term.name}/")
+            }
+            term.keep({name: torch.from_numpy(np.array(array)).to(self.device) for name, array in own.items()})
+
+    def _trained(self) -> list[str]:
+        """Names of everything that the optimiser moves, in its order."""
+        own = [f"{term.name}/{name}" for term in self.terms for name, _ in term.own.named_parameters()]
+        return [name for name, _ in self._network.named_parameters()] + own
 
     def optimiser_state(self) -> Arrays:
         """The moments of AdamW as named arrays, empty before the first update."""
-        names = [name for name, _ in self._network.named_parameters()]
+        names = self._trained()
         state = self._optimiser.state_dict()["state"]
         return {
             f"{names[index]}/{key}": value.detach().cpu().numpy().copy()
@@ -189,11 +250,13 @@ class OnlineLearner:
         }
 
     def load_optimiser_state(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Restore what :meth:`optimiser_state` returned."""
-        indices = {name: index for index, (name, _) in enumerate(self._network.named_parameters())}
+        """Restore what :meth:`optimiser_state` returned; moments of what terms of other settings held are left."""
+        indices = {name: index for index, name in enumerate(self._trained())}
         state: dict[int, dict[str, Tensor]] = {}
         for name, array in arrays.items():
             parameter, key = name.rsplit("/", 1)
+            if "/" in parameter and parameter not in indices:
+                continue
             state.setdefault(indices[parameter], {})[key] = torch.from_numpy(np.array(array))
         whole = self._optimiser.state_dict()
         whole["state"] = state
@@ -203,7 +266,8 @@ class OnlineLearner:
         """A copy of the learner's state, to come back to by :meth:`restore`."""
         weights = {name: tensor.detach().clone() for name, tensor in self._network.state_dict().items()}
         state = deepcopy(self._optimiser.state_dict())
-        return Checkpoint(weights, state, deepcopy(self._scaler.state_dict()))
+        terms = tuple(term.state() for term in self.terms)
+        return Checkpoint(weights, state, deepcopy(self._scaler.state_dict()), terms)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to `checkpoint`: whatever follows is bit-equal to what would have followed then.
@@ -215,6 +279,8 @@ class OnlineLearner:
         self._optimiser.load_state_dict(deepcopy(dict(checkpoint.optimiser)))
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(deepcopy(dict(checkpoint.scaler)))
+        for term, state in zip(self.terms, checkpoint.terms, strict=True):
+            term.restore(state)
         self._optimiser.zero_grad(set_to_none=True)
 
     def losses(self, samples: Sequence[Sample]) -> list[float]:
@@ -320,14 +386,18 @@ class OnlineLearner:
         self._network.train()
         total = 0.0
         for _ in range(updates):
-            total += self._step(self._assemble(batch(), rng, self.settings.augmentation))
+            total += self._step(self._assemble(batch(), rng, self.settings.augmentation), rng)
             between()
         return total / updates if updates else float("nan")
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch, rng: np.random.Generator) -> float:
         """One gradient step; returns the loss before it."""
         self._optimiser.zero_grad(set_to_none=True)
-        with watched_attention(self._network if self.regularisation.attentive else None) as attention:
+        wanted = {stage for term in self.terms for stage in term.stages}
+        with ExitStack() as watching:
+            watched = watched_attention(self._network if self.regularisation.attentive else None)
+            attention = watching.enter_context(watched)
+            features = watching.enter_context(Features(self._network, *sorted(wanted))) if wanted else None
             with torch.autocast(self.device.type, enabled=self._mixed):
                 logits = self._network(batch.image)
             attended = None if attention is None else attention.seen
@@ -337,11 +407,14 @@ class OnlineLearner:
             loss = loss + self.regularisation(
                 logits, batch.image, batch.drawn, batch.spacings, attended, inside=batch.inside, air=batch.air
             )
-        if self.further is not None:
-            loss = loss + self.further(logits, batch)
+        if self.terms:
+            seen = Pass(self._network, logits, batch, features, self._mixed, rng)
+            for term in self.terms:
+                loss = loss + term(seen)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
-        torch.nn.utils.clip_grad_norm_(self._network.parameters(), 10.0)
+        trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, 10.0)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return loss.item()

@@ -23,6 +23,7 @@ from wardround.client.learning.batches import Batch
 from wardround.client.learning.learner import Checkpoint, OnlineLearner
 from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import Sample
+from wardround.client.learning.terms import Pass, Term
 from wardround.client.supervision.distillation import hard_targets, soft_targets
 from wardround.errors import UsageError
 from wardround.models.catalogue import architecture
@@ -184,12 +185,13 @@ class Monitors:
         for _ in range(updates):
             samples, seed = batch(), int(rng.integers(2**62))
             for number, learner in enumerate(self.learners):
-                learner.further = self._term(number)
+                term = _Heard(self, number)
+                learner.attach(term)
                 try:
                     own = np.random.default_rng(seed)
                     totals[number] += learner.update(lambda kept=samples: kept, 1, learning_rate, own, between)  # type: ignore[misc]
                 finally:
-                    learner.further = None
+                    learner.detach(term)
             self.updates += 1
             if self.updates % self.settings.refresh == 0:
                 self.refresh()
@@ -214,16 +216,11 @@ class Monitors:
             best.restore()
         return self.learners[0 if self._best[0].loss <= self._best[1].loss else 1]
 
-    def _term(self, number: int) -> Callable[[Tensor, Batch], Tensor]:
-        """L₁ or L₂ as a function of the student's logits."""
+    def loss(self, number: int, logits: Tensor, batch: Batch) -> Tensor:
+        """L₁ or L₂ without what the learner's settings give, of the student's logits."""
+        own, other = (self._listen(batch)[place] for place in (number, 1 - number))
         share, temperature = self.settings.share, self.settings.temperature
-
-        def loss(logits: Tensor, batch: Batch) -> Tensor:
-            heard = self._listen(batch)
-            own, other = heard[number], heard[1 - number]
-            return (1 - share) * hard_targets(logits, own) + share * soft_targets(logits, other, temperature)
-
-        return loss
+        return (1 - share) * hard_targets(logits, own) + share * soft_targets(logits, other, temperature)
 
     @torch.no_grad()
     def _listen(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -232,6 +229,19 @@ class Monitors:
             one, other = (copy(batch.image).float() for copy in self.copies)
             self._heard = batch.image, (one, other)
         return self._heard[1]
+
+
+class _Heard(Term):
+    """What one of two learners hears from the copies."""
+
+    name = "monitoring"
+
+    def __init__(self, monitors: Monitors, number: int) -> None:
+        super().__init__()
+        self._monitors, self._number = monitors, number
+
+    def __call__(self, seen: Pass) -> Tensor:
+        return self._monitors.loss(self._number, seen.logits, seen.batch)
 
 
 def held_out_loss(samples: Sequence[Sample]) -> Judge:

@@ -50,6 +50,9 @@ class Sample:
         Distance between voxel centres along i, j, k in millimetres.
     padding
         How much a voxel counts that is added round the image to fit a network, where it is background.
+    logits
+        ``[C, I, J, K]``, float16: what the network answered when the case was accepted, see
+        :mod:`wardround.client.learning.stored_logits`; None where that was not kept.
     """
 
     case_id: str
@@ -59,17 +62,20 @@ class Sample:
     drawn: npt.NDArray[np.bool_] | None = None
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     padding: float = 1.0
+    logits: npt.NDArray[np.float16] | None = None
 
     def arrays(self) -> Arrays:
         """All but its name, to be kept in a file."""
         known: Arrays = {"image": self.image, "target": self.target, "weight": self.weight}
         if self.drawn is not None:
             known["drawn"] = self.drawn
+        if self.logits is not None:
+            known["logits"] = self.logits
         return known | {"spacing": np.asarray(self.spacing), "padding": np.asarray([self.padding])}
 
     @classmethod
     def of(cls, case_id: str, arrays: Mapping[str, npt.NDArray[Any]]) -> "Sample":
-        """The sample whose :meth:`arrays` these are; files of earlier versions know neither drawing nor spacing."""
+        """The sample whose :meth:`arrays` these are; files of earlier versions know less."""
         first, second, third = (float(step) for step in arrays.get("spacing", np.ones(3)))
         return cls(
             case_id,
@@ -79,6 +85,7 @@ class Sample:
             arrays.get("drawn"),
             (first, second, third),
             float(arrays.get("padding", np.ones(1))[0]),
+            arrays.get("logits"),
         )
 
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from wardround.client.learning.safeguard import PATIENCE, Safeguard
 from wardround.client.learning.schedule import interactive_updates, learning_rate, rehearsal_updates
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Standing
+from wardround.client.learning.stored_logits import centred_logits
 from wardround.client.supervision.attentive import KernelHealth
 from wardround.errors import UsageError
 from wardround.strategies.plan import RoundPlan
@@ -225,6 +226,7 @@ class OnlineRound:
             len(self.history),
             safeguard,
         )
+        self._begin()
         self._observe(session)
 
     def step(self, session: CaseSession, drawn: Sequence[Prompt]) -> None:
@@ -265,6 +267,7 @@ class OnlineRound:
             If the case is not open.
         """
         self._take_back(self._opened(session))
+        self._begin()
 
     def undo(self, session: CaseSession) -> None:
         """Drop the last step of the open case, as if it had never been drawn.
@@ -282,6 +285,7 @@ class OnlineRound:
         if not session.steps:
             raise UsageError("there is nothing to undo", "nothing was drawn on this case yet", "draw a slice first")
         self._take_back(accepted)
+        self._begin()
         for step in session.rewind()[:-1]:
             with self.phase("propagate"):
                 session.repeat(step)
@@ -313,7 +317,7 @@ class OnlineRound:
             patient = self.standing.refused < PATIENCE
             kept = not patient or accepted.safeguard.fall(self.learner, self._step_aside) <= self.plan.rollback_drop
         if kept:
-            self.memory.offer(session.sample(), self.rng)
+            self._remember(session)
             self.standing = self.standing.accepting(session.agreement, session.disagreement)
         else:
             self.learner.restore(accepted.learner)
@@ -389,6 +393,18 @@ class OnlineRound:
         if self._accepted is None or self._accepted.session is not session:
             raise UsageError("the case is not open", "it was accepted, or never opened in this round", "open it first")
         return self._accepted
+
+    def _begin(self) -> None:
+        """Let the learner know that it begins with a case, as it is now."""
+        self.learner.open_case(self.memory.reservoir.seen > 0)
+
+    def _remember(self, session: CaseSession) -> None:
+        sample = session.sample()
+        if self.plan.stored_logits:
+            with self.phase("predict"):
+                sample = replace(sample, logits=centred_logits(self.learner.predict(session.normalised)))
+        self.memory.offer(sample, self.rng)
+        self.learner.accept_case(sample, self.rng)
 
     def _take_back(self, accepted: _Accepted) -> None:
         self.learner.restore(accepted.learner)

@@ -23,6 +23,8 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 # Weight of the newest case in the averages of a standing: they follow the last five cases or so.
 NEWEST = 0.2
+# File of what is local, in snapshots that have any.
+LOCAL = "local.safetensors"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class SiteState:
         What was drawn so far, in pixels: ``contour`` and ``strict``.
     standing
         How far the model has agreed with the annotator; that of a new site where an older snapshot knows none.
+    local
+        What the learner has beside the network and never lets go: heads of its own, see
+        :meth:`wardround.client.learning.learner.OnlineLearner.local`.
     """
 
     round: int
@@ -88,6 +93,7 @@ class SiteState:
     history: tuple[dict[str, Any], ...] = ()
     effort: dict[str, float] = field(default_factory=dict)
     standing: Standing = field(default_factory=Standing)
+    local: Arrays = field(default_factory=dict)
 
 
 class Snapshots:
@@ -134,6 +140,8 @@ class Snapshots:
         first = not self._rounds()
         with new_folder(self._path(state.round)) as folder:
             save_arrays(folder / "optimiser.safetensors", state.optimiser)
+            if state.local:
+                save_arrays(folder / LOCAL, state.local)
             content = {
                 "round": state.round,
                 "first": first,
@@ -169,6 +177,7 @@ class Snapshots:
                 tuple(content["history"]),
                 content["effort"],
                 Standing(content.get("trust", 0.0), content.get("disagreement"), content.get("refused", 0)),
+                load_arrays(folder / LOCAL) if (folder / LOCAL).exists() else {},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(

@@ -113,6 +113,8 @@ class Apprentice:
         plan, weights = (self._fallback, None) if found is None else found
         # The site's rounds count from 1; whoever draws between them learns at the rate of the last one.
         changes: dict[str, object] = {"round": max(1, plan.round), "prompts": plan.asked_for}
+        # A person waits for every update, and a bench begins anew with each round's weights: it has no teachers.
+        changes |= dict.fromkeys(("distill_weight", "contrast_weight", "stored_logits"), 0.0)
         if plan.supervision == "dense":
             changes["supervision"] = "proxy"  # What a person draws on a bench is never all of a case.
         if self._torch_device.type == "cpu" and plan.patch is None:

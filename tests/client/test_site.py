@@ -114,6 +114,31 @@ def test_a_round_that_is_asked_for_again_gives_the_same_bits(tmp_path: Path) -> 
     assert same(again.train(plan(2), one.weights).weights, two.weights)
 
 
+DISTILLED: dict[str, object] = {
+    "distill_weight": 0.4, "distill_head": True, "contrast_weight": 0.1, "teachers": "both", "stored_logits": 0.5,
+    "updates_per_case": 3, "annotation_rounds": 1,
+}  # fmt: skip
+
+
+def test_with_teachers_it_gives_the_same_bits_and_what_is_local_stays(tmp_path: Path) -> None:
+    first = site(tmp_path / "one")
+    one = first.train(plan(1, **DISTILLED), START)
+    two = first.train(plan(2, **DISTILLED), one.weights)
+    first.close()
+    again = site(tmp_path / "one")
+    assert same(again.train(plan(2, **DISTILLED), one.weights).weights, two.weights)
+    assert same(again.train(plan(1, **DISTILLED), START).weights, one.weights)
+    assert same(again.train(plan(2, **DISTILLED), one.weights).weights, two.weights)
+    assert two.weights.keys() == START.keys()
+    kept = load_arrays(tmp_path / "one" / "state" / "round-00002" / "local.safetensors")
+    assert {name.split(".")[0] for name in kept} == {"distiller/head", "distiller/branch"}
+    before = load_arrays(tmp_path / "one" / "state" / "round-00001" / "local.safetensors")
+    assert not same(before, kept)
+    # Were a site's own head begun anew in every round, the round would not be the same.
+    (tmp_path / "one" / "state" / "round-00001" / "local.safetensors").unlink()
+    assert not same(again.train(plan(2, **DISTILLED), one.weights).weights, two.weights)
+
+
 ATTENTIVE: dict[str, object] = {
     "model": "unet3d-small-attention", "attentive_weight": 0.1, "prompts": "scribbles", "supervision": "partial",
 }  # fmt: skip

@@ -18,6 +18,8 @@ from wardround.client.learning.round import Interaction, OnlineRound
 from wardround.client.learning.safeguard import Safeguard, stored_dice
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Standing
+from wardround.client.learning.stored_logits import centred_logits
+from wardround.client.learning.teachers import Distillation, Distiller
 from wardround.errors import UsageError
 from wardround.strategies.plan import RoundPlan
 
@@ -70,7 +72,8 @@ class Scene:
 
     def __init__(self, folder: Path, weights: Mapping[str, np.ndarray], **fields: object) -> None:
         self.plan = plan(**fields)
-        self.learner = OnlineLearner(LearningSettings("unet3d-small", 2, 0), CPU)
+        taught = {"distillation": Distillation.of(self.plan), "stored_logits": self.plan.stored_logits}
+        self.learner = OnlineLearner(LearningSettings("unet3d-small", 2, 0, **taught), CPU)  # type: ignore[arg-type]
         self.learner.load(weights)
         memory = ReplayMemory(folder, Reservoir(8), self.plan.replay)
         for sample in OLD:
@@ -88,12 +91,24 @@ class Scene:
         truth = Truth(labels or ball(9)[1])
         return [truth.slice(request) for request in session.suggest(len(session.steps))]
 
+    def taught(self) -> dict[str, np.ndarray]:
+        """Weights of the teachers."""
+        return {
+            f"{number} {name}": tensor.numpy()
+            for term in self.learner.terms
+            if isinstance(term, Distiller)
+            for number, teacher in enumerate(term.teachers)
+            for name, tensor in teacher.network.state_dict().items()
+        }
+
     def state(self, session: CaseSession) -> dict[str, Any]:
         """All that a further step depends on."""
         assert session.proxy is not None
         return {
             **{f"weight {name}": array for name, array in self.learner.weights().items()},
             **{f"moment {name}": array for name, array in self.learner.optimiser_state().items()},
+            **{f"local {name}": array for name, array in self.learner.local().items()},
+            **{f"taught by {name}": array for name, array in self.taught().items()},
             "rng": self.round.rng.bit_generator.state,
             "check": self.round.check_rng.bit_generator.state,
             "case rng": session.rng.bit_generator.state,
@@ -114,6 +129,9 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted((one.keys() ^ other.keys()) | {name for name in both if not np.array_equal(one[name], other[name])})
 
 
+DISTILLED: dict[str, object] = {
+    "distill_weight": 0.4, "distill_head": True, "contrast_weight": 0.1, "teachers": "both", "stored_logits": 0.5,
+}  # fmt: skip
 OPTIONS: list[dict[str, object]] = [
     {},
     {
@@ -124,6 +142,7 @@ OPTIONS: list[dict[str, object]] = [
         "updates_per_case": 12,
     },
     {"suggestion": "random", "uncertainty": 2, "replay": "most-interfered"},
+    DISTILLED,
 ]
 
 
@@ -185,8 +204,11 @@ def test_a_case_is_opened_once_and_accepted_once(tmp_path: Path, trained: Mappin
     assert scene.round.history[-1]["accepted"] is True
 
 
-def test_an_abandoned_case_was_never_opened(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
-    plain, scene = Scene(tmp_path / "plain", trained), Scene(tmp_path / "abandoned", trained)
+@pytest.mark.parametrize("fields", [{}, DISTILLED])
+def test_an_abandoned_case_was_never_opened(
+    tmp_path: Path, trained: Mapping[str, np.ndarray], fields: dict[str, object]
+) -> None:
+    plain, scene = (Scene(tmp_path / name, trained, **fields) for name in ("plain", "abandoned"))
     looked_at = scene.session(8)
     scene.round.open(looked_at)
     scene.round.abandon(looked_at)
@@ -368,3 +390,67 @@ def test_the_case_at_hand_is_not_in_memory_before_it_is_accepted(
     assert len(peeking.held) == 8
     assert all(case not in kept for case, kept in peeking.held)
     assert "case 8" in peeking.held[-1][1]
+
+
+def test_a_case_is_taught_by_the_model_before_it_and_rehearsed_with_the_same_teacher(
+    tmp_path: Path, trained: Mapping[str, np.ndarray]
+) -> None:
+    scene = Scene(tmp_path, trained, distill_weight=0.4, rehearsal=0.5)
+    assert scene.taught() == {}
+    for seed in (8, 9):
+        before = {f"0 {name}": array for name, array in scene.learner.weights().items()}
+        scene.round.learn(scene.session(seed), answering(ball(seed)[1]))
+        assert differing(before, scene.taught()) == []
+    scene.round.rehearse(2)
+    assert differing(before, scene.taught()) == []
+
+
+def test_a_case_that_is_taken_back_takes_its_teacher_along(
+    tmp_path: Path, trained: Mapping[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, plain = (Scene(tmp_path / name, trained, updates_per_case=2, **DISTILLED) for name in ("refused", "plain"))
+    assert judged(scene, monkeypatch, "gb") == "+-"
+    assert judged(plain, monkeypatch, "g") == "+"
+    assert scene.taught().keys() == plain.taught().keys() != set()
+    assert differing(scene.taught(), plain.taught()) == []
+    assert differing(scene.learner.local(), plain.learner.local()) == []
+
+
+def test_a_taken_back_case_is_begun_with_the_same_teacher(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    plain, forgetful = (Scene(tmp_path / name, trained, **DISTILLED) for name in ("plain", "forgetful"))
+    sessions = [scene.session() for scene in (plain, forgetful)]
+    for scene, session in zip((plain, forgetful), sessions, strict=True):
+        scene.round.open(session)
+    forgetful.round.step(sessions[1], drawn := forgetful.draw(sessions[1]))
+    forgetful.round.forget(sessions[1])
+    plain.round.step(sessions[0], drawn)
+    forgetful.round.catch_up(sessions[1], forgetful.round.updates_after(sessions[1]))
+    assert differing(plain.learner.weights(), forgetful.learner.weights()) == []
+    assert differing(plain.taught(), forgetful.taught()) == []
+
+
+def test_where_nothing_was_learnt_yet_nobody_teaches(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
+    plain, taught = Scene(tmp_path / "plain", trained), Scene(tmp_path / "taught", trained, distill_weight=0.4)
+    for scene, folder in ((plain, "a"), (taught, "b")):
+        scene.round.memory = ReplayMemory(tmp_path / folder, Reservoir(8), scene.plan.replay)
+        scene.round.learn(scene.session(8), answering(ball(8)[1]))
+    assert taught.taught() == {}
+    assert plain.round.losses == taught.round.losses
+    assert differing(plain.learner.weights(), taught.learner.weights()) == []
+    taught.round.open(taught.session(9))
+    assert taught.taught()
+
+
+def test_an_accepted_case_is_remembered_with_what_the_model_answers_then(
+    tmp_path: Path, trained: Mapping[str, np.ndarray]
+) -> None:
+    scene = Scene(tmp_path, trained, stored_logits=0.5, updates_per_case=4)
+    session = scene.session()
+    scene.round.learn(session, answering(ball(9)[1]))
+    logits = scene.round.memory.sample("case 9").logits
+    assert logits is not None
+    assert np.array_equal(logits, centred_logits(scene.learner.predict(session.normalised)))
+    assert not np.array_equal(logits, centred_logits(session.before))
+    other = Scene(tmp_path / "other", trained)
+    other.round.learn(other.session(), answering(ball(9)[1]))
+    assert other.round.memory.sample("case 9").logits is None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,15 @@ def test_disagreement_is_measured_against_recent_cases() -> None:
     assert first.ratio(0.2) == pytest.approx(0.5)
     assert first.accepting(0.5, 0.2).disagreement == pytest.approx(0.8 * 0.4 + 0.2 * 0.2)
     assert Standing(0.5, 0.0).ratio(0.3) == 1.0
+
+
+def test_what_is_local_is_there_again_and_has_a_file_only_where_there_is_any(tmp_path: Path) -> None:
+    local = {"distiller/head.weight": np.arange(3, dtype=np.float32)}
+    snapshots = Snapshots(tmp_path)
+    snapshots.save(state(1))
+    snapshots.save(replace(state(2), local=local))
+    found = [Snapshots(tmp_path).before(number, capacity=4).local for number in (2, 3)]
+    assert found[0] == {}
+    assert found[1].keys() == local.keys()
+    assert np.array_equal(found[1]["distiller/head.weight"], local["distiller/head.weight"])
+    assert sorted(path.name for path in (tmp_path / "round-00001").iterdir()) == ["optimiser.safetensors", "state.json"]
