@@ -284,7 +284,7 @@ def wandering_losses(
 def test_everything_is_left_as_it_was_found(failing: int | None) -> None:
     torch.manual_seed(0)
     modules = [Wandering().train() for _ in range(3)]
-    modules[2].body.eval()
+    modules[2].body[2].eval()
     segmenter, generator, judge = modules
     draws = np.random.default_rng(0), torch.Generator().manual_seed(0)
     losses = wandering_losses(segmenter, generator, judge, draws)
@@ -382,6 +382,35 @@ def test_a_loss_that_is_asked_again_draws_the_same() -> None:
     assert found.indirect[0].abs().max() > 0
     assert numbers.bit_generator.state == stood[0]
     assert torch.equal(grain.get_state(), stood[1])
+
+
+def test_every_loss_finds_the_buffers_that_were_there() -> None:
+    world = World()
+    exact = world.probed().total[0]
+    counted = world.networks[0]
+    counted.register_buffer("asked", torch.ones((), dtype=torch.float64))
+    s, theta, a = world.weights()
+
+    def counting() -> Tensor:
+        found = world.synthetic(s, theta, a) * counted.asked.clone()
+        counted.asked.mul_(2)
+        return found
+
+    assert torch.equal(ask(world, synthetic=counting).total[0], exact)
+
+
+def test_the_second_hop_is_taken_where_the_segmenter_was() -> None:
+    """A loss of the generator may look at the segmenter."""
+    world = World()
+    s, theta, a = world.weights()
+
+    def size() -> Tensor:
+        return sum(one.detach().square().sum() for one in s.values()) + torch.zeros(())
+
+    fixed = size()
+    looking = ask(world, generation=lambda: size() * world.generation(theta, a))
+    told = ask(world, generation=lambda: fixed * world.generation(theta, a))
+    assert torch.equal(looking.indirect[0], told.indirect[0])
 
 
 def test_what_is_frozen_is_no_weight() -> None:

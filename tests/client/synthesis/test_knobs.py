@@ -33,11 +33,12 @@ def only(**strengths: float) -> dict[str, Tensor]:
 
 
 def test_knobs_start_where_they_should_and_never_leave_their_bounds() -> None:
-    knobs = Knobs()
-    assert knobs.values() == pytest.approx({knob.name: knob.start for knob in AUGMENTATION + SYNTHESIS}, abs=1e-5)
+    given = (*AUGMENTATION, *SYNTHESIS, Knob("lift", -3, -1, -2.5))
+    knobs = Knobs(given)
+    assert knobs.values() == pytest.approx({knob.name: knob.start for knob in given}, abs=1e-5)
     for far in (-1e4, 1e4):
         nn.init.constant_(knobs.position, far)
-        for knob in knobs.knobs:
+        for knob in given:
             assert knobs.values()[knob.name] == pytest.approx(knob.high if far > 0 else knob.low, abs=1e-5)
 
 
@@ -120,6 +121,7 @@ def test_a_disc_stays_a_disc_at_its_distance_whatever_the_sides() -> None:
     at = torch.stack([(turned * axis).sum((1, 2)) / mass for axis in (i, j)])
     assert torch.allclose(at.square().sum(0).sqrt(), torch.full((6,), 6.0).double(), atol=0.05)
     assert at[0].abs().max() > 3
+    assert at[1].min() > 6 * math.cos(math.radians(45)) - 0.05
     for axis, centre in zip((i, j), at, strict=True):
         wide = (turned * (axis - centre[:, None, None]).square()).sum((1, 2)) / mass
         assert torch.allclose(wide, torch.full((6,), 4.0).double(), atol=0.5)
