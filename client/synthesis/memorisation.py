@@ -213,10 +213,13 @@ def _distances(image: FloatArray, candidates: FloatArray, settings: Memorisation
     their_variance = (_averaged(theirs.square(), piece) - their_mean.square()).clamp_min(FLAT)
     best = -torch.ones(len(candidates), *mean.shape[1:])
     for shift in product(range(2 * settings.reach + 1), repeat=image.ndim):
-        pixels = (..., *(slice(start, start + side) for start, side in zip(shift, image.shape, strict=True)))
-        pieces = (..., *(slice(start, start + side) for start, side in zip(shift, mean.shape[2:], strict=True)))
-        together = _averaged(ours * theirs[pixels], piece) - mean * their_mean[pieces]
-        best = torch.maximum(best, together / (variance.clamp_min(FLAT) * their_variance[pieces]).sqrt())
+        part, part_mean, part_variance = theirs, their_mean, their_variance
+        for axis, start in enumerate(shift, start=2):
+            part = part.narrow(axis, start, ours.shape[axis])
+            part_mean = part_mean.narrow(axis, start, mean.shape[axis])
+            part_variance = part_variance.narrow(axis, start, mean.shape[axis])
+        together = _averaged(ours * part, piece) - mean * part_mean
+        best = torch.maximum(best, together / (variance.clamp_min(FLAT) * part_variance).sqrt())
     # What shows more counts more; a piece without contrast says nothing.
     weight = torch.where(variance > FLAT, variance.sqrt(), 0.0)
     total = float(weight.sum())

@@ -223,7 +223,7 @@ def kernel_distance(
 
     count, other = len(ours), len(theirs)
     value = discrepancy(np.ones(count), np.ones(other))
-    drawn = []
+    drawn: list[float] = []
     while len(drawn) < resamples:
         first, second = (rng.multinomial(size, np.full(size, 1 / size)).astype(np.float64) for size in (count, other))
         # All draws of one image: there is no pair.
@@ -279,7 +279,7 @@ def _frequencies(side: int) -> Values:
 
 def _embedded(embed: Callable[[Tensor], Tensor], images: FloatArray, batch: int) -> Values:
     tensor = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))[:, None]
-    return np.concatenate([embed(part).detach().cpu().double().numpy() for part in tensor.split(batch)])
+    return np.concatenate([embed(part).detach().cpu().double().numpy() for part in torch.split(tensor, batch)])
 
 
 def _kernel(first: Values, second: Values) -> Values:

@@ -8,6 +8,7 @@ privacy: whoever holds the model learns what a few people have in common.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -203,7 +204,9 @@ class ShapeModel:
         """The model that :meth:`arrays` came from."""
         kinds = []
         for number in range(len({name.split("/")[0] for name in arrays})):
-            own = {field.name: np.asarray(arrays[f"{number}/{field.name}"]) for field in fields(ShapeKind)}
+            own: dict[str, Any] = {
+                field.name: np.asarray(arrays[f"{number}/{field.name}"]) for field in fields(ShapeKind)
+            }
             kinds.append(ShapeKind(**own | {"frequency": int(own["frequency"])}))
         return cls(tuple(kinds))
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from wardround.client.learning.metrics import mean_dice
 from wardround.client.synthesis.masks import DeformationSettings, LabelArray, deformed
@@ -106,6 +107,13 @@ def test_no_elastic_part_leaves_straight_lines_straight() -> None:
     bent = deformed(labels, rng, replace(STILL, elastic=0.1))
     rows, columns = np.flatnonzero(bent.any(axis=1)), np.flatnonzero(bent.any(axis=0))
     assert not bent[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+def test_a_smooth_bend_leaves_the_structure_in_one_piece() -> None:
+    labels = np.zeros((40, 40), dtype=np.uint8)
+    labels[10:30, 12:28] = 1
+    rng = np.random.default_rng(0)
+    assert all(ndimage.label(deformed(labels, rng, replace(STILL, elastic=0.08)))[1] == 1 for _ in range(20))
 
 
 @pytest.mark.parametrize("value", [0, 1])
