@@ -478,9 +478,9 @@ def retrained(world: World, architecture: Tensor, steps: int) -> float:
     return world.validation(s).item()
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_a_step_along_it_helps_more_often_than_one_at_random(steps: int) -> None:
-    better, helped, trials = 0, 0, 30
+    better, helped, trials = 0, 0, 24
     for seed in range(trials):
         world = World(seed)
         _, _, a = world.weights()
@@ -489,8 +489,8 @@ def test_a_step_along_it_helps_more_often_than_one_at_random(steps: int) -> None
         mine, theirs = (retrained(world, (a - 0.05 * by / by.norm()).detach(), steps) for by in (way, chance))
         better += mine < theirs
         helped += mine < stays
-    assert better >= 24
-    assert helped >= 24
+    assert better >= 19
+    assert helped >= 19
 
 
 def test_the_architecture_moves_and_validation_gets_better() -> None:
