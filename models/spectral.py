@@ -37,10 +37,11 @@ def radius(grid: tuple[int, ...], device: torch.device | None = None) -> Tensor:
 class FrequencyGate(nn.Module):
     """Multiply the spectrum F of a feature map h by a gate A in (0, 2): h + F⁻¹((A − 1)·F).
 
-    A = 2·sigmoid(conv1×1(log(1 + abs F)) + e(radius, t)), the same for the real and the imaginary part, so that phases
-    stay. e is a sum of radial bumps whose heights are learned and move with the time step. Every learned term starts
-    at zero; A is then exactly 1 and the gate returns its input bit for bit. The radius is in cycles per voxel and
-    the transform is orthonormal (noise has the same amplitude at any size), so the same gate works on every grid.
+    A = 2·sigmoid(W·log(1 + abs F) + e(radius, t)), with W across channels; the same for the real and the imaginary
+    part, so that phases stay. e is a sum of radial bumps whose heights are learned and move with the time step. Every
+    learned term starts at zero; A is then exactly 1 and the gate returns its input bit for bit. The radius is in cycles
+    per voxel and the transform is orthonormal (noise has the same amplitude at any size), so the same gate works on
+    every grid.
 
     Parameters
     ----------
@@ -57,11 +58,10 @@ class FrequencyGate(nn.Module):
     def __init__(self, channels: int, dimensions: int, time: int) -> None:
         super().__init__()
         self.dimensions = dimensions
-        self.amplitude = nn.Linear(channels, channels)
+        self.amplitude = nn.Parameter(torch.zeros(channels, channels))
         self.heights = nn.Linear(time, channels * BASES)
-        for layer in (self.amplitude, self.heights):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.heights.weight)
+        nn.init.zeros_(self.heights.bias)
         self.register_buffer("centres", torch.linspace(0, 0.5 * dimensions**0.5, BASES), persistent=False)
 
     def gate(self, spectrum: Tensor, grid: tuple[int, ...], time: Tensor) -> Tensor:
@@ -81,12 +81,7 @@ class FrequencyGate(nn.Module):
         Tensor
             Shape of `spectrum`, real, within (0, 2).
         """
-        amplitude = torch.log1p(spectrum.abs()).movedim(1, -1)
-        distance = radius(grid, spectrum.device)[..., None] - self.centres
-        bumps = torch.exp(-0.5 * (distance / self.centres[1]) ** 2)  # a bump is as wide as the centres are apart
-        heights = self.heights(time).reshape(len(time), BASES, -1)
-        radial = (bumps.flatten(0, -2) @ heights).reshape(len(time), *bumps.shape[:-1], heights.shape[2])
-        return 2 * torch.sigmoid(self.amplitude(amplitude) + radial).movedim(-1, 1)
+        return 1 + self._change(spectrum, grid, time)
 
     def forward(self, feature: Tensor, time: Tensor) -> Tensor:
         """Weigh the frequencies of a feature map.
@@ -106,7 +101,17 @@ class FrequencyGate(nn.Module):
         axes, grid = tuple(range(-self.dimensions, 0)), tuple(feature.shape[2:])
         # Half-precision transforms take powers of two alone, and lose the weak high frequencies.
         with torch.autocast(feature.device.type, enabled=False):
-            spectrum = torch.fft.rfftn(feature.float(), dim=axes, norm="ortho")
-            change = (self.gate(spectrum, grid, time.float()) - 1) * spectrum
-            moved = torch.fft.irfftn(change, s=grid, dim=axes, norm="ortho")
+            precision = torch.promote_types(feature.dtype, torch.float32)
+            spectrum = torch.fft.rfftn(feature.to(precision), dim=axes, norm="ortho")
+            change = self._change(spectrum, grid, time.to(precision))[..., None] * torch.view_as_real(spectrum)
+            moved = torch.fft.irfftn(torch.view_as_complex(change), s=grid, dim=axes, norm="ortho")
         return feature + moved.to(feature.dtype)
+
+    def _change(self, spectrum: Tensor, grid: tuple[int, ...], time: Tensor) -> Tensor:
+        """A − 1, which is tanh(z / 2) where A is 2·sigmoid(z)."""
+        amplitude = torch.log1p(spectrum.abs()).flatten(2)
+        distance = radius(grid, spectrum.device).flatten() - self.centres[:, None]
+        bumps = torch.exp(-0.5 * (distance / self.centres[1]) ** 2)  # a bump is as wide as the centres are apart
+        heights = self.heights(time).reshape(len(time), -1, BASES)
+        half = torch.baddbmm(self.amplitude @ amplitude, heights, bumps.expand(len(time), -1, -1), beta=0.5, alpha=0.5)
+        return half.tanh().reshape(spectrum.shape)
