@@ -284,7 +284,7 @@ class _Bench:
 
     def _rewind(self, states: "_States") -> None:
         torch.set_rng_state(states.cpu)
-        if states.cuda is not None:
+        if self._device is not None and states.cuda is not None:
             torch.cuda.set_rng_state(states.cuda, self._device)
         for one, state in zip(self._sources, states.sources, strict=True):
             if isinstance(one, torch.Generator):
