@@ -19,6 +19,7 @@ from wardround.client.cases.drawings import Drawing
 from wardround.client.cases.nifti import check_classes
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
+from wardround.client.dreaming import Dreaming
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.kernel_health import scalars
 from wardround.client.learning.latest import LatestModel
@@ -230,6 +231,8 @@ class Site:
         memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
         rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
         work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing, between)
+        dreaming = Dreaming(plan, self._device, weights, state.local, seed)
+        dreaming.begin(work)
         for position, case_id in enumerate(cases):
             drawing = None if self._round_cases is None else self._round_cases.drawing(case_id, plan)
             progress = (plan.round - 1 + position / len(cases)) / plan.rounds
@@ -245,13 +248,13 @@ class Site:
                     work.step(session, drawn)
                 work.accept(session)
             self._keep_label(session)
-        work.rehearse(max(1, len(cases)))
+        dreaming.rehearse(work, max(1, len(cases)), between)
         work.note_kernel(np.random.default_rng(seed.spawn(1)[0]))
 
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
-        standing, local = work.standing, learner.local()
+        standing, local = work.standing, learner.local() | dreaming.local()
         snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, standing, local))
         self._progress = (memory.reservoir.seen, plan.round)
         memory.discard_unnamed(*state.reservoir.kept)
@@ -267,7 +270,8 @@ class Site:
         }
         if work.kernel is not None:
             metrics |= scalars(work.kernel)
-        return Update(learner.weights(), metrics)
+        metrics |= dreaming.metrics()
+        return Update(learner.weights() | dreaming.weights(), metrics)
 
     def evaluate(
         self, plan: RoundPlan, weights: Weights, between: Callable[[], None] = lambda: None

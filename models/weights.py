@@ -15,6 +15,9 @@ from wardround.files import write_bytes
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
+OPERATORS = "generator.operators"
+"""The array that travels beside a network's weights where a plan has the operators of sites' generators shared."""
+
 
 def weights_of(network: nn.Module) -> Arrays:
     """Copy every parameter and buffer of `network` into host memory, by its name in the state dictionary."""
@@ -22,7 +25,7 @@ def weights_of(network: nn.Module) -> Arrays:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Overwrite all parameters and buffers of `network`.
+    """Overwrite all parameters and buffers of `network`; :data:`OPERATORS` among `weights` is not for it.
 
     Raises
     ------
@@ -30,6 +33,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generi
         If names or shapes are not exactly those of the network; nothing is then changed.
     """
     own = network.state_dict()
+    weights = {name: array for name, array in weights.items() if name != OPERATORS}
     wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if tuple(own[n].shape) != weights[n].shape)
     if wrong:
         raise PlanError(

@@ -189,12 +189,20 @@ def is_wanted(folder: Path) -> bool:
 
 
 def initial_weights(plan: RoundPlan) -> Weights:
-    """The weights before the first round: the catalogue's network, drawn from the plan's seed."""
-    # Imported here: torch takes seconds, and a run configuration that cannot work is refused before.
-    from wardround.models.catalogue import build
-    from wardround.models.weights import weights_of
+    """The weights before the first round: the catalogue's network, drawn from the plan's seed.
 
-    return weights_of(build(plan.model, plan.labels, plan.seed))
+    Where operators of sites' generators are shared, they are among them.
+    """
+    # Imported here: torch takes seconds, and a run configuration that cannot work is refused before.
+    from wardround.models.catalogue import architecture, build
+    from wardround.models.searched import SearchedGenerator, SearchedSettings
+    from wardround.models.weights import OPERATORS, weights_of
+
+    weights = weights_of(build(plan.model, plan.labels, plan.seed))
+    if plan.share_knobs:
+        settings = SearchedSettings(architecture(plan.model).dimensions, plan.labels)
+        weights[OPERATORS] = SearchedGenerator(settings, plan.seed).architecture.detach().numpy()
+    return weights
 
 
 def site_names(grid: Grid) -> dict[int, str]:

@@ -41,6 +41,9 @@ REJECTED = "rejected"
 TRUST = "trust"
 KERNEL_MEAN = "kernel-mean"
 KERNEL_RATIO = "kernel-ratio"
+MADE = "made"
+MADE_NEARER = "made-nearer"
+MADE_FAITHFUL = "made-faithful"
 DICE = "dice"
 
 TRAIN_METRICS = frozenset(
@@ -59,6 +62,9 @@ TRAIN_METRICS = frozenset(
         TRUST,
         KERNEL_MEAN,
         KERNEL_RATIO,
+        MADE,
+        MADE_NEARER,
+        MADE_FAITHFUL,
     }
 )
 """The scalars that a site may send after training.
@@ -68,7 +74,11 @@ TRAIN_METRICS = frozenset(
 
 Where the plan has an attentive weight, ``kernel-mean``, 0 … 1, is the mean affinity of two voxels by the network's
 attention, and ``kernel-ratio``, at least 0, that of drawn voxels of one label over that of drawn voxels of two. They
-are left out where nothing drawn tells."""
+are left out where nothing drawn tells.
+
+Where a site has a generator that was tested in the round, ``made`` is the number of pairs that may be learnt from,
+``made-nearer``, 0 … 1, the probability that one is nearer to the generator's cases than an unseen case is, and
+``made-faithful``, 0 … 1, the Dice of what the network finds in them with what they were made of."""
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, LOSS, CASES, DICE, "hd95-mm", "assd-mm"})
 """The scalars that a site may send after evaluating; each also with a label's number behind it, as in ``dice-2``."""
 

@@ -196,6 +196,10 @@ class Reservoir:
         groups[slot] = group
         return replace(after._replacing(slot, case_id), groups=tuple(groups))
 
+    def forgetting(self) -> "Reservoir":
+        """Remembering none, and knowing as before how many were offered."""
+        return replace(self, kept=(), groups=())
+
     def _replacing(self, slot: int, case_id: str) -> "Reservoir":
         """With `case_id` in place of the one at `slot`; the same where there is no such slot."""
         if slot >= self.capacity:
@@ -244,6 +248,10 @@ class ReplayMemory:
         if sample.case_id in self.reservoir.kept:
             save_arrays(self._file(sample.case_id), sample.arrays())
             self._load(sample)
+
+    def forget(self) -> None:
+        """Remember no case any more; :meth:`discard_unnamed` removes their files."""
+        self.reservoir, self._loaded = self.reservoir.forgetting(), {}
 
     def draw(
         self,

@@ -84,6 +84,16 @@ class _Accepted:
     safeguard: Safeguard
 
 
+class Dreams(Protocol):
+    """Samples that nobody drew, which a site makes by itself."""
+
+    def share(self, memory: ReplayMemory) -> float:
+        """Share of recalled samples that are made ones, 0 … 1."""
+
+    def draw(self, count: int, rng: np.random.Generator) -> Sequence[Sample]:
+        """So many of them, drawn by `rng`."""
+
+
 @dataclass(eq=False)
 class OnlineRound:
     """The working set of one round: one case after the other is opened, annotated in steps and accepted.
@@ -114,6 +124,8 @@ class OnlineRound:
     between
         Called between batches and between the phases of a step: others may use the device before it returns, and what
         it raises ends the round. The time that it takes is charged to no phase.
+    dreams
+        What is rehearsed beside or in place of memory; None for nothing.
     """
 
     site: str
@@ -125,6 +137,7 @@ class OnlineRound:
     observer: Observer | None = None
     standing: Standing = field(default_factory=Standing)
     between: Callable[[], None] = lambda: None
+    dreams: Dreams | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     effort: dict[str, float] = field(default_factory=lambda: {"contour": 0.0, "strict": 0.0})
@@ -360,8 +373,8 @@ class OnlineRound:
         self.recall(rehearsal_updates(self.plan, cases))
 
     def recall(self, updates: int) -> None:
-        """Take `updates` from memory alone; none where nothing is remembered."""
-        if not len(self.memory):
+        """Take `updates` from memory alone, or from dreams; none where nothing is remembered."""
+        if not len(self.memory) and not self._dreaming:
             return
         self._update(lambda: self._recalled(0), updates, learning_rate(self.plan))
 
@@ -425,8 +438,17 @@ class OnlineRound:
         with self.phase("predict"):
             session.refresh()
 
+    @property
+    def _dreaming(self) -> float:
+        return 0.0 if self.dreams is None else self.dreams.share(self.memory)
+
     def _recalled(self, others: int, incoming: Sample | None = None) -> Sequence[Sample]:
-        return self.memory.draw(self.plan.batch_size - others, self.rng, self.learner, incoming)
+        wanted, made, share = self.plan.batch_size - others, [], self._dreaming
+        if self.dreams is not None and share:
+            # Chances are drawn only where there are any: without dreams everything goes as it did.
+            number = int(self.rng.binomial(wanted, share)) if len(self.memory) else wanted
+            made = list(self.dreams.draw(number, self.rng))
+        return [*made, *self.memory.draw(wanted - len(made), self.rng, self.learner, incoming)]
 
     def _update(self, batch: Callable[[], Sequence[Sample]], updates: int, rate: float) -> None:
         def done() -> None:
