@@ -180,7 +180,7 @@ class Features:
         """What `stage` was given."""
         return self._inputs[stage]
 
-    def _keep(self, stage: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+    def _keep(self, stage: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             self._inputs[stage], self._outputs[stage] = inputs[0], output
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from wardround.client.learning.augmentation import Augmentation, Augmenter, augmentation_named
+from wardround.client.learning.augmentation import Augmenter
 from wardround.client.learning.batches import Batch, assemble
 from wardround.client.learning.inference import predict
 from wardround.client.learning.replay import Sample
+from wardround.client.learning.settings import LearningSettings
 from wardround.client.learning.stored_logits import StoredLogits
-from wardround.client.learning.teachers import Distillation, Distiller
+from wardround.client.learning.teachers import Distiller
 from wardround.client.learning.terms import Pass, Term, frozen_copy
 from wardround.client.supervision.losses import segmentation_loss
-from wardround.client.supervision.regularisation import Regularisation, ramp
 from wardround.errors import UsageError
 from wardround.models.attention import watched_attention
 from wardround.models.catalogue import Features, architecture, build
 from wardround.models.weights import load_weights, weights_of
-from wardround.strategies.plan import RoundPlan
+
+__all__ = ["Checkpoint", "LearningSettings", "OnlineLearner", "resolve_device"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -44,76 +45,6 @@ def resolve_device(name: str) -> torch.device:
             "no CUDA device was found", "none is fitted, or torch was built without it", "use --device cpu"
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class LearningSettings:
-    """How the learner updates.
-
-    Parameters
-    ----------
-    model, labels, seed
-        As in :func:`wardround.models.catalogue.build`.
-    batch_size
-        Volumes (or windows) in one update.
-    weight_decay
-        Decoupled decay of AdamW (Loshchilov and Hutter 2019).
-    proximal_mu
-        Strength of the FedProx term ``mu / 2 * ||w - w_global||^2`` (Li et al. 2020, equation 2); 0 leaves it out.
-    patch
-        Sides of a training window in voxels,
-        :data:`~wardround.client.learning.batches.PATCH_LIMIT` if None; volumes that fit are used whole.
-    amp
-        Mixed precision on CUDA.
-    augmentation
-        What is done to every batch; None for nothing.
-    regularisation
-        What is asked of voxels that nobody drew.
-    distillation
-        What is learnt from teachers.
-    stored_logits
-        Weight of the difference to what was answered when a remembered case was accepted; 0 leaves it out.
-    dice
-        Weight of the soft Dice term beside cross-entropy; 0 leaves it out.
-    """
-
-    model: str
-    labels: int
-    seed: int
-    batch_size: int = 2
-    weight_decay: float = 1e-4
-    proximal_mu: float = 0.0
-    patch: tuple[int, int, int] | None = None
-    amp: bool = True
-    augmentation: Augmenter | None = field(default_factory=Augmentation)
-    regularisation: Regularisation = field(default_factory=Regularisation)
-    distillation: Distillation = field(default_factory=Distillation)
-    stored_logits: float = 0.0
-    dice: float = 1.0
-
-    @classmethod
-    def of(cls, plan: RoundPlan) -> "LearningSettings":
-        """What a plan says of it; regularisation has the strength of the plan's round."""
-        return cls(
-            plan.model,
-            plan.labels,
-            plan.seed,
-            plan.batch_size,
-            proximal_mu=plan.proximal_mu,
-            patch=plan.patch,
-            amp=plan.amp,
-            augmentation=augmentation_named(plan.augmentation),
-            regularisation=Regularisation(
-                crf=plan.crf_weight,
-                variance=plan.variance_weight,
-                attentive=plan.attentive_weight,
-                kernel=plan.attentive_kernel,
-                side=plan.regularisation_side,
-                strength=ramp(max(0, plan.round - 1) / plan.rounds, plan.regularisation_ramp),
-            ),
-            distillation=Distillation.of(plan),
-            stored_logits=plan.stored_logits,
-        )
 
 
 @dataclass(frozen=True, eq=False)

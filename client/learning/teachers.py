@@ -193,9 +193,11 @@ class Distiller(Term):
         teachers, settings = self.teachers, self.settings
         if not teachers:
             return 0.0
-        batch, total = seen.batch, seen.logits.new_zeros(())
+        batch, own, total = seen.batch, seen.logits, seen.logits.new_zeros(())
         with torch.autocast(batch.image.device.type, enabled=seen.mixed):
-            own = self.own["head"](seen.features.entered(LAST)).float() if "head" in self.own else seen.logits
+            if "head" in self.own:
+                assert seen.features is not None, "a pass without the stages that were asked for"
+                own = self.own["head"](seen.features.entered(LAST)).float()
             features = _at(self._scales, seen.features, _branch(self.own))
         inside = batch.inside.to(own.dtype)
         for teacher in teachers:

@@ -336,3 +336,18 @@ def test_a_batch_of_background_is_contrasted_with_nothing() -> None:
     assert term.item() == 0  # type: ignore[union-attr]
     term.backward()  # type: ignore[union-attr]
     assert not any(bool(p.grad.isnan().any()) for p in model._network.parameters() if p.grad is not None)
+
+
+def test_in_mixed_precision_it_learns_from_the_same_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is not at hand: half precision of a CPU goes the same way."""
+    monkeypatch.setattr(OnlineLearner, "_mixed", True)
+    model = learner()
+    model.open_case(learnt=True)
+    with torch.autocast("cpu"):
+        now = replace(seen(model), mixed=True)
+    assert now.features is not None
+    assert now.features["bottleneck"].dtype == torch.bfloat16
+    whole = said(model, seen(model))
+    assert said(model, replace(now, logits=now.logits.float())) == pytest.approx(whole, rel=0.02)
+    assert np.isfinite(train(model, 2, 1))
+    assert all(np.isfinite(array).all() for array in [*model.weights().values(), *model.local().values()])
