@@ -26,15 +26,14 @@ and a picture.
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runner import fields_of, result_of, run_all, write_result
 from weak.arms import KERNELS, TASKS, Recipe, Task
 from weak.federated import federated_table, run_federated
 from weak.labels import Split, draw_phantoms, load, split_of, true_labels
@@ -90,25 +89,12 @@ def run_task(options: argparse.Namespace) -> int:
     waiting = [(arm, seed) for seed in options.seeds for arm in task.arms if not result_of(folder, arm, seed).exists()]
     load = f"load {os.getloadavg()[0]:.1f}"
     print(f"{options.task}: {len(waiting)} runs to go, seeds {options.seeds}, {load}", flush=True)
-    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-    failed = []
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            arm, seed = waiting.pop(0)
-            command = [sys.executable, *sys.argv, "--one", options.task, arm, str(seed)]
-            log = (folder / f"{arm}-{seed}.log").open("wb")
-            # One thread each: more make one run little faster, and the others slower.
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            running[arm, seed] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        time.sleep(0.2)
-        for key, process in list(running.items()):
-            if (code := process.poll()) is not None:
-                del running[key]
-                failed += [key] if code else []
-                print(f"  {key[0]}, seed {key[1]}: {'failed' if code else 'finished'}", flush=True)
+
+    def command(arm: str, seed: int) -> list[str]:
+        return [sys.executable, *sys.argv, "--one", options.task, arm, str(seed)]
+
+    failed = run_all(waiting, command, folder, options.jobs)
     print_task(options, task, folder)
-    for arm, seed in failed:
-        print(f"failed: {arm}, seed {seed}; see {folder / f'{arm}-{seed}.log'}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -125,10 +111,7 @@ def run_one(options: argparse.Namespace, arm: str, seed: int) -> None:
     example = result.pop("example", None)
     if example is not None and seed == options.seeds[0]:
         np.savez_compressed(folder / f"{arm}-{seed}.npz", labels=example)
-    path = result_of(folder, arm, seed)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(result, indent=1))
-    unfinished.replace(path)
+    write_result(result_of(folder, arm, seed), result)
 
 
 def print_task(options: argparse.Namespace, task: Task, folder: Path) -> None:
@@ -196,10 +179,7 @@ def task_of(options: argparse.Namespace) -> Task:
     name = {"kernel": "acdc"}.get(options.task, options.task)
     picked = options.arms or (list(KERNELS) if options.task == "kernel" else [])
     task = TASKS[name].picked(picked)
-    changed = {}
-    for entry in options.set:
-        field, _, value = entry.partition("=")
-        changed[field] = json.loads(value) if value[:1].isdigit() else value
+    changed = fields_of(options.set)
     if options.full:
         task = task.enlarged()
     arms = {arm: replace(settings, **changed) for arm, settings in task.arms.items()}
@@ -225,11 +205,6 @@ def root_of(options: argparse.Namespace, task: Task) -> Path:
         return draw_phantoms(options.out / "data", train=12, test=6, shape=(32, 32, 16))
     root: Path = options.data / task.data
     return root
-
-
-def result_of(folder: Path, arm: str, seed: int) -> Path:
-    """The result of a run."""
-    return folder / f"{arm}-{seed}.json"
 
 
 if __name__ == "__main__":

@@ -83,30 +83,33 @@ def load(root: Path) -> Dataset:
     return load_dataset(root)
 
 
-def sample_of(case: str, image: Volume, given: Given, labels: int, shrink: int = 1) -> Sample:
-    """What is learnt from a case: only `given` and the image, with a pixel for every `shrink` by `shrink` in plane."""
+def sample_of(  # noqa: PLR0917
+    case: str, image: Volume, given: Given, labels: int, shrink: int = 1, slices: int = 1
+) -> Sample:
+    """What is learnt from a case: only `given` and the image, shrunk as :func:`pooled` does."""
     said = given.known == np.arange(labels)[:, None, None, None] if given.proxy is None else given.proxy
-    shares = np.stack([pooled(part, shrink) for part in said])
+    shares = np.stack([pooled(part, shrink, slices) for part in said])
     known = shares.sum(axis=0) > 0
     shares /= np.where(known, shares.sum(axis=0), 1.0)
     first, second, third = image.spacing
-    spacing = (first * shrink, second * shrink, third)
+    spacing = (first * shrink, second * shrink, third * slices)
     target = spread_labels(shares.astype(np.float16), known, spacing)
     weight = known.astype(np.float16)
-    drawn = pooled(drawn_labels(given.annotations, image.shape) != UNLABELLED, shrink) > 0
+    drawn = pooled(drawn_labels(given.annotations, image.shape) != UNLABELLED, shrink, slices) > 0
     # Padding at full weight would drown a few drawn voxels.
     padding = min(1.0, float(weight.mean(dtype=np.float64)))
-    shrunk = pooled(normalise(image.array), shrink).astype(np.float32)
+    shrunk = pooled(normalise(image.array), shrink, slices).astype(np.float32)
     dense = given.proxy is None and known.all()
     return Sample(case, shrunk, target, weight, drawn | dense, spacing, padding)
 
 
-def pooled(array: npt.NDArray[Any], shrink: int) -> npt.NDArray[np.float64]:
-    """Means over blocks of `shrink` by `shrink` voxels of the first two axes; the last row and column are repeated."""
-    rows, columns, slices = array.shape
-    whole = np.pad(array, [(0, -rows % shrink), (0, -columns % shrink), (0, 0)], mode="edge").astype(np.float64)
-    parts = whole.reshape(whole.shape[0] // shrink, shrink, whole.shape[1] // shrink, shrink, slices)
-    return np.asarray(parts.mean(axis=(1, 3)))
+def pooled(array: npt.NDArray[Any], shrink: int, slices: int = 1) -> npt.NDArray[np.float64]:
+    """Means over blocks of `shrink` by `shrink` voxels in plane and `slices` across; the last ones are repeated."""
+    blocks = (shrink, shrink, slices)
+    padding = [(0, -side % block) for side, block in zip(array.shape, blocks, strict=True)]
+    whole = np.pad(array, padding, mode="edge").astype(np.float64)
+    rows, columns, depth = (side // block for side, block in zip(whole.shape, blocks, strict=True))
+    return np.asarray(whole.reshape(rows, shrink, columns, shrink, depth, slices).mean(axis=(1, 3, 5)))
 
 
 def _dense(dataset: Dataset, case: str, truth: Truth, image: Volume) -> Given:

@@ -171,13 +171,28 @@ def evaluate(
 
 
 def predicted(learner: OnlineLearner, image: Volume, shrink: int) -> npt.NDArray[np.uint8]:
-    """Labels on the image's own grid; probabilities are interpolated where the network saw a coarser one."""
-    probability = learner.predict(pooled(normalise(image.array), shrink).astype(np.float32))
-    if shrink > 1:
+    """Labels on the image's own grid."""
+    return labels_of(learner, pooled(normalise(image.array), shrink).astype(np.float32), image.shape, shrink)
+
+
+def labels_of(
+    learner: OnlineLearner, image: npt.NDArray[np.float32], shape: tuple[int, ...], shrink: int, slices: int = 1
+) -> npt.NDArray[np.uint8]:
+    """Labels on a grid of `shape` from an image that :func:`~weak.labels.pooled` made coarser.
+
+    Probabilities are interpolated, and the most probable label is taken then.
+    """
+    probability = learner.predict(image)
+    if slices > 1:
+        factors = (shrink, shrink, slices)
+        volume = functional.interpolate(torch.from_numpy(probability)[None], scale_factor=factors, mode="trilinear")
+        probability = volume[0].numpy()
+    elif shrink > 1:
         planes = torch.from_numpy(probability).permute(3, 0, 1, 2)
         fine = functional.interpolate(planes, scale_factor=shrink, mode="bilinear").permute(1, 2, 3, 0)
-        probability = fine[:, : image.shape[0], : image.shape[1]].numpy()
-    return np.asarray(probability.argmax(axis=0), dtype=np.uint8)
+        probability = fine.numpy()
+    rows, columns, depth = shape
+    return np.asarray(probability[:, :rows, :columns, :depth].argmax(axis=0), dtype=np.uint8)
 
 
 def digest(learner: OnlineLearner) -> str:
