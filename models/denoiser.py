@@ -146,10 +146,8 @@ class Denoiser(nn.Module):
         if style is None and self.null_style is not None:
             style = self.null_style.expand(len(noisy), -1)
         masks = [mask.to(noisy.dtype)]
-        for _ in self.down:
-            masks.append(
-                self.pool(masks[-1])
-            )  # shares of a coarse voxel: nearest neighbours would lose thin structures
+        for _ in self.down:  # shares of a coarse voxel: nearest neighbours would lose thin structures
+            masks.append(self.pool(masks[-1]))
         feature = self.stem(noisy)
         skips: list[Tensor] = []
         for level, block in enumerate(self.encoder):

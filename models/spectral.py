@@ -104,7 +104,7 @@ class FrequencyGate(nn.Module):
             precision = torch.promote_types(feature.dtype, torch.float32)
             spectrum = torch.fft.rfftn(feature.to(precision), dim=axes, norm="ortho")
             change = self._change(spectrum, grid, time.to(precision))[..., None] * torch.view_as_real(spectrum)
-            moved = torch.fft.irfftn(torch.view_as_complex(change), s=grid, dim=axes, norm="ortho")
+            moved: Tensor = torch.fft.irfftn(torch.view_as_complex(change), s=grid, dim=axes, norm="ortho")
         return feature + moved.to(feature.dtype)
 
     def _change(self, spectrum: Tensor, grid: tuple[int, ...], time: Tensor) -> Tensor:
