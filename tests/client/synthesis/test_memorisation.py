@@ -38,8 +38,8 @@ def judged(synthetic: FloatArray) -> MemorisationReport:
     return memorised(synthetic.astype(np.float32), TRAINING, UNSEEN)
 
 
-def noisy(images: FloatArray, sigma: float) -> FloatArray:
-    return np.asarray(images + sigma * np.random.default_rng(5).standard_normal(images.shape), dtype=np.float32)
+def noisy(images: FloatArray, sigma: float, seed: int = 5) -> FloatArray:
+    return np.asarray(images + sigma * np.random.default_rng(seed).standard_normal(images.shape), dtype=np.float32)
 
 
 def bent(images: FloatArray) -> FloatArray:
@@ -98,6 +98,16 @@ def test_images_that_are_all_somewhat_too_near_fail_without_a_single_copy() -> N
     assert report.copies == 0
     assert report.nearer > 0.8
     assert not report.passed
+
+
+def test_less_noise_than_a_scanner_makes_is_not_nearness() -> None:
+    """Without smoothing a generator whose images are clean would seem nearer to everybody."""
+    scans = noisy(TRAINING, 0.5), noisy(UNSEEN, 0.5, seed=6)
+    raw = memorised(people(2), *scans, MemorisationSettings(smoothing=0.0))
+    report = memorised(people(2), *scans)
+    assert raw.nearer > 0.9
+    assert report.nearer < 0.8
+    assert report.passed
 
 
 def test_distances_are_those_of_correlation() -> None:
