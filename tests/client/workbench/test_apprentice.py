@@ -1,0 +1,28 @@
+"""The model behind a bench: what of the site's plan it takes on."""
+
+from pathlib import Path
+
+import torch
+
+from wardround.client.learning.latest import LatestModel
+from wardround.client.learning.learner import LearningSettings, OnlineLearner
+from wardround.client.workbench.apprentice import Apprentice
+from wardround.strategies.plan import RoundPlan
+
+CPU = torch.device("cpu")
+
+
+def test_nobody_waits_for_teachers_on_a_bench(tmp_path: Path) -> None:
+    asked = RoundPlan(
+        run="r", round=3, rounds=4, seed=0, model="unet3d-small", labels=2, updates_per_case=5,
+        distill_weight=0.4, distill_head=True, contrast_weight=0.1, teachers="both", stored_logits=0.5,
+    )  # fmt: skip
+    learner = OnlineLearner(LearningSettings.of(asked), CPU)
+    assert len(learner.terms) == 2
+    latest = LatestModel(tmp_path / "model")
+    latest.save(asked, learner.weights())
+    apprentice = Apprentice("anna", tmp_path / "bench", latest, asked, CPU, lambda: None)
+    assert apprentice.work.learner.terms == []
+    plan = apprentice.plan
+    assert (plan.distill_weight, plan.contrast_weight, plan.stored_logits) == (0, 0, 0)
+    assert plan.updates_per_case == 5
