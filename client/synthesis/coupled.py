@@ -361,7 +361,6 @@ class CoupledSearch:
             settings=HypergradientSettings(
                 settings.segmenter_rate, settings.joint_rate, settings.gamma, settings.probe
             ),
-            bystanders=[self._critic],
         )
         (architecture.grad,) = found.total
         feedback = float(torch.linalg.vector_norm(architecture.grad))
