@@ -12,8 +12,11 @@ search never moves a segmenter. Stage III looks ahead one step of I and II
 
 Validation pairs are read by stage III alone. Their cases may not be among those that the generator has learnt from,
 since what it makes is learnt from.
+
+A step whose gradient is not finite is left out, and the log says so: one of them would end a generator.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,6 +47,8 @@ SegmentationLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 # pix2pix's moments of Adam, and GenSeg's decay of the architecture.
 BETAS = (0.5, 0.999)
 DECAY = 1e-5
+
+log = logging.getLogger(__name__)
 
 
 def loss_on_pairs(segmenter: nn.Module, images: Tensor, target: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ class Advance:
     generator, discriminator
         Losses before their steps; NaN if frozen.
     feedback
-        Length (L2) of the hypergradient; None without an architecture step.
+        Length (L2) of the hypergradient; None without an architecture step, and where it was not finite.
     hop
         How much of the validation loss arrived at the generator's weights, as
         :attr:`wardround.client.synthesis.hypergradient.Hypergradient.hop`; None as well.
@@ -204,6 +209,13 @@ class CoupledSearch:
         -------
         float
             Mean loss of the generator; NaN for no updates.
+
+        Raises
+        ------
+        UsageError
+            If pairs do not share one grid that fits.
+        DataError
+            If an image holds values that are not finite.
         """
         self._check(pairs)
         self.seen |= {pair.case_id for pair in pairs}
@@ -240,9 +252,9 @@ class CoupledSearch:
         Raises
         ------
         UsageError
-            If a validation case is among those that something is learnt from.
+            If a validation case is among those that something is learnt from, or as of :meth:`pretrain`.
         DataError
-            If no training mask can be deformed.
+            If no training mask can be deformed, or as of :meth:`pretrain`.
         """
         self._check(training)
         self._check(validation)
@@ -350,18 +362,22 @@ class CoupledSearch:
     ) -> Advance:
         """Move the architecture against its hypergradient; nothing else moves."""
         settings, architecture = self.settings, self._generator.architecture
-        found = hypergradient(
-            training_loss=lambda: loss(segmenter, images, masks),
-            synthetic_loss=lambda: loss(segmenter, self._generator(shapes), shapes),
-            validation_loss=lambda: loss(segmenter, judging, judged),
-            generator_loss=lambda: self._generator_loss(self._generator(masks), images, masks),
-            segmenter=segmenter,
-            generator=self._generator,
-            architecture=[architecture],
-            settings=HypergradientSettings(
-                settings.segmenter_rate, settings.joint_rate, settings.gamma, settings.probe
-            ),
-        )
+        try:
+            found = hypergradient(
+                training_loss=lambda: loss(segmenter, images, masks),
+                synthetic_loss=lambda: loss(segmenter, self._generator(shapes), shapes),
+                validation_loss=lambda: loss(segmenter, judging, judged),
+                generator_loss=lambda: self._generator_loss(self._generator(masks), images, masks),
+                segmenter=segmenter,
+                generator=self._generator,
+                architecture=[architecture],
+                settings=HypergradientSettings(
+                    settings.segmenter_rate, settings.joint_rate, settings.gamma, settings.probe
+                ),
+            )
+        except FloatingPointError as error:
+            log.warning("an architecture step was left out: %s", error)
+            return Advance(*losses)
         (architecture.grad,) = found.total
         feedback = float(torch.linalg.vector_norm(architecture.grad))
         self._optimisers["architecture"].step()
@@ -412,6 +428,12 @@ class CoupledSearch:
                 f"it needs one pair at least, all on one grid with sides that are multiples of {self.network.stride}",
                 "make all pairs on one grid",
             )
+        if not all(np.isfinite(pair.image).all() for pair in pairs):
+            raise DataError(
+                f"some of {len(pairs)} images hold values that are not finite",
+                "a generator that sees them is lost",
+                "leave these images out",
+            )
 
     @contextmanager
     def _noise(self, rng: np.random.Generator) -> Iterator[None]:
@@ -423,9 +445,13 @@ class CoupledSearch:
 
 
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """A step that leaves gradients of no other network behind."""
+    """A step that leaves gradients of no other network behind, and is none where a gradient is not finite."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+    gradients = torch.autograd.grad(loss, parameters)
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        log.warning("a step of a generator was left out: its gradient is not finite")
+        return
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from wardround.client.synthesis.hypergradient import Hypergradient, hypergradien
 from wardround.client.synthesis.pairs import Pair, stacked
 from wardround.errors import DataError, UsageError
 from wardround.models.searched import SearchedSettings
-from wardround.models.weights import load_arrays, save_arrays
+from wardround.models.weights import load_arrays, save_arrays, weights_of
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -365,6 +365,39 @@ def test_pairs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match="none of 1 training pairs"):
         own.advance(a_segmenter(), [empty], VALIDATION, rng)
     assert own.advance(a_segmenter(), [empty, TRAINING[0]], VALIDATION, rng).feedback
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_that_is_not_finite_is_refused_before_anything_moves(value: float) -> None:
+    own, rng = search(), np.random.default_rng(0)
+    spoilt = Pair("spoilt", np.full((SIDE, SIDE), value, dtype=np.float32), TRAINING[0].labels)
+    with pytest.raises(DataError, match="not finite"):
+        own.pretrain([*TRAINING, spoilt], 1, rng)
+    with pytest.raises(DataError, match="not finite"):
+        own.advance(a_segmenter(), TRAINING, [*VALIDATION, spoilt], rng)
+    assert same(own, search())
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = search(l1=float("inf"))
+    start = weights_of(own._generator)
+    own.pretrain(TRAINING, 2, np.random.default_rng(0))
+    assert all(np.array_equal(start[name], array) for name, array in weights_of(own._generator).items())
+    assert caplog.text.count("a step of a generator was left out") == 2
+
+    def spoilt(**_: object) -> Hypergradient:
+        raise FloatingPointError("not finite")
+
+    own = search()
+    before = own.architecture
+    monkeypatch.setattr(coupled, "hypergradient", spoilt)
+    (report,) = advanced(own, 1)
+    assert report.feedback is None
+    assert np.isfinite(report.generator)
+    assert np.array_equal(own.architecture, before)
+    assert "an architecture step was left out" in caplog.text
 
 
 def test_sampling_gives_one_image_a_mask_and_follows_its_generator() -> None:
