@@ -245,7 +245,7 @@ class ImageGenerator:
         made = [
             self._denoised(noise[first : first + AT_ONCE], masks[first : first + AT_ONCE], part, between)
             for first in range(0, len(labels), AT_ONCE)
-            for part in [None if styles is None else styles[first : first + AT_ONCE]]
+            for part in [None if styles is None else styles[first : first + AT_ONCE].to(self.device)]
         ]
         return np.concatenate([np.zeros((0, *sides), dtype=np.float32), *made])
 
@@ -306,7 +306,7 @@ class ImageGenerator:
             style = self._parts.style(*(part.to(self.device) for part in references))
             found = self._parts.denoiser(noisy, timesteps, mask, style)
         error = (found.float() - self._wanted(images, noise, timesteps)).square().flatten(1).mean(dim=1)
-        loss = (error * self._weight(timesteps)).mean()
+        loss: Tensor = (error * self._weight(timesteps)).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._parts.parameters(), 1.0)
         for group in self._optimiser.param_groups:
@@ -390,4 +390,5 @@ class _Parts(nn.Module):
         style: Tensor = self.texture(reference)
         if known is None:
             return style
+        assert self.denoiser.null_style is not None
         return torch.where(known[:, None], style, self.denoiser.null_style.to(style.dtype))
