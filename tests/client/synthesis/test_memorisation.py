@@ -121,6 +121,15 @@ def test_distances_are_those_of_correlation() -> None:
     assert np.allclose(judged(HONEST["nothing"]).nearest_synthetic, 1)
 
 
+def test_air_does_not_hide_a_copy() -> None:
+    """Pieces without contrast are alike in everybody; they neither count for a copy nor against it."""
+    training, unseen = TRAINING.copy(), UNSEEN.copy()
+    training[:, :, 14:] = unseen[:, :, 14:] = 0
+    report = memorised(training[:4], training, unseen)
+    assert report.copies == 4
+    assert report.nearest_synthetic.max() < 0.05
+
+
 def test_nearer_counts_pairs() -> None:
     report = judged(people(2))
     pairs = report.nearest_synthetic[:, None] - report.nearest_held_out

@@ -194,3 +194,10 @@ def test_features_of_a_network_are_mean_and_deviation_of_a_stage(training: bool)
     assert torch.allclose(found[:, :width], stage.mean((2, 3)), atol=1e-6)
     assert torch.allclose(found[:, width:], stage.var((2, 3), correction=0).sqrt(), atol=1e-5)
     assert network.training is training
+
+
+def test_two_images_a_set_still_have_an_interval() -> None:
+    """Half of their draws are of one image only and hold no pair."""
+    rng = np.random.default_rng(0)
+    found = kernel_distance(pixels, *rng.standard_normal((2, 2, 2, 2)), rng, resamples=50)
+    assert np.isfinite([found.value, found.low, found.high]).all()
