@@ -115,7 +115,8 @@ class SearchedUp(nn.Module):
         taps = taps.reshape(*taps.shape[:2], *(largest // 2, 2) * axes)
         taps = taps.permute(1, *range(3, 3 + 2 * axes, 2), 0, *range(2, 2 + 2 * axes, 2)).flatten(0, axes)
         bias = None if self.bias is None else self.bias.repeat_interleave(2**axes)
-        found = self._convolve(feature, taps, bias, padding=2).unflatten(1, (outputs, *(2,) * axes))
+        found: Tensor = self._convolve(feature, taps, bias, padding=2)
+        found = found.reshape(found.shape[0], outputs, *(2,) * axes, *found.shape[2:])
         for side in feature.shape[2:]:
             # Even places begin one tap before odd ones. The first place of the shape that is left is this axis's.
             both = [found.select(2, odd).narrow(1 + axes, odd, side) for odd in (0, 1)]
@@ -158,8 +159,9 @@ class SearchedGenerator(nn.Module):
                 for level, (inputs, outputs) in enumerate(zip(levels, (1, *levels[:-1]), strict=True))
             )
             self.norms = nn.ModuleList(norm(outputs, affine=True) for outputs in levels[:-1])
-            for block in self.down:
-                nn.init.normal_(block[0].weight, std=0.02)
+            for block in self.down.modules():
+                if isinstance(block, convolution):
+                    nn.init.normal_(block.weight, std=0.02)
             self.architecture = nn.Parameter(SPREAD * torch.randn(len(levels), len(KERNELS)))
 
     def forward(self, mask: Tensor) -> Tensor:
