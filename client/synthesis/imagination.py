@@ -331,9 +331,9 @@ class Imagination:
         """Make pairs, and keep them if their generator has learnt nothing by heart."""
         self.pool, self._passed, self.verdict = [], False, None
         images, labels = self._made(training, POOL[self._dimensions])
-        real = (np.stack([pair.image for pair in part]) for part in (training, apart))
+        known, unseen = (_looked_at(np.stack([pair.image for pair in part])) for part in (training, apart))
         try:
-            copies = memorised(*(_looked_at(part) for part in (images, *real)))
+            copies = memorised(_looked_at(images), known, unseen)
         except DataError:
             return  # Too few images to tell: then nothing is learnt from what was made.
         faithful = None
