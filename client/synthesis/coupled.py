@@ -13,29 +13,29 @@ search never moves a segmenter. Stage III looks ahead one step of I and II
 Validation pairs are read by stage III alone. Their cases may not be among those that the generator has learnt from,
 since what it makes is learnt from.
 
-A step whose gradient is not finite is left out, and the log says so: one of them would end a generator.
+An architecture step whose hypergradient is not finite is left out, and the log says so.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from monai.losses import PatchAdversarialLoss
 from torch import Tensor, nn
 
 from wardround.client.supervision.losses import segmentation_loss
+from wardround.client.synthesis.adversarial import BETAS, Adversarial, Adversaries
 from wardround.client.synthesis.hypergradient import HypergradientSettings, hypergradient
 from wardround.client.synthesis.masks import deformed
 from wardround.client.synthesis.optimiser_state import load_optimiser, names_array, names_of, optimiser_arrays
 from wardround.client.synthesis.pairs import Pair, stacked
 from wardround.errors import DataError, UsageError
-from wardround.models.searched import SearchedGenerator, SearchedSettings, discriminator
+from wardround.models.searched import SearchedSettings
 from wardround.models.weights import Arrays, load_weights, weights_of
 
 Labels = npt.NDArray[np.uint8]
@@ -44,8 +44,7 @@ Deform = Callable[[Labels, np.random.Generator], Labels]
 SegmentationLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Of a segmenter, images ``[N, 1, *spatial]`` and a one-hot target ``[N, labels, *spatial]``: a scalar."""
 
-# pix2pix's moments of Adam, and GenSeg's decay of the architecture.
-BETAS = (0.5, 0.999)
+# GenSeg's, of the architecture.
 DECAY = 1e-5
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class CoupledSettings:
         Length of the displacement by which second derivatives are measured, see
         :class:`wardround.client.synthesis.hypergradient.HypergradientSettings`.
     adversarial
-        MONAI's names of adversarial losses; cross-entropy of logits is pix2pix's.
+        Which adversarial loss.
     """
 
     batch: int = 8
@@ -100,7 +99,7 @@ class CoupledSettings:
     frozen: bool = False
     l1: float = 100.0
     probe: float = 0.01
-    adversarial: Literal["bce", "least_squares", "hinge"] = "bce"
+    adversarial: Adversarial = "bce"
 
 
 @dataclass(frozen=True)
@@ -159,15 +158,12 @@ class CoupledSearch:
         self.network = network
         self.device = device
         self._deform = deform
-        self._generator = SearchedGenerator(network, seed).to(device)
-        self._critic = discriminator(network, seed).to(device)
-        self._adversarial = PatchAdversarialLoss(criterion=settings.adversarial, no_activation_leastsq=True)
-        self._optimisers = {
-            "generator": torch.optim.Adam(self._generator.weights(), betas=BETAS),
-            "critic": torch.optim.Adam(self._critic.parameters(), betas=BETAS),
+        self._adversaries = Adversaries(network, seed, device, settings.l1, settings.adversarial)
+        self._generator = self._adversaries.generator
+        self._optimisers = self._adversaries.optimisers | {
             "architecture": torch.optim.Adam(
                 [self._generator.architecture], settings.architecture_rate, BETAS, weight_decay=DECAY
-            ),
+            )
         }
         self._advances = 0
         self.seen: frozenset[str] = frozenset()
@@ -222,7 +218,7 @@ class CoupledSearch:
         total = 0.0
         for _ in range(updates):
             with self._noise(rng):
-                total += self._adversarial_step(*self._batch(pairs, rng), self.settings.learning_rate)[0]
+                total += self._adversaries.step(*self._batch(pairs, rng), self.settings.learning_rate)[0]
             between()
         return total / updates if updates else float("nan")
 
@@ -272,7 +268,7 @@ class CoupledSearch:
         self._advances += 1
         with self._noise(rng):
             images, masks = self._batch(training, rng)
-            losses = self._adversarial_step(images, masks, self.settings.joint_rate)
+            losses = self._adversaries.step(images, masks, self.settings.joint_rate)
             if not self.settings.every or self._advances % self.settings.every or not self.settings.gamma:
                 return Advance(*losses)
             self.judged_by |= judges
@@ -307,7 +303,7 @@ class CoupledSearch:
         """Everything that it is, by name, for one file; names of cases are among it."""
         parts: dict[str, Arrays] = {
             "generator": weights_of(self._generator),
-            "critic": weights_of(self._critic),
+            "critic": weights_of(self._adversaries.discriminator),
             **{f"moments.{name}": optimiser_arrays(own) for name, own in self._optimisers.items()},
             "cases": {"seen": names_array(self.seen), "judged_by": names_array(self.judged_by)},
             "steps": {"advances": np.asarray([self._advances])},
@@ -327,27 +323,11 @@ class CoupledSearch:
             part, own = name.split("/", 1)
             parts.setdefault(part, {})[own] = array
         load_weights(self._generator, parts["generator"])
-        load_weights(self._critic, parts["critic"])
+        load_weights(self._adversaries.discriminator, parts["critic"])
         for name, optimiser in self._optimisers.items():
             load_optimiser(optimiser, parts.get(f"moments.{name}", {}))
         self.seen, self.judged_by = (names_of(parts["cases"][name]) for name in ("seen", "judged_by"))
         self._advances = int(parts["steps"]["advances"][0])
-
-    def _adversarial_step(self, images: Tensor, masks: Tensor, rate: float) -> tuple[float, float]:
-        """One step of the discriminator, then one of the generator; their losses before."""
-        for name in ("generator", "critic"):
-            for group in self._optimisers[name].param_groups:
-                group["lr"] = rate
-        made = self._generator(masks)
-        real, fake = (self._verdict(masks, one) for one in (images, made.detach()))
-        critic_loss = 0.5 * (
-            self._adversarial(real, target_is_real=True, for_discriminator=True)
-            + self._adversarial(fake, target_is_real=False, for_discriminator=True)
-        )
-        _step(self._optimisers["critic"], critic_loss)
-        generator_loss = self._generator_loss(made, images, masks)
-        _step(self._optimisers["generator"], generator_loss)
-        return generator_loss.item(), critic_loss.item()
 
     def _architecture_step(  # noqa: PLR0917
         self,
@@ -367,7 +347,7 @@ class CoupledSearch:
                 training_loss=lambda: loss(segmenter, images, masks),
                 synthetic_loss=lambda: loss(segmenter, self._generator(shapes), shapes),
                 validation_loss=lambda: loss(segmenter, judging, judged),
-                generator_loss=lambda: self._generator_loss(self._generator(masks), images, masks),
+                generator_loss=lambda: self._adversaries.loss(images, masks),
                 segmenter=segmenter,
                 generator=self._generator,
                 architecture=[architecture],
@@ -383,14 +363,6 @@ class CoupledSearch:
         self._optimisers["architecture"].step()
         architecture.grad = None
         return Advance(*losses, feedback, found.hop, found.validation)
-
-    def _generator_loss(self, made: Tensor, images: Tensor, masks: Tensor) -> Tensor:
-        fooled: Tensor = self._adversarial(self._verdict(masks, made), target_is_real=True, for_discriminator=False)
-        return fooled + self.settings.l1 * F.l1_loss(made, images)
-
-    def _verdict(self, masks: Tensor, images: Tensor) -> Tensor:
-        verdict: Tensor = self._critic(torch.cat([masks, images], dim=1))[-1]
-        return verdict
 
     def _batch(self, pairs: Sequence[Pair], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Images and one-hot masks of random pairs."""
@@ -442,16 +414,3 @@ class CoupledSearch:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(rng.integers(2**62)))
             yield
-
-
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """A step that leaves gradients of no other network behind, and is none where a gradient is not finite."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    gradients = torch.autograd.grad(loss, parameters)
-    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-        log.warning("a step of a generator was left out: its gradient is not finite")
-        return
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
