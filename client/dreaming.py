@@ -62,6 +62,11 @@ class Dreaming:
         if plan.share_knobs:
             self._imagination.take_operators(weights)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether there is something to rehearse without a case: pairs that stand for old ones."""
+        return self._imagination is not None and self._imagination.stands_for_cases
+
     def begin(self, work: OnlineRound) -> None:
         """Have `work` rehearse what the generator makes by what it learnt in earlier rounds."""
         if self._imagination is not None:
@@ -95,8 +100,5 @@ class Dreaming:
         if verdict is None:
             return {}
         assert self._imagination is not None
-        found: dict[str, float | list[float]] = {
-            "made": float(len(self._imagination.pool)),
-            "made-nearer": verdict.copies.nearer,
-        }
-        return found if verdict.faithful is None else found | {"made-faithful": verdict.faithful.dice}
+        made = float(len(self._imagination.pool)) if verdict.passed else 0.0
+        return {"made": made, "made-nearer": verdict.copies.nearer, "made-faithful": verdict.faithful.dice}

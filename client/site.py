@@ -220,18 +220,18 @@ class Site:
         snapshots = Snapshots(folder / "state")
         state = snapshots.before(plan.round, plan.replay_capacity)
         cases = self._cases(plan, state.round, folder)
-        if not cases and not state.reservoir.kept:
+        seed = _seed(plan, self.name)
+        dreaming = Dreaming(plan, self._device, weights, state.local, seed)
+        if not cases and not state.reservoir.kept and not dreaming.remembers:
             raise NoTrainingCases("there is nothing to learn from", "no new case and an empty memory", "add a case")
         if self._round_cases is not None:
             for case_id in cases:  # All of them, before anything is learnt from one.
                 self._round_cases.check(case_id, plan)
         learner.load_local(state.local)
         learner.load_optimiser_state(state.optimiser)
-        seed = _seed(plan, self.name)
         memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
         rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
         work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing, between)
-        dreaming = Dreaming(plan, self._device, weights, state.local, seed)
         dreaming.begin(work)
         for position, case_id in enumerate(cases):
             drawing = None if self._round_cases is None else self._round_cases.drawing(case_id, plan)

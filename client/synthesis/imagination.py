@@ -2,8 +2,9 @@
 
 A generator learns at the end of a round from cases that the site has accepted, and makes pairs for what is rehearsed
 then and in the next round. Some cases are never shown to it. By these it is tested before anything that it makes is
-learnt from: it must not have learnt its cases by heart (:mod:`wardround.client.synthesis.memorisation`), else nothing
-is made.
+learnt from. It must not have learnt its cases by heart (:mod:`wardround.client.synthesis.memorisation`), and the site's
+network must find the labels in its images nearly as well as in images of these cases; else it goes back to what it was
+before the round.
 
 Where old cases are to be rehearsed without being kept (generative replay, Shin et al. 2017, arXiv 1705.08690), the
 generator takes them over: once it has passed its test they leave the memory, and from then on it learns from new cases
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from wardround.client.learning.learner import OnlineLearner
+from wardround.client.learning.metrics import mean_dice
 from wardround.client.learning.replay import ReplayMemory, Sample
 from wardround.client.synthesis.makers import SearchedMaker, maker_named, stride_of
 from wardround.client.synthesis.masks import deformed
@@ -48,6 +50,10 @@ TEXTURES = 64
 SHAPES = 64
 # Slices of a volume that are compared in the search for copies.
 LOOKED_AT = 4
+# Of the Dice that the network has on real images of cases kept apart, made images must reach so much.
+FAITHFUL = 0.5
+# Dice on real images below which a network knows too little to judge made ones.
+JUDGES_FROM = 0.2
 # Steps of the generator between two of the network, where validation steers it.
 STEPS_A_BLOCK = 8
 
@@ -63,17 +69,20 @@ class Verdict:
     copies
         What it has learnt by heart.
     faithful
-        How well the site's network finds the labels in the images that were made of them; None where fewer than two
-        were made.
+        How well the site's network finds the labels in the images that were made of them.
+    real
+        Dice, 0 … 1, of the same network on real images of the cases kept apart.
     """
 
     copies: MemorisationReport
-    faithful: Faithfulness | None
+    faithful: Faithfulness
+    real: float
 
     @property
     def passed(self) -> bool:
-        """Whether what was made may be learnt from."""
-        return self.copies.passed
+        """Whether what was made may be learnt from: it shows nobody, and it shows what it was made of."""
+        shown = self.faithful.dice > self.faithful.shuffled and self.faithful.dice >= FAITHFUL * self.real
+        return self.copies.passed and shown and self.real >= JUDGES_FROM
 
 
 class Imagination:
@@ -113,6 +122,7 @@ class Imagination:
         self._shapes: ShapeModel | None = None
         self._textures: npt.NDArray[np.float32] | None = None
         self._passed = False
+        self._before: Arrays | None = None
         if kept:
             self._load(kept)
 
@@ -145,6 +155,11 @@ class Imagination:
             )
         self._maker.architecture = np.asarray(given, dtype=np.float32)
 
+    @property
+    def stands_for_cases(self) -> bool:
+        """Whether it makes pairs in place of cases that are no longer kept."""
+        return self._passed and self._old > 0
+
     def share(self, memory: ReplayMemory) -> float:
         """Share of the recalled samples that are made ones, 0 … 1.
 
@@ -163,13 +178,14 @@ class Imagination:
     def wake(self, memory: ReplayMemory) -> None:
         """Make pairs by what was learnt in earlier rounds, if it passed its test then."""
         if self._passed:
-            self.pool = self._samples(*self._made(self._training(memory), POOL[self._dimensions]))
+            self.pool = self._samples(*self._made(self._training(memory), POOL[self._dimensions], self._old))
 
     def learn(self, memory: ReplayMemory, between: Callable[[], None]) -> None:
         """Learn from the cases that are remembered, and from made pairs of those that no longer are.
 
         Not at all as long as there are too few of them to keep one apart: what came out could not be tested.
         """
+        self._before = self._maker.arrays() if self._passed else None
         self._set_apart(memory)
         training = self._training(memory)
         if not training or not self._pairs(memory, self._apart):
@@ -188,7 +204,7 @@ class Imagination:
         if not training or not apart:
             recall(updates)
             return
-        blocks = 1
+        blocks, waking = 1, self.pool
         if isinstance(self._maker, SearchedMaker):
             blocks = max(1, min(updates, self.plan.synthesis_updates // (4 * STEPS_A_BLOCK)))
         for block in range(blocks):
@@ -197,8 +213,14 @@ class Imagination:
                 for _ in range(STEPS_A_BLOCK):
                     self._maker.heed(segmenter, training, apart, self._rng)
             self._judge(learner, training, apart)
+            if not self._passed:
+                self.pool = waking
             recall((block + 1) * updates // blocks - block * updates // blocks)
-        if self.plan.memory == "generative" and self._passed:
+        if not self._passed and self._before is not None:
+            # What it had passed with in an earlier round goes on, with the old cases that it stands for.
+            self._maker.load(self._before)
+            self._passed = True
+        elif self.plan.memory == "generative" and self._passed:
             self._take_over(memory, training)
 
     def arrays(self) -> Arrays:
@@ -269,10 +291,10 @@ class Imagination:
     def _with_dreams(self, training: list[Pair], memory: ReplayMemory) -> list[Pair]:
         """Training pairs, and made ones of cases that were taken over: as many as these were, four times at most."""
         gone = memory.reservoir.seen - len(memory)
-        if self.plan.memory != "generative" or not self._passed or gone < 1:
+        if not self._old or gone < 1:
             return training
         wanted = min(4.0, gone / max(1, len(memory))) * len(training)
-        images, labels = self._made([], max(1, round(wanted)))
+        images, labels = self._made([], max(1, round(wanted)), 1.0)
         # A name of its own each: what stands beside it is nobody's other slice.
         return training + [
             Pair(f"made/{number}", image, mask) for number, (image, mask) in enumerate(zip(images, labels, strict=True))
@@ -293,16 +315,26 @@ class Imagination:
             for number, (image, mask) in enumerate(zip(images, labels, strict=True))
         ]
 
-    def _made(self, training: list[Pair], count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    @property
+    def _old(self) -> float:
+        """Share of what is made that stands for cases that are no longer kept.
+
+        In place of kept cases all of it; where pairs are wanted as augmentation as well, half.
+        """
+        if self.plan.memory != "generative" or self._shapes is None:
+            return 0.0
+        return 1.0 if self.plan.synthesis == "off" else 0.5
+
+    def _made(
+        self, training: list[Pair], count: int, old: float
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Images, and the labels that they were made of.
 
-        In place of kept cases labels are drawn from the model of shapes; where pairs are wanted as augmentation as
-        well, every other one. Otherwise they are those of a remembered case, deformed, in the texture of another case.
+        A share of `old` is drawn from the model of shapes, in a texture that was kept; the rest are labels of a
+        remembered case, deformed, in the texture of another case.
         """
         remembered = [pair for pair in training if pair.labels.any()]
-        old = 0.0
-        if self.plan.memory == "generative" and self._shapes is not None:
-            old = 0.5 if self.plan.synthesis != "off" and remembered else 1.0
+        old = old if remembered else float(old > 0)
         own = self._maker.styles(np.stack([pair.image for pair in training])) if training else None
         masks, styles = [], []
         for _ in range(count if remembered or old else 0):
@@ -328,24 +360,33 @@ class Imagination:
         return self._maker.make(labels, np.stack(styles) if len(styles) == len(masks) else None, self._rng), labels
 
     def _judge(self, learner: OnlineLearner, training: list[Pair], apart: list[Pair]) -> None:
-        """Make pairs, and keep them if their generator has learnt nothing by heart."""
+        """Make pairs, and keep them if their generator has learnt nothing by heart and shows what it is asked for.
+
+        It is judged by what it makes of the cases that it has just learnt, in their textures: that is where it would
+        copy. What stands for older cases has passed in an earlier round.
+        """
         self.pool, self._passed, self.verdict = [], False, None
-        images, labels = self._made(training, POOL[self._dimensions])
+        images, labels = self._made(training, POOL[self._dimensions], 0.0)
         known, unseen = (_looked_at(np.stack([pair.image for pair in part])) for part in (training, apart))
         try:
             copies = memorised(_looked_at(images), known, unseen)
-        except DataError:
-            return  # Too few images to tell: then nothing is learnt from what was made.
-        faithful = None
-        if len(images) > 1:
             network = learner.frozen()
             faithful = faithfulness(lambda found: _labels(network, found), images, labels, self.plan.labels)
-        self.verdict = Verdict(copies, faithful)
+        except DataError:
+            return  # Too few images to tell: then nothing is learnt from what was made.
+        predicted = _labels(network, np.stack([pair.image for pair in apart]))
+        real = [mean_dice(one, pair.labels, self.plan.labels) for one, pair in zip(predicted, apart, strict=True)]
+        shown = [dice for dice in real if not math.isnan(dice)]
+        self.verdict = Verdict(copies, faithful, float(np.mean(shown)) if shown else 0.0)
         self._passed = self.verdict.passed
         if self._passed:
+            if self._old:
+                images, labels = self._made(training, POOL[self._dimensions], self._old)
             self.pool = self._samples(images, labels)
-        else:
+        elif not copies.passed:
             _LOG.warning("the generator has learnt cases by heart: nothing that it makes is learnt from")
+        else:
+            _LOG.info("the generator does not show what it is asked for yet: nothing that it makes is learnt from")
 
     def _take_over(self, memory: ReplayMemory, training: list[Pair]) -> None:
         """Let the generator stand for the cases in memory, if it can: these are forgotten then."""

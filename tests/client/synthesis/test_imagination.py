@@ -74,6 +74,22 @@ class Honest:
         self.seen = names_of(arrays["seen"])
 
 
+class Noisy(Honest):
+    """Makes nothing of what it is asked for."""
+
+    def make(self, labels: np.ndarray, styles: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        return np.asarray(rng.normal(0, 1, labels.shape), dtype=np.float32)
+
+
+class Later(Honest):
+    """Honest until it has seen seven cases, and from then on a copier."""
+
+    def make(self, labels: np.ndarray, styles: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        if len(self.seen) < 7:
+            return super().make(labels, styles, rng)
+        return Copying.make(self, labels, styles, rng)  # type: ignore[arg-type]
+
+
 class Copying(Honest):
     """Hands out what it has learnt."""
 
@@ -95,6 +111,9 @@ def imagined(
         return made[-1]
 
     monkeypatch.setattr(module, "maker_named", factory)
+    # A network that sees what an honest maker shows, and something in real images.
+    monkeypatch.setattr(module, "_labels", lambda _, images: np.clip(np.rint(images), 0, 2).astype(np.uint8))
+    monkeypatch.setattr(module, "JUDGES_FROM", 0.0)
     return Imagination(plan(**fields), CPU, kept or {}, np.random.default_rng(0)), made[-1]
 
 
@@ -120,7 +139,7 @@ def test_a_case_is_kept_from_the_generator_and_made_pairs_pass_their_test(
     assert maker.seen < set(memory.reservoir.kept)
     assert dreams.verdict is not None
     assert dreams.verdict.passed
-    assert dreams.verdict.faithful is not None
+    assert dreams.verdict.faithful.dice > dreams.verdict.faithful.shuffled
     drawn = dreams.draw(5, np.random.default_rng(0))
     assert all(is_synthetic(one) for one in drawn)
     assert all(one.image.shape == (SIDE, SIDE, SIDE) for one in drawn)
@@ -147,6 +166,46 @@ def test_nothing_of_a_generator_that_copies_is_learnt_from(
     again, _ = imagined(monkeypatch, Copying, kept=dreams.arrays(), memory="generative")
     again.wake(memory)
     assert again.pool == []
+
+
+def test_a_generator_that_shows_nothing_takes_no_case_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_of(tmp_path, *range(6))
+    dreams, _ = imagined(monkeypatch, Noisy, synthesis="off", memory="generative")
+    through(dreams, memory)
+    assert dreams.verdict is not None
+    assert dreams.verdict.copies.passed
+    assert not dreams.verdict.passed
+    assert (dreams.pool, len(memory)) == ([], 6)
+
+
+def test_a_network_that_knows_nothing_judges_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_of(tmp_path, *range(6))
+    dreams, _ = imagined(monkeypatch, memory="generative")
+    monkeypatch.setattr(module, "JUDGES_FROM", 1.1)
+    through(dreams, memory)
+    assert (dreams.pool, len(memory)) == ([], 6)
+
+
+def test_a_generator_that_begins_to_copy_goes_back_and_goes_on_standing_for_old_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = memory_of(tmp_path, *range(6))
+    dreams, _ = imagined(monkeypatch, Later, synthesis="off", memory="generative")
+    through(dreams, memory)
+    assert len(memory) == 0
+    for number in range(6, 10):
+        memory.offer(sample(number), np.random.default_rng(0))
+    again, maker = imagined(monkeypatch, Later, kept=dreams.arrays(), synthesis="off", memory="generative")
+    assert again.stands_for_cases
+    again.wake(memory)
+    pool = again.pool
+    through(again, memory)
+    assert again.verdict is not None
+    assert again.verdict.copies.copies > 0
+    assert again.pool is pool, "what it had passed with goes on"
+    assert again.stands_for_cases
+    assert len(maker.seen) == 5, "as before the round"
+    assert len(memory) == 4, "new cases stay until it can stand for them"
 
 
 def test_with_two_cases_nothing_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
