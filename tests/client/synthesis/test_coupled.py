@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wardround.client.synthesis import coupled
 from wardround.client.synthesis.coupled import Advance, CoupledSearch, CoupledSettings, loss_on_pairs
-from wardround.client.synthesis.hypergradient import Hypergradient, hypergradient
+from wardround.client.synthesis.hypergradient import Hypergradient, HypergradientSettings, hypergradient
 from wardround.client.synthesis.pairs import Pair, stacked
 from wardround.errors import DataError, UsageError
 from wardround.models.searched import SearchedSettings
@@ -136,6 +136,7 @@ def test_the_architecture_moves_at_every_so_many_advances() -> None:
     assert not np.array_equal(own.architecture, start)
     assert report[0].feedback
     assert own.judged_by == {one.case_id for one in VALIDATION}
+    assert own.seen == {one.case_id for one in TRAINING}
 
 
 def test_a_frozen_search_is_the_control_without_feedback_and_without_further_training() -> None:
@@ -194,6 +195,7 @@ def test_the_loop_hands_over_the_three_stages_as_full_unrolling_sees_them(
     compared: list[tuple[Tensor, Tensor]] = []
 
     def comparing(**parts: Any) -> Hypergradient:
+        assert parts["settings"] == HypergradientSettings(0.05, rate, 1.0, 1e-8)
         found = hypergradient(**parts)
         compared.append((found.total[0], unrolled(parts, parts["architecture"][0])))
         return found
