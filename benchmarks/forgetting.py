@@ -124,7 +124,7 @@ def print_stream(options: argparse.Namespace, arms: Mapping[str, Arm], runs: Run
 def finished(options: argparse.Namespace, arms: Mapping[str, Arm], dataset: Dataset) -> Runs:
     """The runs of this very recipe, on these very cases, that lie in OUT."""
     found: dict[str, list[Any]] = defaultdict(list)
-    recipe = recipe_of(options).described()
+    recipe = recipe_of(options)
     for seed in options.seeds:
         stream = [
             {"name": part.name, "train": list(part.pool), "test": list(part.test)}
@@ -133,11 +133,18 @@ def finished(options: argparse.Namespace, arms: Mapping[str, Arm], dataset: Data
         for name, arm in arms.items():
             if (path := result_of(folder_of(options), name, seed)).exists():
                 result = json.loads(path.read_text())
-                wanted = {"arm": json.loads(json.dumps(asdict(arm))), "recipe": recipe, "regimes": stream}
-                if any(result[key] != value for key, value in wanted.items()):
+                # What a run of an earlier version does not say was as it is by default.
+                held = (Arm(**result["arm"]), Recipe(**result["recipe"] | {"patch": tuple(result["recipe"]["patch"])}))
+                same = plain(held) == plain((arm, recipe)) and result["regimes"] == stream
+                if not same:
                     raise SystemExit(f"{path} holds a run under other settings; give another --out")
                 found[name].append(result)
     return found
+
+
+def plain(values: tuple[Arm, Recipe]) -> str:
+    """To compare by: JSON knows no tuples."""
+    return json.dumps([asdict(value) for value in values])
 
 
 def arms_of(options: argparse.Namespace) -> dict[str, Arm]:

@@ -75,7 +75,7 @@ def learn(  # noqa: PLR0917
     recall = np.random.default_rng([seed, 4])
     labels = learner.settings.labels
     dreams = imagination_of(recipe, labels, len(stream), seed, learner.device) if arm.generative else None
-    memory = ReplayMemory(folder, Reservoir(recipe.cases if arm.generative else arm.memory))
+    memory = ReplayMemory(folder, Reservoir(arm.memory))
     everything = [sample for part in stream for sample in part]
     points = [{"cases": 0, "regime": 0, "dice": tests.of(learner)}]
     losses: list[float] = []
@@ -113,8 +113,13 @@ def learn(  # noqa: PLR0917
                 points.append({"cases": len(losses), "regime": number if ends else None, "dice": found})
                 means = {name: round(mean(dices.values()), 3) for name, dices in found.items()}
                 print(len(losses), round(losses[-1], 3), means, flush=True)
-        if dreams is not None and number < len(stream):
+        if number == len(stream):
+            break
+        if dreams is not None:
             made.append(taken_over(dreams, learner, memory))
+        elif arm.forgets:
+            memory.forget()
+            memory.discard_unnamed()
     return {"points": points, "losses": losses, "made": made}
 
 
@@ -142,6 +147,8 @@ def taken_over(dreams: Imagination, learner: OnlineLearner, memory: ReplayMemory
     dreams.learn(memory, lambda: None)
     dreams.rehearse(learner, memory, 0, lambda _: None)
     memory.discard_unnamed()
+    # Pairs of the test were made before the model of shapes knew this regime.
+    dreams.wake(memory)
     found = {"kept": float(len(memory)), "made": float(len(dreams.pool))}
     if dreams.verdict is not None:
         found["nearer"] = dreams.verdict.copies.nearer
@@ -168,6 +175,7 @@ def learner_of(arm: Arm, recipe: Recipe, labels: int, seed: int, device: torch.d
         augmentation=augmentation_named(recipe.augmentation),
         distillation=arm.distillation,
         stored_logits=arm.logits,
+        dice=recipe.dice,
     )
     learner = OnlineLearner(settings, device)
     if arm.ewc:

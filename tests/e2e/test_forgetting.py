@@ -67,8 +67,10 @@ def test_every_row_runs_and_no_case_outlives_its_regime_in_generative_replay(tmp
 
     text = run(tmp_path, "--set", "updates=2", "steps=4")
     assert set(results(tmp_path)) == set(ARMS)
-    assert [made["kept"] for made in results(tmp_path)["generative"]["made"]] == [0.0]
-    assert "generative replay keeps" in text or "| generative replay |" in text
+    (made,) = results(tmp_path)["generative"]["made"]
+    # Either the generator has passed its test and stands for the cases, or they stay and no pair is made.
+    assert (made["kept"] == 0) == (made["made"] > 0)
+    assert "| generative replay |" in text
 
 
 def test_what_is_finished_is_not_run_again_and_not_taken_for_something_else(tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_goals_are_paired_over_seeds() -> None:
     from memory.tables import against, goal_lines, kept_share
 
     def ended(dices: Mapping[int, float]) -> list[Mapping[str, Any]]:
-        return [stated([[0.1], [value]], seed) for seed, value in dices.items()]
+        return [stated([[0.1], [value]], seed) | {"made": [{"kept": 0.0}]} for seed, value in dices.items()]
 
     runs = {
         "fine-tune": ended({0: 0.50, 1: 0.30}),
@@ -242,11 +244,13 @@ def test_goals_are_paired_over_seeds() -> None:
         "generative": ended({0: 0.57, 1: 0.44}),
     }
     assert against(runs, "memory-4+msmt", "memory-4").mean == pytest.approx(1.25)
-    assert kept_share(runs).mean == pytest.approx(100 * 0.105 / 0.15)
+    assert kept_share(runs, "fine-tune").mean == pytest.approx(100 * 0.105 / 0.15)
     lines = goal_lines(runs)
     assert [line.rpartition(": ")[2] for line in lines] == ["reached", "reached", "missed by 10"]
     worse = runs | {"memory-4+msmt": ended({0: 0.60, 1: 0.50})}
     assert goal_lines(worse)[0].endswith("missed by 1.0")
+    still = [dict(run) | {"made": [{"kept": 5.0}]} for run in runs["generative"]]
+    assert goal_lines(runs | {"generative": still})[-1].endswith("no verdict, 10 cases were not taken over")
 
 
 def test_an_empty_prediction_counts_zero(tmp_path: Path) -> None:
