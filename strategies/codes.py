@@ -64,6 +64,7 @@ SITE_CODES = (
             "plan-batch",
             "plan-replay",
             "plan-synthesis",
+            "plan-synthesis-side",
             "plan-knobs",
             "plan-deadline",
             "too-large",

@@ -49,6 +49,7 @@ _PLAN = {
     "plan-batch": "the plan asks for larger batches than the policy allows",
     "plan-replay": "the plan asks to keep more cases than the policy allows",
     "plan-synthesis": "the plan asks for more steps of a generator than the policy allows",
+    "plan-synthesis-side": "the plan asks for a finer grid of a generator than the policy allows",
     "plan-knobs": "the plan has a generator's settings travel, which the policy does not allow",
     "plan-deadline": "the plan's deadline is longer than the policy allows",
     "kind-not-allowed": "the policy does not allow this kind of message",

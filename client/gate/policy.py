@@ -45,6 +45,8 @@ class Policy(BaseModel):
         Cases kept to rehearse.
     max_synthesis_updates
         Steps that a generator of training pairs takes in a round.
+    max_synthesis_side
+        Longest side of what it makes, in voxels; memory and time rise with its cube.
     share_knobs
         Whether the weights of a generator's searched operators may travel with the network. A generator itself, and
         what it makes, never does.
@@ -84,6 +86,7 @@ class Policy(BaseModel):
     max_batch_size: Annotated[int, Field(ge=1)] = 16
     max_replay_capacity: Annotated[int, Field(ge=0)] = 4096
     max_synthesis_updates: Annotated[int, Field(ge=0)] = 10_000
+    max_synthesis_side: Annotated[int, Field(ge=1)] = 128
     share_knobs: bool = False
     max_deadline_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
     max_parameters_bytes: Annotated[int, Field(ge=1)] = 512 * _MEBIBYTE
@@ -193,6 +196,7 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
             code="plan-knobs",
         )
     slices = max(plan.slices_per_case, sum(plan.allocation or ()))
+    making = plan.synthesis != "off" or plan.memory != "reservoir"  # What a generator would cost counts where one is.
     limits: tuple[tuple[str, float, float, str], ...] = (
         ("plan-rounds", plan.rounds, policy.max_rounds, "max-rounds"),
         (
@@ -205,7 +209,8 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
         ("plan-annotation-rounds", plan.annotation_rounds, policy.max_annotation_rounds, "max-annotation-rounds"),
         ("plan-batch", plan.batch_size, policy.max_batch_size, "max-batch-size"),
         ("plan-replay", plan.replay_capacity, policy.max_replay_capacity, "max-replay-capacity"),
-        ("plan-synthesis", _synthesis_updates(plan), policy.max_synthesis_updates, "max-synthesis-updates"),
+        ("plan-synthesis", making * plan.synthesis_updates, policy.max_synthesis_updates, "max-synthesis-updates"),
+        ("plan-synthesis-side", making * plan.synthesis_side, policy.max_synthesis_side, "max-synthesis-side"),
         ("plan-deadline", plan.deadline_s, policy.max_deadline_s, "max-deadline-s"),
     )
     for code, asked, allowed, name in limits:
@@ -216,11 +221,6 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
                 f"raise {name} in policy.toml, or ask for another plan",
                 code=code,
             )
-
-
-def _synthesis_updates(plan: RoundPlan) -> int:
-    """Steps of a generator in a round; none where the plan has no generator."""
-    return plan.synthesis_updates if plan.synthesis != "off" or plan.memory != "reservoir" else 0
 
 
 POLICY_TEMPLATE = """\
@@ -244,8 +244,10 @@ max-annotation-rounds = 8
 # Samples a step, and cases that are kept to rehearse.
 max-batch-size = 16
 max-replay-capacity = 4096
-# Steps that a generator of training pairs takes in a round. It stays here, and so does what it makes.
+# Steps that a generator of training pairs takes in a round, and the longest side of what it makes, in voxels. Both the
+# generator and what it makes stay here.
 max-synthesis-updates = 10000
+max-synthesis-side = 128
 # Seconds that a plan may wait for an answer.
 max-deadline-s = 604800
 # Bytes of a model's weights.

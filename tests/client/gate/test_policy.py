@@ -94,7 +94,7 @@ class TestPlans:
         check_plan(plan(synthesis="genseg", memory="both"), Policy())
         check_plan(plan(synthesis="genseg", share_knobs=True), Policy(share_knobs=True))
         # Steps of a generator that the plan does not have concern nobody.
-        check_plan(plan(synthesis_updates=10_001), Policy())
+        check_plan(plan(synthesis_updates=10_001, synthesis_side=512), Policy())
 
     @pytest.mark.parametrize(
         ("changes", "code"),
@@ -111,6 +111,8 @@ class TestPlans:
             ({"replay_capacity": 5000}, "plan-replay"),
             ({"synthesis": "medsad", "synthesis_updates": 10_001}, "plan-synthesis"),
             ({"memory": "generative", "synthesis_updates": 10_001}, "plan-synthesis"),
+            ({"synthesis": "medsad", "synthesis_side": 136}, "plan-synthesis-side"),
+            ({"memory": "both", "synthesis_side": 129}, "plan-synthesis-side"),
             ({"synthesis": "genseg", "share_knobs": True}, "plan-knobs"),
             ({"deadline_s": 8 * 24 * 3600.0}, "plan-deadline"),
         ],
@@ -130,6 +132,9 @@ class TestPlans:
                 annotation_rounds=8,
                 batch_size=16,
                 replay_capacity=4096,
+                synthesis="medsad",
+                synthesis_updates=10_000,
+                synthesis_side=128,
                 deadline_s=7 * 24 * 3600.0,
             ),
             Policy(),
