@@ -100,9 +100,8 @@ def learn(  # noqa: PLR0917
             # What an arm draws beside windows and augmentation changes these of the case at hand alone.
             rng = np.random.default_rng([seed, 2, len(losses)])
             learner.open_case(learnt=bool(losses))
-            parts = [
-                learner.update(draw, count, rate, rng) * count for count, rate in blocks_of(recipe, recipe.updates)
-            ]
+            blocks = blocks_of(recipe, recipe.updates)
+            parts = [learner.update(draw, count, rate, rng) * count for count, rate in blocks if count]
             losses.append(math.fsum(parts) / recipe.updates)
             learner.accept_case(sample, rng)
             answered = centred_logits(learner.predict(sample.image)) if arm.logits else None
@@ -151,9 +150,8 @@ def taken_over(dreams: Imagination, learner: OnlineLearner, memory: ReplayMemory
     dreams.wake(memory)
     found = {"kept": float(len(memory)), "made": float(len(dreams.pool))}
     if dreams.verdict is not None:
-        found["nearer"] = dreams.verdict.copies.nearer
-        if dreams.verdict.faithful is not None:
-            found["faithful"] = dreams.verdict.faithful.dice
+        found |= {"nearer": dreams.verdict.copies.nearer, "faithful": dreams.verdict.faithful.dice}
+        found |= {"shuffled": dreams.verdict.faithful.shuffled, "real": dreams.verdict.real}
     print(found, flush=True)
     return found
 

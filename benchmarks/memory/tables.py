@@ -146,13 +146,21 @@ def matrix_table(arms: Mapping[str, Arm], runs: Runs) -> Table:
 
 def generator_table(arms: Mapping[str, Arm], runs: Runs) -> Table:
     """What became of generators, means over regimes and seeds."""
-    headers = ("arm", "cases not taken over", "faithfulness, Dice", "share of made images nearer than unseen people's")
+    headers = (
+        "arm",
+        "cases not taken over",
+        "network's Dice on made images",
+        "with labels shuffled",
+        "on real images kept apart",
+        "share of made images nearer than unseen people's",
+    )
     rows = []
     for name, arm in arms.items():
         if arm.generative:
             made = [found for run in runs.get(name, ()) for found in run["made"]]
             cells = (
-                Spread.of(found.get(key, math.nan) for found in made).text(2) for key in ("kept", "faithful", "nearer")
+                Spread.of(found.get(key, math.nan) for found in made).text(2)
+                for key in ("kept", "faithful", "shuffled", "real", "nearer")
             )
             rows.append((arm.title, *cells))
     return Table(headers, tuple(rows))
