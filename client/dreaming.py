@@ -51,13 +51,15 @@ class Dreaming:
         seed: np.random.SeedSequence,
     ) -> None:
         self._plan = plan
+        # What another round goes on from is not lost in one that has no generator.
+        self._kept = {name: np.asarray(array) for name, array in local.items() if name.startswith(_KEPT)}
         self._imagination: Imagination | None = None
         if plan.synthesis == "off" and plan.memory == "reservoir":
             return
         # Imported here: where there is no generator, nobody waits for what diffusion needs.
         from wardround.client.synthesis import imagination
 
-        kept = {name.removeprefix(_KEPT): array for name, array in local.items() if name.startswith(_KEPT)}
+        kept = {name.removeprefix(_KEPT): array for name, array in self._kept.items()}
         self._imagination = imagination.Imagination(plan, device, kept, np.random.default_rng(seed.spawn(1)[0]))
         if plan.share_knobs:
             self._imagination.take_operators(weights)
@@ -67,11 +69,11 @@ class Dreaming:
         """Whether there is something to rehearse without a case: pairs that stand for old ones."""
         return self._imagination is not None and self._imagination.stands_for_cases
 
-    def begin(self, work: OnlineRound) -> None:
+    def begin(self, work: OnlineRound, between: Callable[[], None]) -> None:
         """Have `work` rehearse what the generator makes by what it learnt in earlier rounds."""
         if self._imagination is not None:
             with work.phase("update"):
-                self._imagination.wake(work.memory)
+                self._imagination.wake(work.memory, between)
             work.dreams = self._imagination
 
     def rehearse(self, work: OnlineRound, cases: int, between: Callable[[], None]) -> None:
@@ -81,11 +83,16 @@ class Dreaming:
             return
         with work.phase("update"):
             self._imagination.learn(work.memory, between)
-        self._imagination.rehearse(work.learner, work.memory, rehearsal_updates(self._plan, cases), work.recall)
+        updates = rehearsal_updates(self._plan, cases)
+        self._imagination.rehearse(
+            work.learner, work.memory, updates, work.recall, between, lambda: work.phase("update")
+        )
 
     def local(self) -> Arrays:
         """What the site keeps of it and never lets go."""
-        arrays = {} if self._imagination is None else self._imagination.arrays()
+        if self._imagination is None:
+            return dict(self._kept)
+        arrays = self._imagination.arrays()
         return {f"{_KEPT}{name}": array for name, array in arrays.items()}
 
     def weights(self) -> Weights:

@@ -232,7 +232,7 @@ class Site:
         memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
         rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
         work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing, between)
-        dreaming.begin(work)
+        dreaming.begin(work, between)
         for position, case_id in enumerate(cases):
             drawing = None if self._round_cases is None else self._round_cases.drawing(case_id, plan)
             progress = (plan.round - 1 + position / len(cases)) / plan.rounds

@@ -11,7 +11,7 @@ policy              kept                                           recalled
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -196,9 +196,11 @@ class Reservoir:
         groups[slot] = group
         return replace(after._replacing(slot, case_id), groups=tuple(groups))
 
-    def forgetting(self) -> "Reservoir":
-        """Remembering none, and knowing as before how many were offered."""
-        return replace(self, kept=(), groups=())
+    def forgetting(self, names: Collection[str]) -> "Reservoir":
+        """Without those of `names`, and knowing as before how many were offered."""
+        stay = [index for index, name in enumerate(self.kept) if name not in names]
+        groups = tuple(self.groups[index] for index in stay) if self.groups else ()
+        return replace(self, kept=tuple(self.kept[index] for index in stay), groups=groups)
 
     def _replacing(self, slot: int, case_id: str) -> "Reservoir":
         """With `case_id` in place of the one at `slot`; the same where there is no such slot."""
@@ -230,9 +232,16 @@ class ReplayMemory:
         self.reservoir = reservoir
         self._policy = policy
         self._loaded: dict[str, Sample] = {}
+        # Remembered, and never recalled to learn from: they judge what is learnt.
+        self.withheld: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.reservoir.kept)
+
+    @property
+    def recalled(self) -> tuple[str, ...]:
+        """The cases that may be recalled."""
+        return tuple(name for name in self.reservoir.kept if name not in self.withheld)
 
     def offer(self, sample: Sample, rng: np.random.Generator) -> None:
         """Give `sample` its chance to be remembered; one that is already in is brought up to date."""
@@ -249,9 +258,10 @@ class ReplayMemory:
             save_arrays(self._file(sample.case_id), sample.arrays())
             self._load(sample)
 
-    def forget(self) -> None:
-        """Remember no case any more; :meth:`discard_unnamed` removes their files."""
-        self.reservoir, self._loaded = self.reservoir.forgetting(), {}
+    def forget(self, names: Collection[str]) -> None:
+        """Remember these cases no more; :meth:`discard_unnamed` removes their files."""
+        self.reservoir = self.reservoir.forgetting(names)
+        self._loaded = {name: kept for name, kept in self._loaded.items() if name not in names}
 
     def draw(
         self,
@@ -267,7 +277,7 @@ class ReplayMemory:
         would rise most by a step on `incoming`, the most harmed first; where all the memory is fewer than `count`, it
         recalls all. Without `learner` and `incoming` (in rehearsal nothing comes in) it is at random, too.
         """
-        names: Sequence[str] = self.reservoir.kept
+        names = self.recalled
         if not names or count < 1:
             return []
         if self._policy != "most-interfered" or learner is None or incoming is None:

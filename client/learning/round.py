@@ -93,6 +93,9 @@ class Dreams(Protocol):
     def draw(self, count: int, rng: np.random.Generator) -> Sequence[Sample]:
         """So many of them, drawn by `rng`."""
 
+    def opened(self, case_id: str, memory: ReplayMemory) -> None:
+        """A case is opened; `memory` withholds it from then on if nothing may be learnt from it."""
+
 
 @dataclass(eq=False)
 class OnlineRound:
@@ -239,6 +242,8 @@ class OnlineRound:
             len(self.history),
             safeguard,
         )
+        if self.dreams is not None:
+            self.dreams.opened(session.case_id, self.memory)
         self._begin()
         self._observe(session)
 
@@ -374,7 +379,7 @@ class OnlineRound:
 
     def recall(self, updates: int) -> None:
         """Take `updates` from memory alone, or from dreams; none where nothing is remembered."""
-        if not len(self.memory) and not self._dreaming:
+        if not self.memory.recalled and not self._dreaming:
             return
         self._update(lambda: self._recalled(0), updates, learning_rate(self.plan))
 
@@ -430,9 +435,10 @@ class OnlineRound:
         assert session.disagreement is not None
         ratio = self.standing.ratio(session.disagreement)
         sample = session.sample()
+        usual = self.updates_after(session) if updates is None else updates
         self._update(
             lambda: [sample, *self._recalled(1, sample)],
-            self.updates_after(session) if updates is None else updates,
+            0 if session.case_id in self.memory.withheld else usual,
             learning_rate(self.plan, ratio),
         )
         with self.phase("predict"):
@@ -446,7 +452,7 @@ class OnlineRound:
         wanted, made, share = self.plan.batch_size - others, [], self._dreaming
         if self.dreams is not None and share:
             # Chances are drawn only where there are any: without dreams everything goes as it did.
-            number = int(self.rng.binomial(wanted, share)) if len(self.memory) else wanted
+            number = int(self.rng.binomial(wanted, share)) if self.memory.recalled else wanted
             made = list(self.dreams.draw(number, self.rng))
         return [*made, *self.memory.draw(wanted - len(made), self.rng, self.learner, incoming)]
 

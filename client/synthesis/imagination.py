@@ -2,14 +2,14 @@
 
 A generator learns at the end of a round from cases that the site has accepted, and makes pairs for what is rehearsed
 then and in the next round. Some cases are never shown to it. By these it is tested before anything that it makes is
-learnt from. It must not have learnt its cases by heart (:mod:`wardround.client.synthesis.memorisation`), and the site's
-network must find the labels in its images nearly as well as in images of these cases; else it goes back to what it was
-before the round.
+learnt from. It must not have learnt the cases that are remembered by heart
+(:mod:`wardround.client.synthesis.memorisation`), and the site's network must find the labels in its images nearly as
+well as in images of the cases kept apart; else it goes back to what it was before the round.
 
 Where old cases are to be rehearsed without being kept (generative replay, Shin et al. 2017, arXiv 1705.08690), the
 generator takes them over: once it has passed its test they leave the memory, and from then on it learns from new cases
-and from its own pairs of old ones. What is kept of them is the generator, a model of shapes
-(:mod:`wardround.client.synthesis.shapes`) and vectors of texture. Until it can take over, they stay.
+and from its own pairs of old ones. What is kept of them is the generator and a
+:class:`~wardround.client.synthesis.substitute.Substitute`. Cases that show what this cannot draw yet stay.
 
 Nothing of this leaves the site, but for the weights of searched operators where plan and policy have them shared.
 """
@@ -17,7 +17,8 @@ Nothing of this leaves the site, but for the weights of searched operators where
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ from wardround.client.synthesis.memorisation import MemorisationReport, memorise
 from wardround.client.synthesis.optimiser_state import names_array, names_of
 from wardround.client.synthesis.pairs import Pair, grid_of, pairs_of, synthetic_sample
 from wardround.client.synthesis.quality import Faithfulness, faithfulness
-from wardround.client.synthesis.shapes import FEWEST, ShapeModel
+from wardround.client.synthesis.substitute import Substitute, substituted
 from wardround.errors import DataError, PlanError
 from wardround.models.catalogue import architecture
 from wardround.models.weights import OPERATORS, Arrays
@@ -45,11 +46,9 @@ POOL = {2: 48, 3: 8}
 KEPT_APART = 4
 # With fewer cases none can be kept apart.
 LEAST_CASES = 3
-# Textures that are kept of cases that are not, and shapes that are drawn of the old model to make the new one.
-TEXTURES = 64
-SHAPES = 64
-# Slices of a volume that are compared in the search for copies.
+# Slices of a volume that are compared in the search for copies, and images at most.
 LOOKED_AT = 4
+COMPARED = 512
 # Of the Dice that the network has on real images of cases kept apart, made images must reach so much.
 FAITHFUL = 0.5
 # Dice on real images below which a network knows too little to judge made ones.
@@ -95,7 +94,8 @@ class Imagination:
     device
         Where the generator is.
     kept
-        What :meth:`arrays` returned in the round before; empty in the first one.
+        What :meth:`arrays` returned in the round before; empty in the first one. What another kind of generator, or one
+        on another grid, left is not gone on with.
     rng
         Of all that it learns and makes; used by nobody else.
     """
@@ -109,22 +109,24 @@ class Imagination:
     ) -> None:
         self.plan = plan
         self.verdict: Verdict | None = None
-        self.pool: list[Sample] = []
+        self.pool: list[_Made] = []
         self._rng = rng
         self._dimensions = architecture(plan.model).dimensions
         self._maker = maker_named(
             plan.synthesis, self._dimensions, plan.labels, plan.seed, device, plan.synthesis_weight
         )
         self._apart: frozenset[str] = frozenset()
-        self._grid: tuple[int, ...] | None = None
-        self._shape: tuple[int, int, int] = (1, 1, 1)
-        self._spacing = (1.0, 1.0, 1.0)
-        self._shapes: ShapeModel | None = None
-        self._textures: npt.NDArray[np.float32] | None = None
+        self._grid: tuple[int, ...] = ()
+        self._frame: _Frame | None = None
+        self._frames: dict[str, _Frame] = {}
+        self._known: dict[str, list[Pair]] = {}
+        self._substitute: Substitute | None = None
         self._passed = False
         self._before: Arrays | None = None
-        if kept:
+        if kept and np.array_equal(kept["kind"], self._kind):
             self._load(kept)
+        elif kept:
+            _LOG.warning("the plan has another generator than in the round before: it begins anew")
 
     @property
     def seen(self) -> frozenset[str]:
@@ -173,14 +175,26 @@ class Imagination:
 
     def draw(self, count: int, rng: np.random.Generator) -> list[Sample]:
         """Made samples, at random with replacement."""
-        return [self.pool[int(rng.integers(len(self.pool)))] for _ in range(count)]
+        chosen = (self.pool[int(rng.integers(len(self.pool)))] for _ in range(count))
+        return [self._sample(made) for made in chosen]
 
-    def wake(self, memory: ReplayMemory) -> None:
+    def opened(self, case_id: str, memory: ReplayMemory) -> None:
+        """A case is opened; with a search every fourth, from the third on, is withheld from learning.
+
+        It is to validate the search: what is learnt from is no judge of what is learnt.
+        """
+        if self.plan.synthesis == "genseg" and memory.reservoir.seen % KEPT_APART == LEAST_CASES - 1:
+            self._apart |= {case_id}
+            memory.withheld |= {case_id}
+
+    def wake(self, memory: ReplayMemory, between: Callable[[], None] = lambda: None) -> None:
         """Make pairs by what was learnt in earlier rounds, if it passed its test then."""
+        if self.plan.synthesis == "genseg":
+            memory.withheld |= self._apart
         if self._passed:
-            self.pool = self._samples(*self._made(self._training(memory), POOL[self._dimensions], self._old))
+            self.pool = self._made(self._training(memory), POOL[self._dimensions], self._old, between)
 
-    def learn(self, memory: ReplayMemory, between: Callable[[], None]) -> None:
+    def learn(self, memory: ReplayMemory, between: Callable[[], None] = lambda: None) -> None:
         """Learn from the cases that are remembered, and from made pairs of those that no longer are.
 
         Not at all as long as there are too few of them to keep one apart: what came out could not be tested.
@@ -189,30 +203,38 @@ class Imagination:
         self._set_apart(memory)
         training = self._training(memory)
         if not training or not self._pairs(memory, self._apart):
+            if len(memory) >= LEAST_CASES:
+                _LOG.info("no pairs can be made of the remembered cases: too little of them is labelled as a whole")
             return
-        self._maker.learn(self._with_dreams(training, memory), self.plan.synthesis_updates, self._rng, between)
+        updates = self.plan.synthesis_updates
+        if isinstance(self._maker, SearchedMaker):
+            updates -= STEPS_A_BLOCK * self._blocks  # Those that it takes while it is steered.
+        self._maker.learn(self._with_dreams(training, memory, between), updates, self._rng, between)
 
-    def rehearse(
-        self, learner: OnlineLearner, memory: ReplayMemory, updates: int, recall: Callable[[int], None]
+    def rehearse(  # noqa: PLR0917
+        self,
+        learner: OnlineLearner,
+        memory: ReplayMemory,
+        updates: int,
+        recall: Callable[[int], None],
+        between: Callable[[], None] = lambda: None,
+        phase: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Test the generator, make pairs and have `recall` take `updates` steps; with a search, by turns.
 
         Where validation steers the generator, it moves between blocks of the network's own steps: the network of the
-        moment is looked at, and what it learns next is made by what came out.
+        moment is looked at, and what it learns next is made by what came out. `phase` is entered for its own work.
         """
         training, apart = self._training(memory), self._pairs(memory, self._apart)
         if not training or not apart:
             recall(updates)
             return
-        blocks, waking = 1, self.pool
-        if isinstance(self._maker, SearchedMaker):
-            blocks = max(1, min(updates, self.plan.synthesis_updates // (4 * STEPS_A_BLOCK)))
+        waking = self.pool
+        blocks = self._blocks if isinstance(self._maker, SearchedMaker) else 1
         for block in range(blocks):
-            if isinstance(self._maker, SearchedMaker):
-                segmenter = learner.frozen().requires_grad_(True)
-                for _ in range(STEPS_A_BLOCK):
-                    self._maker.heed(segmenter, training, apart, self._rng)
-            self._judge(learner, training, apart)
+            with phase():
+                self._steer(learner, training, apart, between)
+                self._judge(learner, training, apart, between)
             if not self._passed:
                 self.pool = waking
             recall((block + 1) * updates // blocks - block * updates // blocks)
@@ -221,23 +243,21 @@ class Imagination:
             self._maker.load(self._before)
             self._passed = True
         elif self.plan.memory == "generative" and self._passed:
-            self._take_over(memory, training)
+            self._take_over(memory)
 
     def arrays(self) -> Arrays:
         """All that is kept from one round to the next, by name."""
         found: Arrays = {f"maker/{name}": array for name, array in self._maker.arrays().items()}
         found |= {
+            "kind": self._kind,
             "apart": names_array(self._apart),
             "passed": np.array([self._passed]),
-            "shape": np.array(self._shape, dtype=np.int64),
-            "spacing": np.array(self._spacing),
+            "grid": np.array(self._grid, dtype=np.int64),
         }
-        if self._grid is not None:
-            found["grid"] = np.array(self._grid, dtype=np.int64)
-        if self._textures is not None:
-            found["textures"] = self._textures
-        if self._shapes is not None:
-            found |= {f"shapes/{name}": array for name, array in self._shapes.arrays().items()}
+        if self._frame is not None:
+            found |= {"shape": np.array(self._frame.shape), "spacing": np.array(self._frame.spacing)}
+        if self._substitute is not None:
+            found |= {f"substitute/{name}": array for name, array in self._substitute.arrays().items()}
         return found
 
     def _load(self, kept: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -249,24 +269,46 @@ class Imagination:
         self._maker.load(part("maker/"))
         self._apart = names_of(kept["apart"])
         self._passed = bool(kept["passed"][0])
-        first, second, third = (int(side) for side in kept["shape"])
-        self._shape = (first, second, third)
-        self._spacing = (float(kept["spacing"][0]), float(kept["spacing"][1]), float(kept["spacing"][2]))
-        if "grid" in kept:
-            self._grid = tuple(int(side) for side in kept["grid"])
-        if "textures" in kept:
-            self._textures = np.asarray(kept["textures"], dtype=np.float32)
-        if shapes := part("shapes/"):
-            self._shapes = ShapeModel.of(shapes)
+        self._grid = tuple(int(side) for side in kept["grid"])
+        if "shape" in kept:
+            first, second, third = (int(side) for side in kept["shape"])
+            steps = (float(kept["spacing"][0]), float(kept["spacing"][1]), float(kept["spacing"][2]))
+            self._frame = _Frame((first, second, third), steps)
+        if substitute := part("substitute/"):
+            self._substitute = Substitute.of(substitute)
+
+    @property
+    def _kind(self) -> npt.NDArray[np.int64]:
+        """What must be the same in the round before to go on from it."""
+        kind = int(self.plan.synthesis == "genseg")
+        return np.array([kind, self._dimensions, self.plan.labels, self.plan.synthesis_side], dtype=np.int64)
+
+    @property
+    def _old(self) -> float:
+        """Share of what is made that stands for cases that are no longer kept.
+
+        In place of kept cases all of it; where pairs are wanted as augmentation as well, half.
+        """
+        if self.plan.memory != "generative" or self._substitute is None:
+            return 0.0
+        return 1.0 if self.plan.synthesis == "off" else 0.5
+
+    @property
+    def _blocks(self) -> int:
+        return max(1, self.plan.synthesis_updates // (4 * STEPS_A_BLOCK))
 
     def _set_apart(self, memory: ReplayMemory) -> None:
         """Keep every fourth case from the generator for good; one as soon as there are three."""
         known = frozenset(memory.reservoir.kept)
         self._apart &= known
+        if self.plan.synthesis == "genseg" and self._apart:
+            return  # They were chosen when they were opened.
         due = max(int(len(known) >= LEAST_CASES), len(known) // KEPT_APART)
         for name in reversed(memory.reservoir.kept):
             if len(self._apart) < due and name not in self.seen:
                 self._apart |= {name}
+        if self.plan.synthesis == "genseg":
+            memory.withheld |= self._apart
 
     def _training(self, memory: ReplayMemory) -> list[Pair]:
         return self._pairs(memory, frozenset(memory.reservoir.kept) - self._apart)
@@ -277,101 +319,112 @@ class Imagination:
         for name in memory.reservoir.kept:
             if name not in names:
                 continue
-            sample = memory.sample(name)
-            if self._grid is None:
-                stride = math.lcm(
-                    stride_of(self.plan.synthesis, self._dimensions, self.plan.labels),
-                    architecture(self.plan.model).stride,
-                )
-                self._grid = grid_of(sample.image.shape, self._dimensions, self.plan.synthesis_side, stride)
-            self._shape, self._spacing = _three(sample.image.shape), sample.spacing
-            found += pairs_of(sample, self._grid)
+            if name not in self._known:
+                self._known[name] = self._pairs_of(memory.sample(name))
+            found += self._known[name]
         return found
 
-    def _with_dreams(self, training: list[Pair], memory: ReplayMemory) -> list[Pair]:
-        """Training pairs, and made ones of cases that were taken over: as many as these were, four times at most."""
-        gone = memory.reservoir.seen - len(memory)
-        if not self._old or gone < 1:
-            return training
-        wanted = min(4.0, gone / max(1, len(memory))) * len(training)
-        images, labels = self._made([], max(1, round(wanted)), 1.0)
-        # A name of its own each: what stands beside it is nobody's other slice.
-        return training + [
-            Pair(f"made/{number}", image, mask) for number, (image, mask) in enumerate(zip(images, labels, strict=True))
-        ]
-
-    def _samples(self, images: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> list[Sample]:
-        shape = (*self._shape[:2], 1) if self._dimensions == 2 else self._shape
-        return [
-            synthetic_sample(
-                str(number),
-                image,
-                mask,
-                classes=self.plan.labels,
-                shape=shape,
-                spacing=self._spacing,
-                weight=self.plan.synthesis_weight,
+    def _pairs_of(self, sample: Sample) -> list[Pair]:
+        shape = sample.image.shape
+        if not self._grid:
+            stride = math.lcm(
+                stride_of(self.plan.synthesis, self._dimensions, self.plan.labels),
+                architecture(self.plan.model).stride,
             )
-            for number, (image, mask) in enumerate(zip(images, labels, strict=True))
-        ]
+            self._grid = grid_of(shape, self._dimensions, self.plan.synthesis_side, stride)
+        depth = 1 if self._dimensions == 2 else shape[2]
+        self._frame = self._frames[sample.case_id] = _Frame((shape[0], shape[1], depth), sample.spacing)
+        return pairs_of(sample, self._grid)
 
-    @property
-    def _old(self) -> float:
-        """Share of what is made that stands for cases that are no longer kept.
+    def _with_dreams(self, training: list[Pair], memory: ReplayMemory, between: Callable[[], None]) -> list[Pair]:
+        """Training pairs, and made ones of cases that were taken over: as many as these were, four times at most."""
+        if not self._old or self._substitute is None:
+            return training
+        wanted = min(4.0, self._substitute.cases / max(1, len(memory))) * len(training)
+        made = self._made([], max(1, round(wanted)), 1.0, between)
+        # A name of its own each: what stands beside it is nobody's other slice.
+        return training + [Pair(f"made/{number}", one.image, one.labels) for number, one in enumerate(made)]
 
-        In place of kept cases all of it; where pairs are wanted as augmentation as well, half.
-        """
-        if self.plan.memory != "generative" or self._shapes is None:
-            return 0.0
-        return 1.0 if self.plan.synthesis == "off" else 0.5
+    def _sample(self, made: "_Made") -> Sample:
+        return synthetic_sample(
+            "pair",
+            made.image,
+            made.labels,
+            classes=self.plan.labels,
+            shape=made.frame.shape,
+            spacing=made.frame.spacing,
+            weight=self.plan.synthesis_weight,
+        )
 
-    def _made(
-        self, training: list[Pair], count: int, old: float
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Images, and the labels that they were made of.
+    def _made(self, training: list[Pair], count: int, old: float, between: Callable[[], None]) -> list["_Made"]:
+        """Images of new labels.
 
-        A share of `old` is drawn from the model of shapes, in a texture that was kept; the rest are labels of a
-        remembered case, deformed, in the texture of another case.
+        A share of `old` are drawn from what stands for old cases; the rest are labels of a remembered case, deformed,
+        in the texture of another case. What cannot be drawn or deformed is left out.
         """
         remembered = [pair for pair in training if pair.labels.any()]
-        old = old if remembered else float(old > 0)
         own = self._maker.styles(np.stack([pair.image for pair in training])) if training else None
-        masks, styles = [], []
-        for _ in range(count if remembered or old else 0):
-            if self._shapes is not None and self._rng.random() < old:
-                masks.append(self._shapes.sample(self._rng))
-                textures = self._textures
-            else:
-                pair = remembered[int(self._rng.integers(len(remembered)))]
-                try:
-                    mask = deformed(pair.labels, self._rng)
-                except DataError:
-                    continue  # Nothing of it can move, and it is not handed on as it is.
-                masks.append(mask)
-                others = [index for index, other in enumerate(training) if other.case_id != pair.case_id]
-                textures = None if own is None else own[others]
-            if textures is not None and len(textures):
-                styles.append(textures[int(self._rng.integers(len(textures)))])
+        masks, styles, frames = [], [], []
+        for _ in range(count):
+            try:
+                if self._substitute is not None and old and (not remembered or self._rng.random() < old):
+                    assert self._frame is not None
+                    mask, style = self._substitute.draw(self._rng)
+                    frame = self._frame
+                elif remembered:
+                    pair = remembered[int(self._rng.integers(len(remembered)))]
+                    frame = self._frames[pair.case_id]
+                    mask = deformed(pair.labels, self._rng, spacing=frame.steps(self._grid))
+                    others = [index for index, other in enumerate(training) if other.case_id != pair.case_id]
+                    style = None if own is None or not others else own[self._rng.choice(others)]
+                else:
+                    break
+            except DataError:
+                continue
+            masks.append(mask)
+            frames.append(frame)
+            styles += [] if style is None else [style]
         if not masks:
-            nothing = (0, *(self._grid or ()))
-            return np.zeros(nothing, dtype=np.float32), np.zeros(nothing, dtype=np.uint8)
-        labels = np.stack(masks)
+            return []
         # A texture is given to all or to none.
-        return self._maker.make(labels, np.stack(styles) if len(styles) == len(masks) else None, self._rng), labels
+        given = np.stack(styles) if len(styles) == len(masks) else None
+        images = self._maker.make(np.stack(masks), given, self._rng, between)
+        return [_Made(*each) for each in zip(images, masks, frames, strict=True)]
 
-    def _judge(self, learner: OnlineLearner, training: list[Pair], apart: list[Pair]) -> None:
+    def _steer(
+        self, learner: OnlineLearner, training: list[Pair], apart: list[Pair], between: Callable[[], None]
+    ) -> None:
+        """Let cases that nothing is learnt from move the operators of a search."""
+        if not isinstance(self._maker, SearchedMaker):
+            return
+        segmenter = learner.frozen().requires_grad_(True)
+        for _ in range(STEPS_A_BLOCK):
+            # Where no mask can be deformed, or a gradient is not finite, there is nothing to heed.
+            with suppress(DataError, FloatingPointError):
+                self._maker.heed(segmenter, training, apart, self._rng)
+            between()
+
+    def _judge(
+        self, learner: OnlineLearner, training: list[Pair], apart: list[Pair], between: Callable[[], None]
+    ) -> None:
         """Make pairs, and keep them if their generator has learnt nothing by heart and shows what it is asked for.
 
         It is judged by what it makes of the cases that it has just learnt, in their textures: that is where it would
         copy. What stands for older cases has passed in an earlier round.
         """
         self.pool, self._passed, self.verdict = [], False, None
-        images, labels = self._made(training, POOL[self._dimensions], 0.0)
-        known, unseen = (_looked_at(np.stack([pair.image for pair in part])) for part in (training, apart))
+        made = self._made(training, POOL[self._dimensions], 0.0, between)
+        images = np.array([one.image for one in made], dtype=np.float32)
+        if not len(images) or not np.isfinite(images).all():
+            _LOG.warning("the generator makes no images: it has diverged, or none of its cases shows a structure")
+            return
+        network = learner.frozen()
         try:
+            known, unseen = (_looked_at(np.stack([pair.image for pair in part])) for part in (training, apart))
             copies = memorised(_looked_at(images), known, unseen)
-            network = learner.frozen()
-            faithful = faithfulness(lambda found: _labels(network, found), images, labels, self.plan.labels)
+            faithful = faithfulness(
+                lambda found: _labels(network, found), images, np.stack([one.labels for one in made]), self.plan.labels
+            )
         except DataError:
             return  # Too few images to tell: then nothing is learnt from what was made.
         predicted = _labels(network, np.stack([pair.image for pair in apart]))
@@ -380,37 +433,60 @@ class Imagination:
         self.verdict = Verdict(copies, faithful, float(np.mean(shown)) if shown else 0.0)
         self._passed = self.verdict.passed
         if self._passed:
-            if self._old:
-                images, labels = self._made(training, POOL[self._dimensions], self._old)
-            self.pool = self._samples(images, labels)
+            self.pool = self._made(training, POOL[self._dimensions], self._old, between) if self._old else made
         elif not copies.passed:
             _LOG.warning("the generator has learnt cases by heart: nothing that it makes is learnt from")
         else:
             _LOG.info("the generator does not show what it is asked for yet: nothing that it makes is learnt from")
 
-    def _take_over(self, memory: ReplayMemory, training: list[Pair]) -> None:
-        """Let the generator stand for the cases in memory, if it can: these are forgotten then."""
-        masks = [pair.labels for pair in training if pair.labels.any()]
-        if self._shapes is not None:
-            # What the model knew of older cases goes on in what it draws, as much as there were.
-            gone = memory.reservoir.seen - len(memory)
-            masks += [self._shapes.sample(self._rng) for _ in range(min(SHAPES, gone))]
-        if len(masks) < FEWEST:
+    def _take_over(self, memory: ReplayMemory) -> None:
+        """Let the generator stand for the cases in memory that it can: these are forgotten then.
+
+        Cases that were kept from it are forgotten with the others: they have served their test.
+        """
+        names = [name for name in memory.reservoir.kept if name not in self._apart]
+        training = self._training(memory)
+        textures = self._maker.styles(np.stack([pair.image for pair in training]))
+        masks = [pair.labels for pair in training]
+        found = substituted(self._substitute, masks, textures, len(names), self._rng)
+        if found is None:
             return
-        self._shapes = ShapeModel.fit(masks)
-        found = self._maker.styles(np.stack([pair.image for pair in training]))
-        if found is not None:
-            known = found if self._textures is None else np.concatenate([self._textures, found])
-            self._textures = known[self._rng.permutation(len(known))[:TEXTURES]]
-        memory.forget()
+        drawn = [name for name in names if found.covers([pair.labels for pair in self._known[name]])]
+        if not drawn:
+            return
+        self._substitute = replace(found, cases=found.cases - len(names) + len(drawn))
+        memory.forget({*drawn, *self._apart})
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where a pair is stretched back to: ``[I, J, K]`` voxels, K being 1 for slices, and millimetres between them."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    def steps(self, grid: tuple[int, ...]) -> list[float]:
+        """Millimetres between the voxels of the generator's grid."""
+        return [step * own / side for step, own, side in zip(self.spacing, self.shape, grid, strict=False)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A made image and the labels that it was made of, on the generator's grid."""
+
+    image: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8]
+    frame: _Frame
 
 
 def _looked_at(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``[N, *sides]``: slices as they are; of each volume a few slices, evenly spaced."""
-    if images.ndim < 4:
+    """``[N, *sides]``: slices, evenly spaced if there are many; of each volume a few, evenly spaced as well."""
+    if images.ndim == 4:
+        where = np.linspace(0, images.shape[3] - 1, LOOKED_AT + 2).round().astype(int)[1:-1]
+        images = np.concatenate([images[..., place] for place in where])
+    if len(images) <= COMPARED:
         return images
-    where = np.linspace(0, images.shape[3] - 1, LOOKED_AT + 2).round().astype(int)[1:-1]
-    return np.concatenate([images[..., place] for place in where])
+    return images[np.linspace(0, len(images) - 1, COMPARED).round().astype(int)]
 
 
 @torch.no_grad()
@@ -418,8 +494,3 @@ def _labels(network: nn.Module, images: npt.NDArray[np.float32]) -> npt.NDArray[
     device = next(network.parameters()).device
     parts = [network(torch.from_numpy(image[None, None]).to(device)).argmax(dim=1) for image in images]
     return np.asarray(torch.cat(parts).cpu().numpy(), dtype=np.uint8)
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    first, second, third = shape
-    return first, second, third

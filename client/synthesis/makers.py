@@ -44,7 +44,9 @@ class Maker(Protocol):
         """``[N, length]``: the texture of images ``[N, *spatial]``; None where it knows of none."""
         ...
 
-    def make(self, labels: LabelArray, styles: FloatArray | None, rng: np.random.Generator) -> FloatArray:
+    def make(
+        self, labels: LabelArray, styles: FloatArray | None, rng: np.random.Generator, between: Callable[[], None]
+    ) -> FloatArray:
         """Images ``[N, *spatial]`` of `labels` in `styles`."""
         ...
 
@@ -89,10 +91,12 @@ class DiffusionMaker:
         found = self._generator.style_of(images)
         return None if found is None else np.asarray(found.cpu().numpy(), dtype=np.float32)
 
-    def make(self, labels: LabelArray, styles: FloatArray | None, rng: np.random.Generator) -> FloatArray:
+    def make(
+        self, labels: LabelArray, styles: FloatArray | None, rng: np.random.Generator, between: Callable[[], None]
+    ) -> FloatArray:
         """As :meth:`Maker.make`."""
         given = None if styles is None else torch.from_numpy(styles).to(self._generator.device)
-        return self._generator.sample(labels, given, rng)
+        return self._generator.sample(labels, given, rng, between=between)
 
     def arrays(self) -> Arrays:
         """As :meth:`Maker.arrays`."""
@@ -149,7 +153,9 @@ class SearchedMaker:
         """It knows of none."""
         return None
 
-    def make(self, labels: LabelArray, styles: FloatArray | None, rng: np.random.Generator) -> FloatArray:
+    def make(
+        self, labels: LabelArray, styles: FloatArray | None, rng: np.random.Generator, between: Callable[[], None]
+    ) -> FloatArray:
         """As :meth:`Maker.make`."""
         return self._search.sample(labels, rng)
 
