@@ -117,7 +117,7 @@ def learn(  # noqa: PLR0917
         if dreams is not None:
             made.append(taken_over(dreams, learner, memory))
         elif arm.forgets:
-            memory.forget()
+            memory.forget(memory.reservoir.kept)
             memory.discard_unnamed()
     return {"points": points, "losses": losses, "made": made}
 
