@@ -406,13 +406,18 @@ def _number(value: float | list[float]) -> int:
 
 
 def _catalogue_reference(plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    return _shapes(plan.model, plan.labels)
+    return _shapes(plan.model, plan.labels, plan.share_knobs)
 
 
 @lru_cache(maxsize=4)
-def _shapes(model: str, labels: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    from wardround.models.catalogue import build
-    from wardround.models.weights import weights_of
+def _shapes(model: str, labels: int, operators: bool) -> Mapping[str, tuple[tuple[int, ...], str]]:
+    """Of the network's arrays and, if `operators`, of those of a generator that is searched."""
+    from wardround.models.catalogue import architecture, build
+    from wardround.models.searched import SearchedGenerator, SearchedSettings
+    from wardround.models.weights import OPERATORS, weights_of
 
     weights = weights_of(build(model, labels, seed=0))
+    if operators:
+        settings = SearchedSettings(architecture(model).dimensions, labels)
+        weights[OPERATORS] = SearchedGenerator(settings, seed=0).architecture.detach().numpy()
     return {name: (array.shape, str(array.dtype)) for name, array in weights.items()}

@@ -24,6 +24,11 @@ def weights_of(network: nn.Module) -> Arrays:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
 
 
+def network_weights(weights: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
+    """Those of `weights` that are a network's: all but :data:`OPERATORS`. Not copied."""
+    return {name: array for name, array in weights.items() if name != OPERATORS}
+
+
 def load_weights(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Overwrite all parameters and buffers of `network`; :data:`OPERATORS` among `weights` is not for it.
 
@@ -33,7 +38,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generi
         If names or shapes are not exactly those of the network; nothing is then changed.
     """
     own = network.state_dict()
-    weights = {name: array for name, array in weights.items() if name != OPERATORS}
+    weights = network_weights(weights)
     wrong = sorted(set(own) ^ set(weights)) or sorted(n for n in own if tuple(own[n].shape) != weights[n].shape)
     if wrong:
         raise PlanError(

@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from wardround.errors import PlanError, StorageError
 from wardround.files import sweep, write_bytes
+from wardround.models.weights import network_weights
 from wardround.strategies.contract import Weights
 from wardround.strategies.plan import RoundPlan
 
@@ -38,13 +39,15 @@ class LatestModel:
     def save(self, plan: RoundPlan, weights: Weights) -> None:
         """Keep these in place of the earlier ones, atomically and durably.
 
-        Those of an earlier round of the same run, which is asked for again, change nothing.
+        Those of an earlier round of the same run, which is asked for again, change nothing. What travels beside the
+        network's weights is not kept: nobody draws with it.
 
         Raises
         ------
         StorageError
             If the disk is full or not writable; the earlier ones are then still there.
         """
+        weights = network_weights(weights)
         digest = weights_digest(weights)
         try:
             known = self._header()

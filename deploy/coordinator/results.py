@@ -22,7 +22,7 @@ CARD_TEXT = "card.md"
 
 
 def export(run: Run, out: Path, round: int | None, now: datetime.datetime) -> Path:
-    """Write a model and its card into the new folder `out`.
+    """Write a model and its card into the new folder `out`; what travelled beside the model's weights is left out.
 
     Parameters
     ----------
@@ -47,13 +47,15 @@ def export(run: Run, out: Path, round: int | None, now: datetime.datetime) -> Pa
     StorageError
         If the weights of that round are not kept, or the disk cannot hold them.
     """
+    # Imported here: torch takes seconds, and no other command of the coordinator waits for it.
+    from wardround.models.weights import network_weights
+
     if out.exists():
         raise UsageError(f"{out} exists", "nothing is ever overwritten", "choose another folder")
     record = _record(run, round)
     with new_folder(out) as folder:
-        data = save(
-            {name: np.ascontiguousarray(array) for name, array in read_weights(run.folder, record.round).items()}
-        )
+        weights = network_weights(read_weights(run.folder, record.round))
+        data = save({name: np.ascontiguousarray(array) for name, array in weights.items()})
         (folder / WEIGHTS).write_bytes(data)
         card = _card(run, record, hashlib.sha256(data).hexdigest(), now)
         (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")

@@ -16,11 +16,13 @@ from wardround.client.agent import Agent, only_agent
 from wardround.client.gate.gate import Gate
 from wardround.client.gate.ledger import Ledger
 from wardround.client.home import SiteHome
+from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.client.live import open_live_site
 from wardround.client.site import Site
 from wardround.errors import AuthRefused, DataError, GateRefused, LabelError
 from wardround.models.catalogue import build
-from wardround.models.weights import weights_of
+from wardround.models.weights import OPERATORS, network_weights, weights_of
+from wardround.server.app import initial_weights
 from wardround.strategies.contract import Update, Weights, weights_to_record
 from wardround.strategies.plan import RoundPlan
 
@@ -294,6 +296,74 @@ def test_what_the_policy_takes_out_stays_here_and_the_update_leaves(
     metrics, _ = ask(home, "train", plan(seed=1))
     assert metrics == {"num-examples": 2.0, "trust": 1.0}
     assert site.rounds == 1
+
+
+def lets_operators_travel(home: SiteHome) -> dict[str, object]:
+    """Have the policy of `home` allow it; what a plan then says."""
+    home.policy.write_text(home.policy.read_text().replace("share-knobs = false", "share-knobs = true"))
+    return {
+        "synthesis": "genseg",
+        "share_knobs": True,
+        "synthesis_updates": 1,
+        "synthesis_side": 16,
+        "updates_per_case": 2,
+    }
+
+
+def test_operators_of_generators_travel_in_and_out_where_plan_and_policy_say_so(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", cases=3, most=3)
+    fields = lets_operators_travel(home)
+    given = initial_weights(plan(**fields))
+    assert set(given) == {*START, OPERATORS}
+    with only_agent(home), open_live_site(home) as site, ExitStack() as stack:
+        agent = Agent(home, site, Gate(home.path))
+        stack.callback(agent.close)
+        agent.open()
+        _, learnt = ask(home, "train", plan(**fields), given)
+        assert {name: (array.shape, array.dtype) for name, array in learnt.items()} == {
+            name: (array.shape, array.dtype) for name, array in given.items()
+        }
+        assert not np.array_equal(learnt[OPERATORS], given[OPERATORS]), "the search moved them"
+        scores, _ = ask(home, "evaluate", plan(**fields), learnt)
+        assert scores["num-examples"] == 1
+        # People draw with the network alone, and what they draw with is the latest.
+        latest = LatestModel(home.site / "model")
+        assert latest.digest() == weights_digest(network_weights(learnt))
+    assert [code for _, _, code in noted(home)] == ["admitted", "released"] * 2
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_operators_come_in_only_where_the_plan_has_them_shared(
+    agent: Agent, home: SiteHome, site: FakeSite, kind: str
+) -> None:
+    fields = lets_operators_travel(home)
+    given = initial_weights(plan(**fields))
+    for settings, weights in ((plan(), given), (plan(**fields), START)):
+        with pytest.raises(GateRefused) as refused:
+            ask(home, kind, settings, weights)
+        assert refused.value.code == "names"
+    wrong = given | {OPERATORS: given[OPERATORS][:1]}, given | {OPERATORS: given[OPERATORS].astype(np.float64)}
+    for weights, code in zip(wrong, ("shape", "dtype"), strict=True):
+        with pytest.raises(GateRefused) as refused:
+            ask(home, kind, plan(**fields), weights)
+        assert refused.value.code == code
+    assert site.rounds == 0
+    ask(home, kind, plan(**fields), given)
+    ask(home, kind, plan(), START)
+
+
+def test_operators_leave_only_where_the_plan_has_them_shared(home: SiteHome) -> None:
+    class Telling(FakeSite):
+        def train(self, plan: RoundPlan, weights: Weights, between: Callable[[], None]) -> Update:
+            update = super().train(plan, weights, between)
+            return Update({**update.weights, OPERATORS: np.zeros((3, 3), np.float32)}, update.metrics)
+
+    lets_operators_travel(home)
+    with ExitStack() as stack:
+        agent = Agent(home, Telling(), Gate(home.path))
+        stack.callback(agent.close)
+        agent.open()
+        assert refusal(home) == "names"
 
 
 def test_a_plan_beyond_the_policy_has_no_network_built(home: SiteHome, site: FakeSite) -> None:

@@ -15,7 +15,7 @@ from wardround.client.learning.inference import normalise, predict
 from wardround.errors import PlanError, StorageError, UsageError
 from wardround.models.bundle import Origin, write_bundle
 from wardround.models.catalogue import architecture, build
-from wardround.models.weights import weights_of
+from wardround.models.weights import OPERATORS, weights_of
 
 MODELS = ["unet3d-small", "unet3d-small-attention", "unet2d-small", "unet2d-small-attention"]
 MODEL, LABELS = MODELS[0], ["anterior", "posterior"]
@@ -128,3 +128,9 @@ def test_what_cannot_become_a_bundle_leaves_nothing(bundle: Path, tmp_path: Path
     with pytest.raises(StorageError):
         write_bundle(bundle, MODEL, LABELS, weights, ORIGIN)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_travels_beside_the_weights_is_left_out(tmp_path: Path) -> None:
+    weights = weights_of(build(MODEL, 3, seed=5))
+    write_bundle(tmp_path / "bundle", MODEL, LABELS, weights | {OPERATORS: np.zeros((3, 3), np.float32)}, ORIGIN)
+    assert set(torch.load(tmp_path / "bundle" / "models" / "model.pt", weights_only=True)) == set(weights)

@@ -10,6 +10,7 @@ import pytest
 
 from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.errors import StorageError
+from wardround.models.weights import OPERATORS
 from wardround.strategies.contract import Weights
 from wardround.strategies.plan import RoundPlan
 
@@ -39,6 +40,15 @@ def test_plan_and_weights_come_back_to_the_bit(tmp_path: Path) -> None:
     found = LatestModel(tmp_path / "model").read()
     assert found is not None
     assert found[0] == asked
+    assert same(found[1], weights())
+    assert model.digest() == weights_digest(weights())
+
+
+def test_what_travels_beside_a_network_is_not_kept(tmp_path: Path) -> None:
+    model = LatestModel(tmp_path)
+    model.save(plan(), weights() | {OPERATORS: np.zeros((3, 3), np.float32)})
+    found = model.read()
+    assert found is not None
     assert same(found[1], weights())
     assert model.digest() == weights_digest(weights())
 

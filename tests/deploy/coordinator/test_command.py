@@ -1,6 +1,7 @@
 """The operator's commands as they are typed; nobody serves here."""
 
 import datetime
+import hashlib
 import json
 import re
 import stat
@@ -16,7 +17,7 @@ from wardround.deploy.provisioning import make_enrolment, make_node_key, read_in
 from wardround.deploy.provisioning.authority import certificate_facts, server_certificate_fits
 from wardround.deploy.provisioning.keys import fingerprint
 from wardround.server.home import CoordinatorHome, hold
-from wardround.server.journal import Journal
+from wardround.server.journal import Journal, RoundRecord
 
 
 @pytest.fixture
@@ -304,6 +305,23 @@ def test_weights_and_card_are_exported(place: CoordinatorHome, tmp_path: Path) -
     assert command_line(["coordinator", "export", "study", str(out)]) == 2
     assert command_line(["coordinator", "export", "study", str(tmp_path / "two"), "--round", "9"]) == 2
     assert command_line(["coordinator", "export", "study", str(tmp_path / "two"), "--round", "2"]) == 0
+
+
+def test_what_travelled_beside_the_weights_is_not_exported(place: CoordinatorHome, tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    from wardround.models.weights import OPERATORS
+
+    assert command_line(["coordinator", "run", "study", "--rounds", "1"]) == 0
+    weights = {"weight": np.ones((2, 3), np.float32), OPERATORS: np.zeros((3, 3), np.float32)}
+    with Journal(place.run_folder("study")) as journal:
+        journal.write(RoundRecord(1, "plan", {}), weights, {})
+    assert command_line(["coordinator", "export", "study", str(tmp_path / "model")]) == 0
+    assert set(load_file(tmp_path / "model" / "model.safetensors")) == {"weight"}
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    data = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert card["weights"]["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 def test_a_run_goes_back_to_a_former_round(place: CoordinatorHome) -> None:
