@@ -52,6 +52,7 @@ def run_all(waiting: Iterable[Run], command: Callable[[str, int], list[str]], fo
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """As JSON; the file appears as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(result, indent=1))
     unfinished.replace(path)
