@@ -250,6 +250,7 @@ class Site:
             self._keep_label(session)
         dreaming.rehearse(work, max(1, len(cases)), between)
         work.note_kernel(np.random.default_rng(seed.spawn(1)[0]))
+        work.note_terms()
 
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)

@@ -141,7 +141,9 @@ class RoundPlan(BaseModel):
         round's global weights, from the second round on; ``both``: half of the weight each, where there are both.
     contrast_weight
         Of the contrast at each of `contrast_scales` between features of structures and of what is round them, old and
-        new ones (Tian et al.: 0.1); 0 leaves it out.
+        new ones (Tian et al.: 0.1); 0 leaves it out. It compares voxels of coarser grids that lie wholly in what is
+        known of one structure. With ``partial`` supervision and few slices there are none at the coarser scales, and
+        the site's log warns.
     contrast_temperature
         Of that contrast.
     contrast_scales

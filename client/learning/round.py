@@ -1,5 +1,6 @@
 """One round of online learning at a site: its new cases one by one, then rehearsal from memory."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from wardround.client.learning.stored_logits import centred_logits
 from wardround.client.supervision.attentive import KernelHealth
 from wardround.errors import UsageError
 from wardround.strategies.plan import RoundPlan
+
+log = logging.getLogger(__name__)
 
 PHASES = ("predict", "annotate", "propagate", "update")
 
@@ -397,6 +400,12 @@ class OnlineRound:
         # One round has hardly taught the network anything.
         expected = self.plan.round > 1 and self.learner.regularisation.strength >= 1
         tell(self.kernel, self.plan.round, expected)
+
+    def note_terms(self) -> None:
+        """Warn in the log of terms of the loss that were asked for and had no effect in this round."""
+        for term in self.learner.terms:
+            for remark in term.remarks():
+                log.warning("round %d at site %s: %s", self.plan.round, self.site, remark)
 
     @property
     def is_open(self) -> bool:

@@ -172,7 +172,9 @@ class Distiller(Term):
             self.own["head"] = _trainable_copy(stages[LAST])
         if "branch" in self._scales:
             self.own["branch"] = _trainable_copy(stages[DEEPEST])
-        self._begun = False
+        self._begun: frozenset[str] = frozenset()
+        # By scale: whether the contrast was above 0 in any update of the round.
+        self._contrasted: dict[Scale, Tensor] = {}
         self._case: Teacher | None = None
         self._federation: Teacher | None = None
 
@@ -216,11 +218,14 @@ class Distiller(Term):
                     seen.rng,
                 )
                 total = total + settings.contrast * apart
+                found = apart.detach() > 0
+                self._contrasted[scale] = self._contrasted.get(scale, found) | found
         return total / len(teachers)
 
     def loaded(self, network: nn.Module) -> None:
         """Begin a round: the federation's teacher has the weights that `network` was just given."""
-        self._begun, self._case, self._federation = False, None, None
+        self._begun, self._case, self._federation = frozenset(), None, None
+        self._contrasted = {}
         if self.settings.federation:
             self._begin(network)
             self._federation = Teacher.of(network, self.own)
@@ -230,6 +235,16 @@ class Distiller(Term):
         if self.settings.case and learnt:
             self._begin(network)
             self._case = Teacher.of(network, self.own)
+
+    def remarks(self) -> tuple[str, ...]:
+        """Scales at which the contrast found nothing to compare, in a round in which it looked."""
+        silent = [scale for scale, found in self._contrasted.items() if not found]
+        if not silent:
+            return ()
+        return (
+            f"the contrast of features had no effect at {', '.join(silent)}: no voxel of its grid lay wholly in "
+            "what is known of one structure; have more of a case drawn or inferred, or leave these scales out",
+        )
 
     def state(self) -> Mapping[str, Any]:
         """Own modules, and who teaches; teachers never change and are not copied."""
@@ -242,26 +257,27 @@ class Distiller(Term):
 
     def kept(self) -> dict[str, Tensor]:
         """Own modules, once a teacher has come: before, they are what the network has."""
-        return super().kept() if self._begun else {}
+        return {name: tensor for name, tensor in super().kept().items() if _module_of(name) in self._begun}
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over own modules of an earlier round; the federation's teacher gets their branch."""
+        """Take over own modules of an earlier round; the federation's teacher gets their branch.
+
+        One that the earlier round's plan did not ask for begins with the next teacher.
+        """
         if not tensors:
             return
         super().keep(tensors)
-        self._begun = True
+        self._begun |= {name for name in self.own if name in map(_module_of, tensors)}
         if self._federation is not None and "branch" in self.own:
             self._federation = replace(self._federation, branch=frozen_copy(self.own["branch"]))
 
     def _begin(self, network: nn.Module) -> None:
-        """Take own modules from the network as it is, where no teacher has come before."""
-        if self._begun:
-            return
+        """Take own modules from the network as it is, where none was kept and no teacher has come before."""
         stages = feature_modules(network)
         for name, stage in (("head", LAST), ("branch", DEEPEST)):
-            if name in self.own:
+            if name in self.own and name not in self._begun:
                 self.own[name].load_state_dict(stages[stage].state_dict())
-        self._begun = True
+                self._begun |= {name}
 
     def _contrast(self, scale: Scale) -> ContrastSettings:
         settings = self.settings
@@ -271,6 +287,11 @@ class Distiller(Term):
 
 def _trainable_copy(module: nn.Module) -> nn.Module:
     return frozen_copy(module).train().requires_grad_(True)
+
+
+def _module_of(name: str) -> str:
+    """Which own module a tensor of this name belongs to."""
+    return name.partition(".")[0]
 
 
 def _branch(own: nn.ModuleDict) -> nn.Module | None:

@@ -74,6 +74,10 @@ class Term:
     def accepted(self, network: nn.Module, batches: Callable[[], Batch], rng: np.random.Generator) -> None:
         """A case is accepted; each call of `batches` cuts a window out of it, as it is."""
 
+    def remarks(self) -> tuple[str, ...]:
+        """What people at the site should know of the round so far; it holds no text of a patient."""
+        return ()
+
     def state(self) -> Mapping[str, Any]:
         """Everything of it that an update or a case changes, to come back to by :meth:`restore`. Never written to."""
         return {"own": {name: tensor.detach().clone() for name, tensor in self.own.state_dict().items()}}

@@ -182,6 +182,20 @@ def test_attention_is_expected_to_say_something_after_the_first_round_and_the_ra
     assert warned == [False, True, False, False]
 
 
+@pytest.mark.parametrize(("supervision", "warned"), [("partial", True), ("dense", False)])
+def test_a_contrast_that_finds_nothing_to_compare_is_warned_of_once_a_round(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, supervision: str, warned: bool
+) -> None:
+    start = weights_of(build("unet3d-small", labels=3, seed=0))
+    fields = {"contrast_weight": 0.1, "contrast_scales": ("encoder",), "slices_per_case": 3, "supervision": supervision}
+    with caplog.at_level("WARNING", logger="wardround"):
+        site(tmp_path).train(plan(**fields), start)
+    told = [record.getMessage() for record in caplog.records if "contrast" in record.getMessage()]
+    assert len(told) == warned
+    assert all("no effect at encoder" in line for line in told)
+    assert not any(name in caplog.text for name in CASES)
+
+
 def test_without_anything_remembered_attention_is_not_looked_at(tmp_path: Path) -> None:
     start = weights_of(build("unet3d-small-attention", labels=3, seed=0))
     update = site(tmp_path).train(plan(replay_capacity=0, **ATTENTIVE), start)

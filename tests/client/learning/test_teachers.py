@@ -24,14 +24,14 @@ SHAPE = (16, 16, 16)
 EVERYTHING = Distillation(weight=0.4, head=True, contrast=0.1)
 
 
-def ball(seed: int) -> Sample:
-    rng = np.random.default_rng(seed)
-    centre = np.array(SHAPE) / 2 + rng.uniform(-1, 1, 3)
-    distance = np.sqrt(sum((g - c) ** 2 for g, c in zip(np.indices(SHAPE), centre, strict=True)))
-    labels = (distance < 6).astype(np.uint8)
-    image = normalise(labels * 2.0 + rng.normal(0, 0.5, SHAPE))
+def ball(seed: int, scale: int = 1) -> Sample:
+    rng, shape = np.random.default_rng(seed), tuple(scale * side for side in SHAPE)
+    centre = np.array(shape) / 2 + rng.uniform(-1, 1, 3)
+    distance = np.sqrt(sum((g - c) ** 2 for g, c in zip(np.indices(shape), centre, strict=True)))
+    labels = (distance < 6 * scale).astype(np.uint8)
+    image = normalise(labels * 2.0 + rng.normal(0, 0.5, shape))
     target = np.stack([1 - labels, labels]).astype(np.float16)
-    return Sample(f"case {seed}", image, target, np.ones(SHAPE, np.float16))
+    return Sample(f"case {seed}", image, target, np.ones(shape, np.float16))
 
 
 def learner(distillation: Distillation = EVERYTHING, seed: int = 0, model: str = "unet3d-small") -> OnlineLearner:
@@ -48,9 +48,9 @@ def distiller(model: OnlineLearner) -> Distiller:
     return found
 
 
-def seen(model: OnlineLearner, case: int = 1) -> Pass:
+def seen(model: OnlineLearner, case: int = 1, scale: int = 1) -> Pass:
     """A pass of the network as it is."""
-    batch = model._assemble([ball(case)], np.random.default_rng(0), None)
+    batch = model._assemble([ball(case, scale)], np.random.default_rng(0), None)
     with Features(model._network) as features:
         logits = model._network(batch.image)
     return Pass(model._network, logits, batch, features, False, np.random.default_rng(0))
@@ -114,7 +114,8 @@ def test_with_a_teacher_it_says_what_the_formulas_say() -> None:
     model.open_case(learnt=True)
     train(model, 3, 1)
     (teacher,), own = distiller(model).teachers, distiller(model).own
-    found = distiller(model)(now := seen(model))
+    # So large that a voxel of 1/8 lies wholly in the ball.
+    found = distiller(model)(now := seen(model, scale=2))
     assert now.features is not None
     with torch.no_grad(), Features(teacher.network) as old:
         logits = teacher.network(now.batch.image)
@@ -130,7 +131,7 @@ def test_with_a_teacher_it_says_what_the_formulas_say() -> None:
     for scale, (new_, old_) in pairs.items():
         how = ContrastSettings(0.5, scale == "decoder", 20, 50)
         apart = contrastive_loss(new_, old_, now.batch.target, logits.softmax(1), now.batch.weight, how, rng)
-        assert apart > 0 or scale in {"bottleneck", "branch"}
+        assert apart > 0, f"nothing is compared at {scale}"
         expected = expected + 0.1 * apart
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)  # type: ignore[union-attr]
 
@@ -224,6 +225,66 @@ def test_it_goes_on_bit_by_bit_from_what_a_site_keeps(head: bool) -> None:
     less.load_local(whole.local())
     less.load_optimiser_state(whole.optimiser_state())
     assert not any("/" in name.rsplit("/", 1)[0] for name in less.optimiser_state())
+
+
+@pytest.mark.parametrize("federation", [False, True])
+@pytest.mark.parametrize(("before", "new"), [("head", "branch"), ("branch", "head")])
+def test_a_module_that_the_earlier_plan_did_not_ask_for_begins_as_the_network_is(
+    before: str, new: str, federation: bool
+) -> None:
+    less = learner(replace(EVERYTHING, head=before == "head", contrast=0.1 * (before == "branch")))
+    less.open_case(learnt=True)
+    train(less, 2)
+    kept = less.local()
+    assert {name.split("/")[1].split(".")[0] for name in kept} == {before}
+    more = learner(replace(EVERYTHING, case=not federation, federation=federation), seed=5)
+    more.load(less.weights())
+    more.load_local(kept)
+    more.load_optimiser_state(less.optimiser_state())
+    more.open_case(learnt=True)
+    own, stage = distiller(more).own, {"head": "decoder.0", "branch": "bottleneck"}
+    trained, stages = distiller(less).own[before].state_dict(), feature_modules(less._network)
+    assert same(trained, own[before].state_dict())
+    assert same(stages[stage[new]].state_dict(), own[new].state_dict())
+    assert not same(trained, stages[stage[before]].state_dict())
+    train(more, 1, 1)
+    assert {name.split("/")[1].split(".")[0] for name in more.local()} == {"head", "branch"}
+
+
+def test_what_was_kept_and_never_begun_again_is_not_taken_for_begun() -> None:
+    """A site that has a head of an earlier round, and no teacher in this one, keeps the head and no branch."""
+    less = learner(replace(EVERYTHING, contrast=0.0))
+    less.open_case(learnt=True)
+    more = learner()
+    more.load(less.weights())
+    more.load_local(less.local())
+    assert more.local().keys() == less.local().keys()
+
+
+def test_a_contrast_without_effect_is_remarked_on() -> None:
+    model = learner(Distillation(contrast=0.1))
+    model.open_case(learnt=False)
+    train(model, 1)
+    assert distiller(model).remarks() == (), "nobody was to be heard"
+    model.open_case(learnt=True)
+    now = seen(model, scale=2)
+    slices = torch.zeros_like(now.batch.weight)
+    slices[:, :, :, 15] = 1
+    distiller(model)(replace(now, batch=_with(now.batch, weight=slices)))
+    (remark,) = distiller(model).remarks()
+    assert "no effect at encoder, bottleneck, branch, decoder" in remark
+    # At 16 voxels a side no voxel of 1/8 lies in the ball, but many of 1/2 do.
+    distiller(model)(seen(model))
+    (remark,) = distiller(model).remarks()
+    assert "no effect at bottleneck, branch:" in remark
+    distiller(model)(now)
+    assert distiller(model).remarks() == (), "once in a round is enough"
+    distiller(model)(replace(now, batch=_with(now.batch, weight=slices)))
+    assert distiller(model).remarks() == ()
+    model.load(model.weights())
+    model.open_case(learnt=True)
+    distiller(model)(replace(now, batch=_with(now.batch, weight=slices)))
+    assert len(distiller(model).remarks()) == 1, "the next round begins anew"
 
 
 def test_back_at_a_checkpoint_it_has_the_teacher_and_the_heads_of_then() -> None:
