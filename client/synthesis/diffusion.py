@@ -5,6 +5,7 @@ Noise is added to real images in many small steps (Ho et al. 2020, arXiv 2006.11
 texture of another one. Images are then made of noise alone, in a few large steps (Song et al. 2021, arXiv 2010.02502).
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from wardround.models.weights import Arrays, load_weights, weights_of
 
 # Images that are made at once.
 AT_ONCE = 64
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -304,7 +307,10 @@ class ImageGenerator:
         # was no more faithful after 200 updates, with 1.6 times as much power in the highest frequencies.
         loss = functional.mse_loss(found.float(), self._wanted(images, noise, timesteps))
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._parts.parameters(), 1.0)
+        if not torch.nn.utils.clip_grad_norm_(self._parts.parameters(), 1.0).isfinite():
+            # What is not finite would stay in weights and moments for good.
+            _LOG.warning("a step of a generator was left out: a gradient is not finite")
+            return loss.item()
         for group in self._optimiser.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, (self.updates + 1) / settings.warmup)
         self._optimiser.step()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from wardround.deploy.report.results import load_results
+from wardround.models.weights import load_arrays
 
 TINY = ["--sites", "2", "--cases", "2", "--tests", "1", "--shape", "24,24,24"]
 # Enough updates that a round lasts long enough to be killed in.
@@ -111,6 +112,27 @@ def test_every_site_may_give_a_kind_of_label_of_its_own(tmp_path: Path, command_
     cheaper = [last[site].strict_effort for site in ("site_2", "site_3")]
     assert last["site_1"].strict_effort > max(cheaper)
     assert min(cheaper) > last["site_4"].strict_effort > 0
+
+
+@pytest.mark.parametrize(
+    "options", [("--augment", "medsad", "--distill", "msmt", "--memory", "both"), ("--augment", "genseg")]
+)
+def test_sites_remember_and_imagine(tmp_path: Path, command_line: Any, options: tuple[str, ...]) -> None:
+    out = tmp_path / "out"
+    command_line.run(
+        *("simulate", "--out", str(out), "--sites", "2", "--cases", "6", "--tests", "1", "--shape", "16,24,16"),
+        *("--rounds", "2", "--compare", "", "--effort", "4", *options),
+        *("--plan", "updates_per_case=4", "--plan", "synthesis_updates=4", "--plan", "synthesis_side=16"),
+    )
+    (arm,) = load_results(out).arms
+    assert not any(item.refused for item in arm.rounds)
+    for site in ("site_1", "site_2"):
+        snapshots = sorted((out / "arms" / "federated-seed0" / "sites" / site / "state").iterdir())
+        kept = load_arrays(snapshots[-1] / "local.safetensors")
+        assert any(name.startswith("dreams/maker/") for name in kept)
+        assert any("/head." in name for name in kept) == ("msmt" in options)
+    told = json.loads((out / "arms" / "federated-seed0" / "journal" / "rounds" / "00002" / "round.json").read_text())
+    assert all("made-nearer" in answer["metrics"] for answer in told["sites"].values())
 
 
 def test_the_same_command_gives_the_same_numbers(whole: Path, tmp_path: Path, command_line: Any) -> None:

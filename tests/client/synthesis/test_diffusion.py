@@ -279,6 +279,16 @@ def test_without_texture_there_is_no_style():
     assert made.sample(labels, None, np.random.default_rng(0)).shape == labels.shape
 
 
+def test_an_image_that_is_not_finite_ends_no_generator(caplog):
+    made, pairs = generator(replace(FEW, batch=2)), some_pairs(cases=2, slices=2)
+    spoilt = [replace(pairs[0], image=np.full_like(pairs[0].image, np.nan)), *pairs[1:]]
+    made.learn(spoilt, 12, np.random.default_rng(0))
+    assert "not finite" in caplog.text
+    assert all(
+        np.isfinite(array).all() for name, array in made.arrays().items() if name.startswith(("weig", "opti", "av"))
+    )
+
+
 def test_nothing_to_learn_from_teaches_nothing():
     made = generator()
     assert np.isnan(made.learn([], 5, np.random.default_rng(0)))
