@@ -156,8 +156,8 @@ class RoundPlan(BaseModel):
         experience replay, Buzzega et al. 2020: α); 0 leaves it out.
     memory
         What is rehearsed: ``reservoir``, cases that are kept; ``generative``, pairs that a generator makes in place of
-        cases, which are kept until it can stand for them; ``both``, half of each. With a `replay_capacity` of 0 there is
-        nothing to learn a generator from.
+        cases, which are kept until it can stand for them; ``both``, half of each. With a `replay_capacity` of 0 there
+        is nothing to learn a generator from.
     synthesis
         What makes further training pairs, at each site from its own accepted cases: ``medsad``, a diffusion model under
         a mask (Huang et al. 2024); ``genseg``, a generator whose operators are searched by what they do for the
