@@ -1,7 +1,8 @@
-"""Taking a case out of a site: image, labels, drawings, and its entry in the register of DICOM.
+"""Taking a case out of a site: image, labels, drawings, its entry in the register of DICOM, and what runs remember.
 
-What a round has learnt from it stays learnt, and the ledger of what came in and left is never changed. Which case goes
-is written down first: a crash on the way leaves a removal that the next start brings to its end.
+What a round has learnt from it stays learnt, but no later one rehearses it; a round that is under way and would may
+fail, and is asked for again. The ledger of what came in and left is never changed. Which case goes is written down
+first: a crash on the way leaves a removal that the next start brings to its end.
 """
 
 import json
@@ -18,7 +19,7 @@ _INTENT = "removing.json"
 
 
 def remove_case(home: SiteHome, store: CaseStore, case_id: str) -> None:
-    """Remove a case with everything that the site's store and register hold of it.
+    """Remove a case with everything that the site's store, register and memories of runs hold of it.
 
     Raises
     ------
@@ -45,6 +46,7 @@ def finish_removal(home: SiteHome, store: CaseStore) -> None:
         If the disk is not writable, or what is stored is damaged.
     """
     from wardround.client.cases.dicom.register import FOLDER, Register
+    from wardround.client.learning.replay import remove_remembered
 
     intent = home.site / _INTENT
     try:
@@ -59,4 +61,7 @@ def finish_removal(home: SiteHome, store: CaseStore) -> None:
     if (home.site / FOLDER).exists():
         with Register(home.site / FOLDER) as register:
             register.forget(case_id)
+    # After the store: what a round would remember of it from now on is no longer in there, and is left out.
+    for memory in home.site.glob("runs/[!.]*/memory"):
+        remove_remembered(memory, case_id)
     intent.unlink(missing_ok=True)

@@ -222,14 +222,14 @@ class Site:
         cases = self._cases(plan, state.round, folder)
         seed = _seed(plan, self.name)
         dreaming = Dreaming(plan, self._device, weights, state.local, seed)
-        if not cases and not state.reservoir.kept and not dreaming.remembers:
+        memory = self._memory(folder, state, plan)
+        if not cases and not len(memory) and not dreaming.remembers:
             raise NoTrainingCases("there is nothing to learn from", "no new case and an empty memory", "add a case")
         if self._round_cases is not None:
             for case_id in cases:  # All of them, before anything is learnt from one.
                 self._round_cases.check(case_id, plan)
         learner.load_local(state.local)
         learner.load_optimiser_state(state.optimiser)
-        memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
         rng, check_rng = np.random.default_rng(seed), np.random.default_rng(seed.spawn(1)[0])
         work = OnlineRound(self.name, plan, learner, memory, rng, check_rng, self._observer, state.standing, between)
         dreaming.begin(work, between)
@@ -256,6 +256,7 @@ class Site:
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
         standing, local = work.standing, learner.local() | dreaming.local()
+        memory.forget(self._gone(memory))  # A case may have been removed meanwhile.
         snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, standing, local))
         self._progress = (memory.reservoir.seen, plan.round)
         memory.discard_unnamed(*state.reservoir.kept)
@@ -344,6 +345,17 @@ class Site:
             if path.name not in self._arrivals.runs:
                 remove_folder(path)
         return cases
+
+    def _memory(self, folder: Path, state: SiteState, plan: RoundPlan) -> ReplayMemory:
+        """What the run in `folder` remembers; without cases whose removal an earlier version left there."""
+        memory = ReplayMemory(folder / "memory", state.reservoir, plan.replay)
+        memory.forget(self._gone(memory))
+        return memory
+
+    def _gone(self, memory: ReplayMemory) -> list[str]:
+        """Cases that a live site remembers and no longer has."""
+        there = frozenset(memory.reservoir.kept if self._schedule is not None else self._store.cases())
+        return [name for name in memory.reservoir.kept if name not in there]
 
     def _learner(self, plan: RoundPlan, weights: Weights) -> OnlineLearner:
         learner = OnlineLearner(LearningSettings.of(plan), self._device)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from wardround.files import storage_error, write_bytes
 from wardround.models.weights import load_arrays, save_arrays
 from wardround.strategies.plan import Replay
 
@@ -26,6 +27,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 # How much of the memory is held in RAM; the rest is read again when it is drawn.
 LOADED_BYTES = 2**29
+# Suffix of the empty file that stands where a sample was removed.
+_REMOVED = ".removed"
 # Samples looked at for each one that is recalled as most interfered.
 CANDIDATES = 4
 
@@ -215,21 +218,22 @@ class ReplayMemory:
     """The samples that are remembered, in memory and as one file each.
 
     Files are written before the reservoir that names them is stored by the site, and swept by
-    :meth:`discard_unnamed` after, so that a crash leaves at worst a file that nobody names.
+    :meth:`discard_unnamed` after, so that a crash leaves at worst a file that nobody names. A file that was removed by
+    :func:`remove_remembered` leaves a mark, so that a name without a file is no damage there.
 
     Parameters
     ----------
     folder
         Where the sample files lie.
     reservoir
-        Which of them count.
+        Which of them count; those that were removed are left out.
     policy
         Which are kept and recalled; see the module's table.
     """
 
     def __init__(self, folder: Path, reservoir: Reservoir, policy: Replay = "reservoir") -> None:
         self._folder = folder
-        self.reservoir = reservoir
+        self.reservoir = reservoir.forgetting([name for name in reservoir.kept if _was_removed(self._file(name))])
         self._policy = policy
         self._loaded: dict[str, Sample] = {}
         # Remembered, and never recalled to learn from: they judge what is learnt.
@@ -303,9 +307,9 @@ class ReplayMemory:
 
     def discard_unnamed(self, *also_keep: str) -> None:
         """Remove the files of cases that neither the reservoir nor `also_keep` names."""
-        named = {self._file(name).name for name in (*self.reservoir.kept, *also_keep)}
-        for file in self._folder.glob("*.safetensors"):
-            if file.name not in named:
+        named = {self._file(name).stem for name in (*self.reservoir.kept, *also_keep)}
+        for file in self._folder.glob("[!.]*"):
+            if file.suffix in {".safetensors", _REMOVED} and file.stem not in named:
                 file.unlink(missing_ok=True)
 
     def _load(self, sample: Sample) -> None:
@@ -315,7 +319,36 @@ class ReplayMemory:
             del self._loaded[next(iter(self._loaded))]
 
     def _file(self, case_id: str) -> Path:
-        return self._folder / f"{hashlib.sha256(case_id.encode()).hexdigest()[:24]}.safetensors"
+        return _file_of(self._folder, case_id)
+
+
+def remove_remembered(folder: Path, case_id: str) -> None:
+    """Remove the file of a case from the memory in `folder`, of whichever process; nothing where there is none.
+
+    The mark that it was removed comes first. It counts as long as there is no file of the case: one that comes again
+    may be remembered again.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or not writable.
+    """
+    file = _file_of(folder, case_id)
+    if not file.exists():
+        return
+    write_bytes(file.with_suffix(_REMOVED), b"")
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, file) from error
+
+
+def _file_of(folder: Path, case_id: str) -> Path:
+    return folder / f"{hashlib.sha256(case_id.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _was_removed(file: Path) -> bool:
+    return not file.exists() and file.with_suffix(_REMOVED).exists()
 
 
 def _ints(values: Iterable[int]) -> tuple[int, ...]:

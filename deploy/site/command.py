@@ -144,9 +144,7 @@ def remove(
                 raise Interrupted("the case was not removed", "you said no", "")
         remove_case(place, store, case)
     _console().print(f"case {case} is removed")
-    _console().print(
-        "what rounds have learnt from it stays learnt: runs that took it rehearse from their copies until they are over"
-    )
+    _console().print("what rounds have learnt from it stays learnt, but none rehearses it any more")
 
 
 @app.command()

@@ -19,8 +19,11 @@ from wardround.client.device import Device
 from wardround.client.home import SiteHome
 from wardround.client.intake import AUTHOR, STORE
 from wardround.client.learning.latest import LatestModel
+from wardround.client.learning.replay import ReplayMemory, Sample
 from wardround.client.learning.session import CaseSession
+from wardround.client.learning.state import Snapshots
 from wardround.client.live import open_live_site
+from wardround.client.removal import remove_case
 from wardround.client.workbench.studio import Studio
 from wardround.errors import DataError, LabelError
 from wardround.models.catalogue import build
@@ -126,6 +129,69 @@ def test_what_was_kept_for_old_runs_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in (home.site / "runs").iterdir()) == ["three", "two"]
     with pytest.raises(DataError, match="over at this site"):
         train(home, quick(2, run="one"))
+
+
+def memory_of(home: SiteHome) -> set[str]:
+    """Stems of the files that the run remembers."""
+    return {path.stem for path in (home.site / "runs" / "test" / "memory").glob("*.safetensors")}
+
+
+def test_a_case_that_is_removed_is_rehearsed_by_no_later_round(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", cases=2)
+    train(home, quick(1))
+    assert len(before := memory_of(home)) == 2
+    with CaseStore(home.site / STORE) as store:
+        remove_case(home, store, "case-0")
+    assert len(after := memory_of(home)) == 1
+    assert after < before
+    arrive(home, 5)
+    second = train(home, quick(2))
+    assert second.metrics["num-examples"] == 3, "what was learnt stays learnt"
+    assert Snapshots(home.site / "runs" / "test" / "state").latest().reservoir.kept == ("case-1", "case-5")  # type: ignore[union-attr]
+    assert same(train(home, quick(2)).weights, second.weights)
+    # The same case comes anew: it is learnt as any other, and the round before answers as it did.
+    arrive(home, 0)
+    assert same(train(home, quick(2)).weights, second.weights)
+
+
+def test_what_an_earlier_version_removed_from_the_store_alone_is_rehearsed_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recalled: set[str] = set()
+    draw_sample = ReplayMemory.draw
+
+    def spied(memory: ReplayMemory, *arguments: Any) -> list[Sample]:
+        recalled.update(memory.recalled)
+        return draw_sample(memory, *arguments)
+
+    home = make_home(tmp_path / "home", cases=2)
+    train(home, quick(1))
+    with CaseStore(home.site / STORE) as store:
+        store.remove("case-0")
+    arrive(home, 5)
+    monkeypatch.setattr(ReplayMemory, "draw", spied)
+    train(home, quick(2))
+    assert recalled == {"case-1"}
+    train(home, quick(3))
+    assert len(memory_of(home)) == 2
+
+
+def test_a_case_that_is_removed_while_a_round_learns_is_not_remembered_by_it(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", cases=2)
+    removed: list[str] = []
+
+    def between() -> None:
+        # Both are learnt by then, and what is left to do is to rehearse.
+        if not removed and len(memory_of(home)) == 2:
+            removed.append("case-1")
+            with CaseStore(home.site / STORE) as store:
+                remove_case(home, store, "case-1")
+
+    with open_live_site(home) as site:
+        site.train(quick(1, updates_per_case=4), START, between)
+    assert removed
+    assert Snapshots(home.site / "runs" / "test" / "state").latest().reservoir.kept == ("case-0",)  # type: ignore[union-attr]
+    assert len(memory_of(home)) == 1
 
 
 def test_status_counts_what_the_last_run_learnt(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from wardround.client.cases.dicom.register import FOLDER, Register
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.home import SiteHome
+from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
 from wardround.client.removal import finish_removal, remove_case
 from wardround.errors import DataError
 
@@ -35,6 +36,52 @@ def test_a_case_goes_and_the_others_stay(home: SiteHome, store: CaseStore) -> No
         remove_case(home, store, "a")
     finish_removal(home, store)
     assert store.cases() == ("b",)
+
+
+def remember(home: SiteHome, *runs: str) -> None:
+    for run in runs:
+        memory = ReplayMemory(home.site / "runs" / run / "memory", Reservoir(4))
+        for case in "ab":
+            image = np.ones((2, 3, 4), np.float32)
+            target = np.stack([image, 0 * image]).astype(np.float16)
+            memory.offer(Sample(case, image, target, image.astype(np.float16)), np.random.default_rng(0))
+
+
+def remembered(home: SiteHome, run: str) -> tuple[str, ...]:
+    folder = home.site / "runs" / run / "memory"
+    memory = ReplayMemory(folder, Reservoir(4, 2, ("a", "b")))
+    assert len(list(folder.glob("*.safetensors"))) == len(memory)
+    assert all(memory.sample(name).case_id == name for name in memory.recalled)
+    return memory.recalled
+
+
+def test_it_goes_from_the_memory_of_every_run_as_well(home: SiteHome, store: CaseStore) -> None:
+    remember(home, "one", "two")
+    remove_case(home, store, "a")
+    assert remembered(home, "one") == remembered(home, "two") == ("b",)
+
+
+@pytest.mark.parametrize("where", ["marked", "one run"])
+def test_an_interruption_on_the_way_through_memories_leaves_none_out(
+    home: SiteHome, store: CaseStore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    remember(home, "one", "two")
+    with monkeypatch.context() as patch:
+        known, times = Path.unlink, []
+
+        def die(path: Path, missing_ok: bool = False) -> None:
+            if path.suffix == ".safetensors":
+                times.append(path)
+                if len(times) == (1 if where == "marked" else 2):
+                    raise KeyboardInterrupt
+            known(path, missing_ok)
+
+        patch.setattr(Path, "unlink", die)
+        with pytest.raises(KeyboardInterrupt):
+            remove_case(home, store, "a")
+    finish_removal(home, store)
+    assert remembered(home, "one") == remembered(home, "two") == ("b",)
+    assert not list(home.site.glob("removing*"))
 
 
 @pytest.mark.parametrize("where", ["before", "between"])

@@ -12,7 +12,8 @@ import torch
 
 from wardround.client.learning import replay
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
-from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
+from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample, remove_remembered
+from wardround.errors import StorageError
 from wardround.models.weights import load_arrays, save_arrays
 from wardround.strategies.plan import Replay
 
@@ -285,3 +286,36 @@ def test_what_was_drawn_and_how_far_voxels_are_apart_is_kept(tmp_path: Path) -> 
     assert read.drawn is not None
     assert np.array_equal(read.drawn, drawn)
     assert (read.spacing, read.padding) == ((1.5, 1.5, 10.0), 0.25)
+
+
+def test_a_case_that_was_removed_is_left_out_and_a_file_that_is_lost_or_damaged_is_an_error(tmp_path: Path) -> None:
+    memory = ReplayMemory(tmp_path, Reservoir(4), "class-balanced")
+    for name in "abc":
+        memory.offer(sample(name), np.random.default_rng(0))
+    remove_remembered(tmp_path, "b")
+    remove_remembered(tmp_path, "never there")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    after = ReplayMemory(tmp_path, memory.reservoir, "class-balanced")
+    assert after.reservoir.kept == ("a", "c")
+    assert len(after.reservoir.groups) == 2
+    assert after.reservoir.seen == 3
+    assert {drawn.case_id for drawn in after.draw(40, np.random.default_rng(0))} == {"a", "c"}
+    after.discard_unnamed("b")
+    assert ReplayMemory(tmp_path, memory.reservoir).reservoir.kept == ("a", "c"), "an earlier snapshot names it still"
+    # What comes again is remembered again.
+    after.offer(sample("b"), np.random.default_rng(0))
+    assert ReplayMemory(tmp_path, after.reservoir).sample("b").case_id == "b"
+    after.forget(["b"])
+    after.discard_unnamed()
+    assert len(list(tmp_path.iterdir())) == 2
+    (file,) = {memory._file("c")} & set(tmp_path.iterdir())
+    file.write_bytes(b"no sample")
+    damaged = ReplayMemory(tmp_path, after.reservoir)
+    assert damaged.reservoir.kept == ("a", "c")
+    with pytest.raises(StorageError):
+        damaged.sample("c")
+    file.unlink()
+    lost = ReplayMemory(tmp_path, after.reservoir)
+    assert lost.reservoir.kept == ("a", "c")
+    with pytest.raises(StorageError):
+        lost.sample("c")
