@@ -40,8 +40,9 @@ from wardround.models.catalogue import architecture
 from wardround.models.weights import OPERATORS, Arrays
 from wardround.strategies.plan import RoundPlan
 
-# Pairs that are made at a time.
-POOL = {2: 48, 3: 8}
+# Pairs that are made to be recalled, and to test the generator by.
+POOL = {2: 48, 3: 16}
+TESTED = {2: 48, 3: 8}
 # Every so many cases, one is kept from the generator.
 KEPT_APART = 4
 # With fewer cases none can be kept apart.
@@ -360,7 +361,8 @@ class Imagination:
         """Images of new labels.
 
         A share of `old` are drawn from what stands for old cases; the rest are labels of a remembered case, deformed,
-        in the texture of another case. What cannot be drawn or deformed is left out.
+        in the texture of another case. What cannot be drawn or deformed is left out, and so are images with
+        values that are not finite.
         """
         remembered = [pair for pair in training if pair.labels.any()]
         own = self._maker.styles(np.stack([pair.image for pair in training])) if training else None
@@ -389,7 +391,8 @@ class Imagination:
         # A texture is given to all or to none.
         given = np.stack(styles) if len(styles) == len(masks) else None
         images = self._maker.make(np.stack(masks), given, self._rng, between)
-        return [_Made(*each) for each in zip(images, masks, frames, strict=True)]
+        made = [_Made(*each) for each in zip(images, masks, frames, strict=True)]
+        return [one for one in made if np.isfinite(one.image).all()]
 
     def _steer(
         self, learner: OnlineLearner, training: list[Pair], apart: list[Pair], between: Callable[[], None]
@@ -413,9 +416,9 @@ class Imagination:
         copy. What stands for older cases has passed in an earlier round.
         """
         self.pool, self._passed, self.verdict = [], False, None
-        made = self._made(training, POOL[self._dimensions], 0.0, between)
+        made = self._made(training, TESTED[self._dimensions], 0.0, between)
         images = np.array([one.image for one in made], dtype=np.float32)
-        if not len(images) or not np.isfinite(images).all():
+        if not len(images):
             _LOG.warning("the generator makes no images: it has diverged, or none of its cases shows a structure")
             return
         network = learner.frozen()
@@ -433,7 +436,8 @@ class Imagination:
         self.verdict = Verdict(copies, faithful, float(np.mean(shown)) if shown else 0.0)
         self._passed = self.verdict.passed
         if self._passed:
-            self.pool = self._made(training, POOL[self._dimensions], self._old, between) if self._old else made
+            more = POOL[self._dimensions]
+            self.pool = self._made(training, more, self._old, between) if self._old or len(made) < more else made
         elif not copies.passed:
             _LOG.warning("the generator has learnt cases by heart: nothing that it makes is learnt from")
         else:
