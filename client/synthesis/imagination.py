@@ -490,7 +490,7 @@ def _looked_at(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         images = np.concatenate([images[..., place] for place in where])
     if len(images) <= COMPARED:
         return images
-    return images[np.linspace(0, len(images) - 1, COMPARED).round().astype(int)]
+    return np.asarray(images[np.linspace(0, len(images) - 1, COMPARED).round().astype(int)], dtype=np.float32)
 
 
 @torch.no_grad()
