@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from wardround.models.denoiser import DenoiserSettings
 
+# Share of the newest batch in what is usual, in the long run, and the least variance that counts as one.
+FOLLOW, LEAST = 0.02, 1e-6
+
 
 class StyleEncoder(nn.Module):
     """Map a reference image to a style vector through statistics of whole feature maps.
 
     Of every level the mean, the standard deviation and the Gram matrix of its channels over all voxels go on, and
-    nothing else. Levels see neighbourhoods of 3, 5 and 9 voxels (each next one twice as coarse), and do not normalise:
+    nothing else, each against what is :class:`Usual`: images of one kind differ by little of what they have in
+    common. Levels see neighbourhoods of 3, 5 and 9 voxels (each next one twice as coarse), and do not normalise:
     contrast and brightness are texture too.
 
     Parameters
@@ -37,9 +41,9 @@ class StyleEncoder(nn.Module):
             convolution(before, width, 3, stride=1 if level == 0 else 2, padding=1, padding_mode="circular")
             for level, (before, width) in enumerate(zip((1, *widths), widths, strict=False))
         )
-        self.summaries = nn.ModuleList(
-            nn.Linear(2 * width + width * (width + 1) // 2, settings.style) for width in widths
-        )
+        sizes = [2 * width + width * (width + 1) // 2 for width in widths]
+        self.usual = nn.ModuleList(Usual(size) for size in sizes)
+        self.summaries = nn.ModuleList(nn.Linear(size, settings.style) for size in sizes)
         self.style = nn.Sequential(nn.SiLU(), nn.Linear(settings.style * len(widths), settings.style))
 
     @property
@@ -69,11 +73,51 @@ class StyleEncoder(nn.Module):
             axes = self.settings.dimensions
             raise ValueError(f"a reference has shape [N, 1] and {axes} sides, not {tuple(reference.shape)}")
         parts, feature = [], reference
-        for level, summary in zip(self.levels, self.summaries, strict=True):
+        for level, usual, summary in zip(self.levels, self.usual, self.summaries, strict=True):
             feature = F.silu(level(feature))
-            parts.append(summary(statistics(feature)))
+            parts.append(summary(usual(statistics(feature))))
         style: Tensor = self.style(torch.cat(parts, dim=1))
         return style
+
+
+class Usual(nn.Module):
+    """What statistics are in standard deviations from their usual value.
+
+    In training both are followed, as running means of the values and their squares over all that was seen: the first
+    batches count evenly, later ones :data:`FOLLOW` each. They are the same in training and evaluation.
+
+    Parameters
+    ----------
+    size
+        How many statistics.
+    """
+
+    mean: Tensor
+    square: Tensor
+    batches: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("square", torch.ones(size))
+        self.register_buffer("batches", torch.zeros(1))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map ``[N, size]`` to the same shape, float32 at least; a batch counts from the next one on."""
+        spread = (self.square - self.mean.square()).clamp_min(0).add(LEAST).sqrt()
+        standard: Tensor = (values - self.mean) / spread
+        if self.training:
+            self._follow(values.detach())
+        return standard
+
+    def _follow(self, values: Tensor) -> None:
+        mean, square = values.mean(dim=0).to(self.mean.dtype), values.square().mean(dim=0).to(self.mean.dtype)
+        if not (mean.isfinite().all() and square.isfinite().all()):
+            return
+        self.batches += 1
+        share = max(FOLLOW, 1 / self.batches.item())
+        # New tensors: what was used in a pass stays as it is until its gradient is known.
+        self.mean, self.square = torch.lerp(self.mean, mean, share), torch.lerp(self.square, square, share)
 
 
 def statistics(feature: Tensor) -> Tensor:

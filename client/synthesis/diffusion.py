@@ -358,6 +358,8 @@ class ImageGenerator:
     def _averaged(self) -> "_Parts":
         """The networks with the moving average of their weights."""
         self._ema.copy_to(self._average.parameters())
+        for own, followed in zip(self._average.buffers(), self._parts.buffers(), strict=True):
+            own.copy_(followed)
         return self._average
 
     def _one_hot(self, labels: Tensor) -> Tensor:

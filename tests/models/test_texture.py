@@ -15,7 +15,7 @@ SOLID = DenoiserSettings(3, 3, channels=(8, 16), style=12)
 def encoder(settings: DenoiserSettings = SETTINGS) -> StyleEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return StyleEncoder(settings)
+        return StyleEncoder(settings).eval()
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -34,6 +34,32 @@ def test_statistics_are_mean_deviation_and_gram_matrix_of_all_voxels() -> None:
             *(gram[row, column] for row in range(3) for column in range(row, 3)),
         ]
         assert found[sample] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_all_references_have_in_common_does_not_drown_what_tells_them_apart() -> None:
+    """Slices of one scanner differ by a few per cent in brightness and spread."""
+    own = encoder().train()
+    images = noise(64, 1, 16, 16) * (1 + 0.02 * noise(64, 1, 1, 1, seed=1)) + 0.02 * noise(64, 1, 1, 1, seed=2)
+    before = own.eval()(images)
+    own.train()
+    for _ in range(4):
+        own(images)
+    after = own.eval()(images)
+
+    def told_apart(styles: Tensor) -> float:
+        return (styles.std(dim=0).norm() / styles.mean(dim=0).norm()).item()
+
+    assert told_apart(after) > 3 * told_apart(before)
+
+
+def test_a_batch_counts_from_the_next_one_on_and_only_if_it_is_finite() -> None:
+    own, images = encoder().train(), noise(4, 1, 16, 16)
+    first = own(images)
+    assert torch.equal(encoder()(images), first), "nothing was seen before"
+    assert not torch.equal(own(images), first)
+    kept = {name: buffer.clone() for name, buffer in own.named_buffers()}
+    own(torch.full_like(images, torch.nan))
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in own.named_buffers())
 
 
 def test_a_flat_image_has_finite_gradients() -> None:
