@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai import transforms
+from monai.data import get_track_meta, set_track_meta
 from torch import Tensor
 
 from wardround.strategies.plan import Strength
@@ -132,10 +133,16 @@ class StrongAugmentation:
         """As of :meth:`Augmentation.__call__`."""
         transform = self._transform(tuple(image.shape[2:]))
         transform.set_random_state(seed=int(rng.integers(2**31)))
-        found = [
-            transform({"image": one, "target": its_target, "weight": its_weight})
-            for one, its_target, its_weight in zip(image, target, weight, strict=True)
-        ]
+        # What MONAI notes of each transform is read by nobody here, and takes as long as all that they do.
+        noting = get_track_meta()
+        set_track_meta(False)
+        try:
+            found = [
+                transform({"image": one, "target": its_target, "weight": its_weight})
+                for one, its_target, its_weight in zip(image, target, weight, strict=True)
+            ]
+        finally:
+            set_track_meta(noting)
         image, target, weight = (
             torch.stack([torch.as_tensor(one[name]).as_subclass(Tensor) for one in found])
             for name in ("image", "target", "weight")

@@ -39,6 +39,8 @@ class Batch:
         ``[N, C, *spatial]``, what was stored with the samples; None where with none of them.
     known
         ``[N, *spatial]``, bool: voxels of which it was stored; None where `logits` is.
+    factors
+        ``[N]``, how much each sample counts as a whole; None where all count the same.
     """
 
     image: Tensor
@@ -50,6 +52,7 @@ class Batch:
     spacings: tuple[tuple[float, ...], ...]
     logits: Tensor | None = None
     known: Tensor | None = None
+    factors: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`, in the memory layout that convolutions like."""
@@ -57,8 +60,10 @@ class Batch:
         image = self.image.to(device).contiguous(memory_format=layout)
         target, weight = self.target.to(device), self.weight.to(device)
         drawn, inside, air = (voxels.to(device) for voxels in (self.drawn, self.inside, self.air))
-        logits, known = (None if part is None else part.to(device) for part in (self.logits, self.known))
-        return Batch(image, target, weight, drawn, inside, air, self.spacings, logits, known)
+        logits, known, factors = (
+            None if part is None else part.to(device) for part in (self.logits, self.known, self.factors)
+        )
+        return Batch(image, target, weight, drawn, inside, air, self.spacings, logits, known, factors)
 
 
 def assemble(  # noqa: PLR0917
@@ -122,7 +127,8 @@ def assemble(  # noqa: PLR0917
     weights, undrawn, found = (part.contiguous() for part in voxels_[:, :3].unbind(1))
     logits, known = (voxels_[:, 4:].contiguous(), voxels_[:, 3] > 0.5) if stored else (None, None)
     air = (found - 1).abs() < 0.5
-    return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, air, spacings, logits, known)
+    factors = torch.tensor([sample.factor for sample in samples]) if any(s.factor != 1 for s in samples) else None
+    return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, air, spacings, logits, known, factors)
 
 
 def _window(sample: Sample, patch: tuple[int, int, int], rng: np.random.Generator) -> Box:

@@ -333,7 +333,8 @@ class OnlineLearner:
                 logits = self._network(batch.image)
             attended = None if attention is None else attention.seen
         logits = logits.float()
-        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice) + self._proximal()
+        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice, batch.factors)
+        loss = loss + self._proximal()
         if self.regularisation.active:
             loss = loss + self.regularisation(
                 logits, batch.image, batch.drawn, batch.spacings, attended, inside=batch.inside, air=batch.air

@@ -56,6 +56,8 @@ class Sample:
     logits
         ``[C, I, J, K]``, float16: what the network answered when the case was accepted, see
         :mod:`wardround.client.learning.stored_logits`; None where that was not kept.
+    factor
+        How much the sample counts as a whole, at least 0; of made ones alone another than 1.
     """
 
     case_id: str
@@ -66,6 +68,7 @@ class Sample:
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     padding: float = 1.0
     logits: npt.NDArray[np.float16] | None = None
+    factor: float = 1.0
 
     def arrays(self) -> Arrays:
         """All but its name, to be kept in a file."""

@@ -32,12 +32,13 @@ def weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Te
     return (weight * entropy).sum() / weight.sum().clamp_min(torch.finfo(entropy.dtype).tiny)
 
 
-def weighted_soft_dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def weighted_soft_dice(logits: Tensor, target: Tensor, weight: Tensor, factors: Tensor | None = None) -> Tensor:
     """One minus the voxel-weighted soft Dice, averaged over structures (background left out) and batch.
 
     Shapes and ranges as in :func:`weighted_cross_entropy`. Per structure:
     ``1 - (2 sum(w p t) + s) / (sum(w p) + sum(w t) + s)`` with ``s`` = :data:`DICE_SMOOTHING`
-    (Milletari et al. 2016, V-Net, equation 1, with weights and first powers in the denominator).
+    (Milletari et al. 2016, V-Net, equation 1, with weights and first powers in the denominator). A weight that all
+    voxels of a sample share cancels out: `factors`, ``[N]``, at least 0, say how much samples count in the average.
     """
     probability = torch.softmax(logits, dim=1)[:, 1:]
     truth = target[:, 1:]
@@ -45,10 +46,19 @@ def weighted_soft_dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor
     axes = tuple(range(2, logits.ndim))
     overlap = (voxels * probability * truth).sum(axes)
     total = (voxels * (probability + truth)).sum(axes)
-    return (1 - (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)).mean()
+    missing = 1 - (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
+    if factors is None:
+        return missing.mean()
+    return (factors * missing.mean(dim=1)).sum() / factors.sum().clamp_min(torch.finfo(missing.dtype).tiny)
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, dice: float = 1.0) -> Tensor:
-    """Sum of :func:`weighted_cross_entropy` and `dice` times :func:`weighted_soft_dice`."""
-    entropy = weighted_cross_entropy(logits, target, weight)
-    return entropy + dice * weighted_soft_dice(logits, target, weight) if dice else entropy
+def segmentation_loss(
+    logits: Tensor, target: Tensor, weight: Tensor, dice: float = 1.0, factors: Tensor | None = None
+) -> Tensor:
+    """Sum of :func:`weighted_cross_entropy` and `dice` times :func:`weighted_soft_dice`.
+
+    `factors`, ``[N]``, at least 0, say how much each sample counts in both; None for all the same.
+    """
+    counts = weight if factors is None else weight * factors.reshape(-1, *(1,) * (weight.ndim - 1))
+    entropy = weighted_cross_entropy(logits, target, counts)
+    return entropy + dice * weighted_soft_dice(logits, target, weight, factors) if dice else entropy

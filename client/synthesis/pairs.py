@@ -128,15 +128,15 @@ def synthetic_sample(
     shape, spacing
         Of the sample; the last side of `shape` is 1 for a single slice.
     weight
-        γ: how much each voxel counts, and padding beside it.
+        γ: how much the sample counts as a whole.
     """
     if image.ndim == 2:
         image, labels = image[..., None], labels[..., None]
     drawn = resized_labels(labels, shape)
     target = np.stack([drawn == label for label in range(classes)]).astype(np.float16)
-    counts = np.full(shape, weight, dtype=np.float16)
+    counts = np.ones(shape, dtype=np.float16)
     everywhere = np.ones(shape, dtype=bool)
-    return Sample(SYNTHETIC + name, resized(image, shape), target, counts, everywhere, spacing, weight)
+    return Sample(SYNTHETIC + name, resized(image, shape), target, counts, everywhere, spacing, factor=weight)
 
 
 def is_synthetic(sample: Sample) -> bool:

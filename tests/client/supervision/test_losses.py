@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from wardround.client.supervision.losses import (
@@ -121,3 +122,22 @@ def test_partial_losses_do_not_change_when_the_ignored_area_doubles() -> None:
         gradients = [torch.autograd.grad(value, logits)[0] for value in found]
         assert all(math.isclose(value.item(), found[0].item(), rel_tol=1e-12) for value in found)
         assert all(torch.allclose(gradient, gradients[0], rtol=1e-10) for gradient in gradients)
+
+
+def test_a_sample_counts_as_much_as_its_factor_says_in_both_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    target = torch.softmax(torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64), dim=1)
+    weight = torch.rand(2, 4, 4, generator=generator, dtype=torch.float64)
+
+    def loss(*factors: float) -> float:
+        return segmentation_loss(logits, target, weight, 1.0, torch.tensor(factors, dtype=torch.float64)).item()
+
+    alone = [segmentation_loss(logits[n : n + 1], target[n : n + 1], weight[n : n + 1]).item() for n in (0, 1)]
+    assert loss(1, 0) == pytest.approx(alone[0])
+    assert loss(0, 3) == pytest.approx(alone[1])
+    assert loss(1, 1) == pytest.approx(segmentation_loss(logits, target, weight).item())
+    dice = [weighted_soft_dice(logits[n : n + 1], target[n : n + 1], weight[n : n + 1]).item() for n in (0, 1)]
+    mixed = weighted_soft_dice(logits, target, weight, torch.tensor([1.0, 0.25], dtype=torch.float64)).item()
+    assert mixed == pytest.approx((dice[0] + 0.25 * dice[1]) / 1.25)
+    assert loss(0, 0) == pytest.approx(0)

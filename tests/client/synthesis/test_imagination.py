@@ -143,7 +143,7 @@ def test_a_case_is_kept_from_the_generator_and_made_pairs_pass_their_test(
     drawn = dreams.draw(5, np.random.default_rng(0))
     assert all(is_synthetic(one) for one in drawn)
     assert all(one.image.shape == (SIDE, SIDE, SIDE) for one in drawn)
-    assert all((one.weight == 0.25).all() for one in drawn)
+    assert all(one.factor == 0.25 for one in drawn)
     assert drawn[0].spacing == (1.0, 1.0, 2.0)
     # What is handed to the generator is no mask of anybody.
     real = [sample(number).target.argmax(axis=0) for number in range(5)]
@@ -312,6 +312,38 @@ def test_another_generator_than_in_the_round_before_begins_anew(
     _, maker = imagined(monkeypatch, kept=dreams.arrays(), synthesis_side=32)
     assert maker.seen == frozenset()
     assert "begins anew" in caplog.text
+
+
+def test_a_few_made_pairs_are_kept_to_be_looked_at_also_after_a_round_that_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dreams, _ = imagined(monkeypatch)
+    through(dreams, memory_of(tmp_path, *range(5)))
+    kept = dreams.arrays()
+    chosen = [dreams.pool[place] for place in (0, 5, 10, 15)]
+    assert np.array_equal(kept["shown/images"], [made.image for made in chosen])
+    assert np.array_equal(kept["shown/labels"], [made.labels for made in chosen])
+    assert (kept["shown/images"].dtype, kept["shown/labels"].dtype) == (np.float32, np.uint8)
+    assert kept["shown/spacing"].tolist() == [[1, 1, 2]] * 4
+    again, _ = imagined(monkeypatch, kept=kept)
+    again.wake(memory_of(tmp_path / "empty"))
+    assert again.pool == []
+    later = again.arrays()
+    assert all(np.array_equal(later[name], array) for name, array in kept.items() if name.startswith("shown/"))
+    # And what the next one makes takes their place.
+    again.wake(memory_of(tmp_path / "other", 6, 7, 8))
+    assert np.array_equal(again.arrays()["shown/images"][3], again.pool[15].image)
+    assert not np.array_equal(again.arrays()["shown/images"], kept["shown/images"])
+
+
+def test_nothing_is_shown_of_a_generator_that_has_failed_its_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, maker in enumerate((Copying, Noisy)):
+        dreams, _ = imagined(monkeypatch, maker)
+        through(dreams, memory_of(tmp_path / str(number), *range(5)))
+        assert dreams.verdict is not None
+        assert not any(name.startswith("shown") for name in dreams.arrays())
 
 
 def test_a_case_that_validates_a_search_is_learnt_from_by_nobody(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_synthetic_sample_counts_gamma_and_fits_the_learner():
     assert made.drawn is not None
     assert made.drawn.all()
     batch = assemble([made, made], 2, 8, None, np.random.default_rng(0), None)
-    assert set(batch.weight.unique().tolist()) == {0.25}
+    assert batch.factors is not None
+    assert batch.factors.tolist() == [0.25, 0.25]
+    assert set(batch.weight.unique().tolist()) == {1.0}
     true = sample.target[..., pair.position].argmax(axis=0)
     assert (made.target[..., 0].argmax(axis=0) == true).mean() > 0.97
 
