@@ -31,6 +31,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from imagined.arms import GENERATORS, TASKS, Arm, Generator, Recipe, Task
 from imagined.cases import deal
@@ -124,6 +125,8 @@ def run_one(options: argparse.Namespace, name: str, seed: int) -> None:
             assert arm is not None
             files = usable(folder, arm, k, seed)
             result = run(arm, recipe, dataset, dealt, seed, options.device, files, judge)
+            if (example := result.pop("example", None)) is not None:
+                np.savez_compressed(folder / f"{name}-{seed}.npz", images=example[0], labels=example[1])
         result |= {"k": k, "setting": asdict(maker), "deal": dealt.described()}
     write_result(result_of(folder, name, seed), result | {"run": name, "seed": seed, "recipe": recipe.described()})
 

@@ -67,7 +67,7 @@ class Arm:
     """
 
     title: str
-    augmentation: Literal["none", "strong", "knobs"] = "strong"
+    augmentation: Literal["none", "light", "strong", "knobs"] = "strong"
     source: str = ""
     steered: bool = False
     apart: bool = False
@@ -76,6 +76,7 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "none": Arm("no augmentation", "none", sizes=(5,)),
+    "light": Arm("light augmentation", "light", sizes=(5,)),
     "strong": Arm("strong augmentation"),
     "strong-train-only": Arm("strong, without the validation cases", apart=True, sizes=(5,)),
     "deformed": Arm("+ deformed and recoloured real pairs", source="deformed", sizes=(5,)),
@@ -99,8 +100,9 @@ class Recipe(Learning):
         Of the catalogue.
     sizes
         Numbers k of labelled volumes.
-    share
-        Of a batch that is made pairs, where the slice in its place shows any structure.
+    share, searched_share
+        Of a batch that is made pairs, where the slice in its place shows any structure; the second for pairs of a
+        searched generator.
     gamma
         γ, how much a made pair counts. At 0 a real one takes its place.
     pool
@@ -126,9 +128,10 @@ class Recipe(Learning):
     model: str = "unet2d-small"
     sizes: tuple[int, ...] = (5, 10, 20)
     share: float = 0.5
+    searched_share: float = 0.25
     gamma: float = 1.0
-    pool: int = 384
-    diffusion_updates: int = 1000
+    pool: int = 256
+    diffusion_updates: int = 800
     diffusion_batch: int = 16
     channels: tuple[int, ...] = (16, 32, 64)
     style: int = 32
@@ -137,8 +140,8 @@ class Recipe(Learning):
     searched_channels: tuple[int, ...] = (16, 32, 64)
     advances: int = 200
     knob_rate: float = 0.05
-    judge_cases: int = 36
-    judge_updates: int = 1200
+    judge_cases: int = 56
+    judge_updates: int = 4000
     held_out: int = 20
     tests: int = 24
     looked_at: int = 96
@@ -176,7 +179,7 @@ class Task:
     arms: Mapping[str, Arm] = field(default_factory=lambda: ARMS)
 
 
-_HIPPOCAMPUS = Recipe(iterations=400, batch=8, patch=(32, 48, 1), rate=4e-3, rate_end=2e-4, blocks=20)
+_HIPPOCAMPUS = Recipe(iterations=1200, batch=4, patch=(32, 48, 1), rate=4e-3, rate_end=2e-4, blocks=20)
 _PHANTOMS = replace(
     _HIPPOCAMPUS,
     iterations=24,

@@ -113,12 +113,12 @@ def slices_of(dataset: Dataset, cases: Sequence[str], grid: tuple[int, int]) -> 
     return [pair for sample in given for pair in pairs_of(sample, grid, smallest=0)]
 
 
-def learnable(pair: Pair, classes: int, weight: float = 1.0) -> Sample:
-    """A slice as something to learn from, each voxel counted `weight` times."""
+def learnable(pair: Pair, classes: int, factor: float = 1.0) -> Sample:
+    """A slice as something to learn from that counts `factor` as a whole."""
     target = (pair.labels == np.arange(classes)[:, None, None]).astype(np.float16)[..., None]
     shape = (*pair.image.shape, 1)
-    counts = np.full(shape, weight, dtype=np.float16)
-    return Sample(pair.case_id, pair.image[..., None], target, counts, np.ones(shape, dtype=bool), padding=weight)
+    counts = np.ones(shape, dtype=np.float16)
+    return Sample(pair.case_id, pair.image[..., None], target, counts, np.ones(shape, dtype=bool), factor=factor)
 
 
 def shown(pairs: Sequence[Pair]) -> list[Pair]:

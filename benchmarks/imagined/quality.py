@@ -117,7 +117,7 @@ def style_check(
         image that the mask was made of; ``correlation``: voxel by voxel with the reference, less than that with the
         references of other images.
     """
-    count = max(4, recipe.looked_at // 2)
+    count = max(4, recipe.looked_at // 4)
     chosen = [pairs[int(index)] for index in rng.integers(len(pairs), size=count)]
     labels = np.stack([deformed(pair.labels, rng) for pair in chosen])
     # The dullest and the liveliest references: the difference between them is to arrive.

@@ -28,6 +28,9 @@ from wardround.client.learning.replay import Sample
 from wardround.client.synthesis.knobs import KnobAugmentation
 from wardround.client.synthesis.pairs import Pair, resized
 
+# Made pairs that are kept to be shown.
+EXAMPLES = 8
+
 
 def run(  # noqa: PLR0917
     arm: Arm,
@@ -39,7 +42,7 @@ def run(  # noqa: PLR0917
     files: Path | None,
     judge: nn.Module,
 ) -> dict[str, Any]:
-    """Train and test; returns plain values.
+    """Train and test; returns plain values, and where there is something to show, arrays under ``"example"``.
 
     Parameters
     ----------
@@ -72,7 +75,9 @@ def run(  # noqa: PLR0917
         # As it is after its last block; other generators have been judged before.
         real = Real.of(dataset, dealt, recipe, shown(training))
         rng = np.random.default_rng([seed, 7])
-        result["quality"] = judged(*source.make(recipe.pool), real, judge, recipe, rng)
+        images, labels = source.make(recipe.pool)
+        result["quality"] = judged(images, labels, real, judge, recipe, rng)
+        result["example"] = images[:EXAMPLES], labels[:EXAMPLES]
     return result
 
 
@@ -115,7 +120,8 @@ class Batches:
 
     def __init__(self, given: Sequence[Sample], source: Source, recipe: Recipe, seed: int) -> None:
         self._given, self._source = given, source
-        self._size, self._places = recipe.batch, round(recipe.share * recipe.batch)
+        share = recipe.searched_share if isinstance(source, Searched) else recipe.share
+        self._size, self._places = recipe.batch, round(share * recipe.batch)
         self._order, self._rng = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 3])
         self._shown = [bool((sample.target[0] < 0.5).any()) for sample in given]
         self.real = self.made = 0

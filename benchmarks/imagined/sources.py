@@ -24,9 +24,11 @@ from wardround.models.weights import load_arrays
 
 # Rate of the network's looked-ahead step where it turns knobs, as of the coupled search.
 AHEAD = 1e-2
-# Elastic displacement of real pairs in voxels, and its width; and what turns and stretches them.
-BENT, SMOOTH = 2.0, 6.0
-TURNED, STRETCHED = 0.15, 0.1
+# Bends of real pairs: elastic displacement in voxels and its width, standard deviations of the angle in radians and of
+# the stretch. About those of the masks that generators get.
+BENT, SMOOTH, TURNED, STRETCHED = 1.0, 5.0, 0.14, 0.1
+# Quantiles of a histogram.
+QUANTILES = 101
 
 
 class Source:
@@ -37,7 +39,7 @@ class Source:
     pool
         What is drawn from.
     weight
-        Of every voxel in it.
+        γ, how much each of them counts.
     made
         The same pairs as arrays; None for none.
     """
@@ -233,13 +235,17 @@ def each_block(recipe: Recipe) -> int:
 
 
 def bent_pairs(pairs: Sequence[Pair], count: int, rng: np.random.Generator) -> Made:
-    """Real pairs through a random smooth map, each with the histogram of a slice of another case."""
+    """Real pairs through a random smooth map, each with the histogram of another case."""
     seen = shown(pairs)
+    cases: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        cases.setdefault(pair.case_id, []).append(pair)
+    levels = {case: np.quantile(images_of(own), np.linspace(0, 1, QUANTILES)) for case, own in cases.items()}
     chosen = [seen[int(index)] for index in rng.integers(len(seen), size=count)]
-    found = [
-        bent(Pair("", recoloured(pair.image, other.image), pair.labels), rng)
-        for pair, other in zip(chosen, others(pairs, chosen, rng), strict=True)
-    ]
+    found = []
+    for pair, other in zip(chosen, others(pairs, chosen, rng), strict=True):
+        image = recoloured(pair.image, levels[pair.case_id], levels[other.case_id])
+        found.append(bent(replace(pair, image=image), rng))
     return images_of(found), labels_of(found)
 
 
@@ -263,9 +269,8 @@ def bent(pair: Pair, rng: np.random.Generator) -> Pair:
     return Pair(pair.case_id, image.astype(np.float32), np.argmax(shares, axis=0).astype(np.uint8), pair.position)
 
 
-def recoloured(image: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """`image` with the histogram of `other`: the n-th darkest voxel is as dark as the n-th darkest there."""
-    ranks = image.ravel().argsort(kind="stable").argsort(kind="stable")
-    quantiles = np.sort(other.ravel())
-    places = ranks * (len(quantiles) - 1) / max(1, len(ranks) - 1)
-    return np.interp(places, np.arange(len(quantiles)), quantiles).reshape(image.shape).astype(np.float32)
+def recoloured(
+    image: npt.NDArray[np.float32], own: npt.NDArray[np.float64], others: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    """`image` with the histogram of another case; both by their quantiles."""
+    return np.interp(image, own, others).astype(np.float32)

@@ -227,13 +227,14 @@ def goal_lines(task: Task, results: Results) -> list[str]:
                 f"- {name}, k = {FEWEST}: {signed(difference.mean)} points over strong augmentation "
                 f"[{signed(low)} … {signed(high)}], goal ≥ +{POINTS:.0f}: {_verdict(by, 'points')}"
             )
+    chance = results.judge.get("quality", {}).get("shuffled", math.nan)
     for (k, title), runs in judged_runs(task, results).items():
         quality = [found for _, found in runs]
         faithful = _mean(found["faithfulness"] for found in quality).mean
         shuffled = _mean(found["shuffled"] for found in quality).mean
         lines.append(
-            f"- {title}, k = {k}: faithfulness {faithful:.3f}, {shuffled:.3f} with shuffled masks, goal ≥ {FAITHFUL}: "
-            + _verdict(faithful - FAITHFUL, "")
+            f"- {title}, k = {k}: faithfulness {faithful:.3f}, goal ≥ {FAITHFUL}: {_verdict(faithful - FAITHFUL, '')}; "
+            f"{shuffled:.3f} with shuffled masks, where real images have {chance:.3f}"
         )
         nearer = _mean(found["memorisation"]["nearer"] for found in quality).mean
         lines.append(
