@@ -172,6 +172,9 @@ def _rounds(runs: Sequence[_Run], final: Iterable[Record]) -> list[Record]:
                 target["sites"][site] = {
                     "loss": report.metrics.get("loss"),
                     "kernel_ratio": report.metrics.get("kernel-ratio"),
+                    "made": report.metrics.get("made"),
+                    "made_nearer": report.metrics.get("made-nearer"),
+                    "made_faithful": report.metrics.get("made-faithful"),
                     "effort": _mean(efforts.get((record.round, site), ())),
                     "bytes_up": report.bytes_up,
                     "bytes_down": report.bytes_down,

@@ -24,6 +24,7 @@ from rich.table import Table as RichTable
 
 from wardround.deploy.collection import collect
 from wardround.deploy.dealing import ArmRun
+from wardround.deploy.imagined import keep_imagined
 from wardround.deploy.preparation import Settings, prepare
 from wardround.errors import Interrupted, StorageError, UsageError, WardroundError
 from wardround.files import storage_error
@@ -107,6 +108,7 @@ def show(out: Path, console: Console) -> None:
         page = write_stream_report(out)
         tables = stream_tables(results)
     else:
+        keep_imagined(out)
         page = write_report(out)
         tables = {"test cases of all sites": arm_table(results), "by site": site_table(results)}
         if (drawn := drawing_table(results)).rows:

@@ -9,6 +9,7 @@
       sites/<site>/store/          every case of a site, imported once and shared by all arms
       arms/<arm>-seed<k>/          one run: arm.json, journal/, sites/<site>/
       arms/local-<site>-seed<k>/   the same with a single site
+      examples/, imagined/         slices to look at: of cases, and of what generators made
       results.json, report.html
 
 Every step is safe to repeat: what is there and whole is left as it is.

@@ -34,6 +34,7 @@ from wardround.client.synthesis.memorisation import MemorisationReport, memorise
 from wardround.client.synthesis.optimiser_state import names_array, names_of
 from wardround.client.synthesis.pairs import Pair, grid_of, pairs_of, synthetic_sample
 from wardround.client.synthesis.quality import Faithfulness, faithfulness
+from wardround.client.synthesis.shown import Shown
 from wardround.client.synthesis.substitute import Substitute, substituted
 from wardround.errors import DataError, PlanError
 from wardround.models.catalogue import architecture
@@ -122,6 +123,7 @@ class Imagination:
         self._frames: dict[str, _Frame] = {}
         self._known: dict[str, list[Pair]] = {}
         self._substitute: Substitute | None = None
+        self._shown: Shown | None = None
         self._passed = False
         self._before: Arrays | None = None
         if kept and np.array_equal(kept["kind"], self._kind):
@@ -157,6 +159,14 @@ class Imagination:
                 "use the model and the labels that the run was started with",
             )
         self._maker.architecture = np.asarray(given, dtype=np.float32)
+
+    @property
+    def shown(self) -> Shown | None:
+        """A few of the pairs that were made last by a generator that had passed its test; None before there are any."""
+        if not self.pool:
+            return self._shown
+        steps = [made.frame.steps(self._grid) for made in self.pool]
+        return Shown.among([made.image for made in self.pool], [made.labels for made in self.pool], steps)
 
     @property
     def stands_for_cases(self) -> bool:
@@ -259,6 +269,8 @@ class Imagination:
             found |= {"shape": np.array(self._frame.shape), "spacing": np.array(self._frame.spacing)}
         if self._substitute is not None:
             found |= {f"substitute/{name}": array for name, array in self._substitute.arrays().items()}
+        if (shown := self.shown) is not None:
+            found |= {f"shown/{name}": array for name, array in shown.arrays().items()}
         return found
 
     def _load(self, kept: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -277,6 +289,8 @@ class Imagination:
             self._frame = _Frame((first, second, third), steps)
         if substitute := part("substitute/"):
             self._substitute = Substitute.of(substitute)
+        if shown := part("shown/"):
+            self._shown = Shown.of(shown)
 
     @property
     def _kind(self) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Example slices that a run leaves in `examples/`, one `.npz` file each.
+"""Example slices that a run leaves in `examples/`, one `.npz` file each, and in `imagined/` what generators made.
 
 Arrays `image`, `truth`, `proxy`, `prediction` and `residual` are 2D and of one shape; the label arrays hold label
 values, the residual 0 … 1. `title` is text, `drawn` lists the positions of the drawn slices as text; `spacing` (row,
@@ -20,6 +20,9 @@ from wardround import files
 from wardround.errors import UsageError
 
 LAYERS = ("truth", "proxy", "prediction")
+IMAGINED = "imagined"
+"""Folder of made images: `title` is the site, and `truth` the labels that an image was made of."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -108,9 +111,12 @@ class Example:
         )
 
 
-def load_examples(folder: Path) -> list[Example]:
-    """Read `folder/examples/*.npz` in the order of the file names; a damaged file is logged and left out."""
-    return list(_read_all(folder / "examples"))
+def load_examples(folder: Path, kind: str = "examples") -> list[Example]:
+    """Read `folder/examples/*.npz` in the order of the file names; a damaged file is logged and left out.
+
+    `kind` is another folder of the same form, such as :data:`IMAGINED`.
+    """
+    return list(_read_all(folder / kind))
 
 
 def chosen(examples: Sequence[Example], count: int) -> list[Example]:

@@ -19,7 +19,7 @@ from wardround.deploy.report.charts import (
 from wardround.deploy.report.drawing import Makers
 from wardround.deploy.report.examples import LAYERS, Example, chosen
 from wardround.deploy.report.results import Results
-from wardround.deploy.report.slices import contour_legend, draw_examples, layer_title, tile
+from wardround.deploy.report.slices import contour_legend, draw_examples, draw_imagined, layer_title, tile
 from wardround.deploy.report.summary import (
     MAIN_ARM,
     ArmSummary,
@@ -34,7 +34,7 @@ from wardround.deploy.report.theme import (
 )
 
 
-def makers_of(results: Results, examples: Sequence[Example]) -> Makers:
+def makers_of(results: Results, examples: Sequence[Example], imagined: Sequence[Example]) -> Makers:
     """What draws the figures of a federation's report, in its order."""
     return {
         "overview": lambda theme: draw_overview(results, examples, theme),
@@ -42,6 +42,7 @@ def makers_of(results: Results, examples: Sequence[Example]) -> Makers:
         "rounds": lambda theme: draw_rounds(results, theme),
         "sites": lambda theme: draw_sites(results, theme),
         "examples": lambda theme: draw_examples(results, examples, theme),
+        "imagined": lambda theme: draw_imagined(results, imagined, theme),
         "cost": lambda theme: draw_cost(results, theme),
     }
 

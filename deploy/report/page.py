@@ -5,7 +5,7 @@ from pathlib import Path
 
 from wardround.deploy.report import html
 from wardround.deploy.report.drawing import Drawings, write_page
-from wardround.deploy.report.examples import Example, load_examples
+from wardround.deploy.report.examples import IMAGINED, Example, load_examples
 from wardround.deploy.report.figures import makers_of
 from wardround.deploy.report.results import Results, load_results
 from wardround.deploy.report.summary import (
@@ -31,7 +31,18 @@ _METHOD = (
     "over cases. One Dice point is 0.01.",
     "The best single-site model at a hospital is the one with the highest mean there; it is picked on the test cases "
     "themselves, which favours it.",
+    "Made: pairs of a site's generator that may be learnt from, none where it has failed its test. Nearer: the "
+    "probability that one is nearer to what the generator has learnt than a case that it has not seen; 0.5 is neither "
+    "nearer nor farther. Faithful: Dice of what the site's network finds in made images with what they were made of. "
+    "Each is a mean over sites.",
 )
+# What a site reports of a round under some plans only: the head of its column, and how it is written.
+_FURTHER = {
+    "kernel_ratio": ("attention", ".2f"),
+    "made": ("made", ".0f"),
+    "made_nearer": ("nearer", ".2f"),
+    "made_faithful": ("faithful", ".2f"),
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -40,7 +51,8 @@ def write_report(folder: Path) -> Path:
     Parameters
     ----------
     folder
-        Holds `results.json`, and `examples/*.npz` where the run kept examples. Partial runs are fine.
+        Holds `results.json`, `examples/*.npz` where the run kept examples, and `imagined/*.npz` where generators made
+        any. Partial runs are fine.
 
     Returns
     -------
@@ -56,7 +68,7 @@ def write_report(folder: Path) -> Path:
     """
     results = load_results(folder)
     examples = load_examples(folder)
-    makers = makers_of(results, examples)
+    makers = makers_of(results, examples, load_examples(folder, IMAGINED))
     return write_page(folder, makers, lambda light, dark: _render(results, examples, light, dark))
 
 
@@ -79,8 +91,8 @@ def _render(results: Results, examples: Sequence[Example], light: Drawings, dark
         parts.append(html.section("Test Dice at every hospital", html.table(sites) + note))
     if (drawn := drawing_table(results)).rows:
         parts.append(html.section("What was drawn on a case", html.table(drawn) + _method(1)))
-    parts += [figures.get("examples", ""), figures.get("cost", ""), _distances(summaries), _refused(results)]
-    parts += [_rounds(results), html.facts_of(results)]
+    parts += [figures.get(name, "") for name in ("examples", "imagined", "cost")]
+    parts += [_distances(summaries), _refused(results), _rounds(results), html.facts_of(results)]
     return html.document(f"Wardround · {results.dataset.name}" if results.dataset.name else "Wardround", parts)
 
 
@@ -188,26 +200,28 @@ def _rounds(results: Results) -> str:
     main = next((arm for arm in results.arms if arm.arm == MAIN_ARM and arm.rounds), None)
     if main is None:
         return ""
-    attentive = Spread.of(site.kernel_ratio for item in main.rounds for site in item.sites.values()).known
+    every = [site for item in main.rounds for site in item.sites.values()]
+    further = [field for field in _FURTHER if Spread.of(getattr(site, field) for site in every).known]
     rows = []
     for item in main.rounds:
         sites = item.sites.values()
-        ratio = Spread.of(site.kernel_ratio for site in sites)
         loss, effort = Spread.of(site.loss for site in sites), Spread.of(site.effort for site in sites)
+        means = {field: Spread.of(getattr(site, field) for site in sites) for field in further}
         rows.append(
             (
                 str(item.round),
                 f"{len(item.sites)}",
                 str(sum(site.cases for site in sites)),
                 f"{loss.mean:.3f}" if loss.known else NOTHING,
-                *((f"{ratio.mean:.2f}" if ratio.known else NOTHING,) if attentive else ()),
+                *(f"{mean.mean:{_FURTHER[field][1]}}" if mean.known else NOTHING for field, mean in means.items()),
                 f"{effort.mean:.0%}" if effort.known else NOTHING,
                 html.size(sum(site.bytes_up for site in sites)),
                 html.size(sum(site.bytes_down for site in sites)),
                 html.duration(item.seconds),
             )
         )
-    heads = ("round", "sites", "cases", "loss", *(("attention",) if attentive else ()), "effort")
+    heads = ("round", "sites", "cases", "loss", *(_FURTHER[field][0] for field in further), "effort")
     headers = (*heads, "from the sites", "to the sites", "time")
     title = f"Rounds of the {main.arm} arm, seed {main.seed}"
-    return html.section(title, html.table(Table(headers, tuple(rows))))
+    note = _method(4) if "made" in further else ""
+    return html.section(title, html.table(Table(headers, tuple(rows))) + note)

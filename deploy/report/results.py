@@ -101,10 +101,19 @@ class Effort(_Record):
 
 
 class SiteRound(_Record):
-    """What one site reported for one round; `kernel_ratio` where its plan asked for attentive similarity."""
+    """What one site reported for one round.
+
+    `kernel_ratio` is known where its plan asked for attentive similarity. Where a generator of its own was tested,
+    `made` counts the pairs that may be learnt from, `made_nearer` is the probability that one is nearer to what the
+    generator has learnt than a case that it has not seen, and `made_faithful` the Dice of what the site's network finds
+    in made images with what they were made of.
+    """
 
     loss: Measure = math.nan
     kernel_ratio: Measure = math.nan
+    made: Measure = math.nan
+    made_nearer: Measure = math.nan
+    made_faithful: Measure = math.nan
     effort: Measure = math.nan
     bytes_up: int = 0
     bytes_down: int = 0

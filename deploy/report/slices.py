@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from wardround.deploy.report.examples import LAYERS, Example, chosen
+from wardround.deploy.report.examples import IMAGINED, LAYERS, Example, chosen
 from wardround.deploy.report.results import Results
 from wardround.deploy.report.summary import (
     label_name,
@@ -17,11 +17,13 @@ from wardround.deploy.report.theme import (
     CONTOURS,
     Sketch,
     Theme,
+    counted,
     new_figure,
     short,
 )
 
 MOST_EXAMPLES = 6
+MOST_SITES = 10
 
 
 def draw_examples(results: Results, examples: Sequence[Example], theme: Theme) -> Sketch | None:
@@ -53,6 +55,35 @@ def draw_examples(results: Results, examples: Sequence[Example], theme: Theme) -
         "and the proxy is in doubt."
     )
     return Sketch(figure, "What the model sees and says", caption, f"Example slices. {told}", dpi=120)
+
+
+def draw_imagined(results: Results, imagined: Sequence[Example], theme: Theme) -> Sketch | None:
+    """Made images in a row for each site, with contours of the labels that they were made of."""
+    by_site: dict[str, list[Example]] = {}
+    for example in imagined:
+        by_site.setdefault(example.title, []).append(example)
+    if not by_site:
+        return None
+    shown = dict(list(by_site.items())[:MOST_SITES])
+    columns = max(4, *(len(row) for row in shown.values()))
+    side = 1.85
+    figure = new_figure(side * columns + 0.3, (side + 0.3) * len(shown) + 0.45, constrained=False)
+    width, height = figure.get_size_inches()
+    for row, (site, examples) in enumerate(shown.items()):
+        floor = height - 0.1 - (row + 1) * (side + 0.3) + 0.3
+        for column, example in enumerate(examples):
+            box = ((0.15 + column * side) / width, floor / height, (side - 0.06) / width, (side - 0.06) / height)
+            tile(figure.add_axes(box), example, "truth", theme)
+        figure.text(0.15 / width, (floor - 0.05) / height, short(site, 60), fontsize=7.5, color=theme.muted, va="top")
+    drawn = [example for examples in shown.values() for example in examples]
+    contour_legend(figure, drawn, results, theme, (0.15 / width, 0.08 / height), truth=False)
+    hidden = f" {len(by_site) - len(shown)} more sites are in {IMAGINED}/." if len(by_site) > len(shown) else ""
+    caption = (
+        "The last images that each site's own generator made having passed its test; of a volume the slice that shows "
+        f"most. Contours are the labels that an image was made of.{hidden}"
+    )
+    told = " ".join(f"{site}: {counted(len(examples)).lower()}." for site, examples in shown.items())
+    return Sketch(figure, "What the sites' generators make", caption, f"Made images by site. {told}", dpi=120)
 
 
 def _sentence(example: Example) -> str:
@@ -88,8 +119,8 @@ def tile(axes: Any, example: Example, layer: str, theme: Theme) -> None:
     if layer in ("proxy", "prediction"):
         _score(axes, example.dice(getattr(example, layer)))
     if layer != "residual":
-        for index, value in enumerate(example.labels()):
-            _contour(axes, values == value, CONTOURS[index % len(CONTOURS)], 1.7, "solid")
+        for value in example.labels():
+            _contour(axes, values == value, _colour(value), 1.7, "solid")
 
 
 def _score(axes: Any, dice: float) -> None:
@@ -111,13 +142,20 @@ def _contour(axes: Any, mask: Any, colour: str, width: float, style: str) -> Non
         axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
 
 
-def contour_legend(figure: Any, shown: Sequence[Example], results: Results, theme: Theme, at: Any) -> None:
+def _colour(value: int) -> str:
+    """Of a structure: the same on every slice, whatever else is on it."""
+    return CONTOURS[(value - 1) % len(CONTOURS)]
+
+
+def contour_legend(
+    figure: Any, shown: Sequence[Example], results: Results, theme: Theme, at: Any, *, truth: bool = True
+) -> None:
     values = sorted({value for example in shown for value in example.labels()})
     handles: list[Any] = [
-        Patch(color=CONTOURS[index % len(CONTOURS)], label=short(label_name(str(value), results.dataset.labels)))
-        for index, value in enumerate(values)
+        Patch(color=_colour(value), label=short(label_name(str(value), results.dataset.labels))) for value in values
     ]
-    handles.append(Line2D([], [], color=theme.muted, ls="dotted", label="truth, never shown to the learner"))
+    if truth:
+        handles.append(Line2D([], [], color=theme.muted, ls="dotted", label="truth, never shown to the learner"))
     figure.legend(
         handles=handles,
         loc="lower left",

@@ -6,12 +6,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from wardround import files
 from wardround.deploy.report.examples import Example, save_example
 from wardround.deploy.report.page import write_report
-from wardround.deploy.report.results import save_results
+from wardround.deploy.report.results import parse_results, save_results
+from wardround.deploy.report.slices import draw_imagined
+from wardround.deploy.report.theme import CONTOURS, LIGHT
 from wardround.errors import DataError, StorageError
 
 FIGURES = ("overview", "effort", "rounds", "sites", "examples", "cost")
@@ -226,6 +230,64 @@ def test_health_of_attention_has_a_column_where_it_is_known(tmp_path: Path, reco
     text = report(tmp_path).text
     assert "attention" in text
     assert f"{1.5 + (len(sites) - 1) / 2:.2f}" in text
+
+
+def test_what_generators_made_is_shown_in_a_row_for_each_site_where_there_is_any(
+    tmp_path: Path, record: Callable[..., Any], example: Any
+) -> None:
+    save_results(record(arms=("federated",), seeds=(0,), rounds=1), tmp_path)
+    assert "generators make" not in report(tmp_path).text
+    assert not (tmp_path / "figures" / "imagined.png").exists()
+    heights = []
+    for place, site in enumerate(("Westend", "Nordstadt")):
+        for number in range(2):
+            kept = example(number, size=24)
+            made = Example(kept.image, truth=kept.truth, title=site, spacing=(1.0, 2.0))
+            save_example(tmp_path / "imagined" / f"{place:03d}-{site}-{number}.npz", made)
+        reader = report(tmp_path)
+        heights.append(_size((tmp_path / "figures" / "imagined.png").read_bytes())[1])
+    assert "What the sites' generators make" in reader.text
+    assert heights[1] - heights[0] == pytest.approx(2.15 * 120, abs=2)
+    (told,) = (text for picture in reader.all("img") if (text := picture["alt"] or "").startswith("Made images"))
+    assert told == "Made images by site. Westend: two. Nordstadt: two."
+    page = (tmp_path / "report.html").read_bytes()
+    assert write_report(tmp_path).read_bytes() == page
+
+
+def test_more_sites_than_fit_are_counted(tmp_path: Path, record: Callable[..., Any], example: Any) -> None:
+    save_results(record(arms=("federated",), seeds=(0,), rounds=1), tmp_path)
+    for place in range(12):
+        made = Example(example(0, size=24).image, truth=example(0, size=24).truth, title=f"site {place}")
+        save_example(tmp_path / "imagined" / f"{place:03d}.npz", made)
+    assert "2 more sites are in imagined/" in report(tmp_path).text
+
+
+def test_a_structure_has_the_colour_of_the_legend_whatever_else_is_on_the_slice(
+    tmp_path: Path, record: Callable[..., Any], example: Any
+) -> None:
+    results = parse_results(record(arms=("federated",), seeds=(0,), rounds=1))
+    kept = example(0)
+    only = Example(kept.image, truth=np.where(kept.truth == 2, 2, 0).astype(np.uint8), title="Westend")
+    sketch = draw_imagined(results, [only], LIGHT)
+    assert sketch is not None
+    (contours,) = (part for part in sketch.figure.axes[0].collections if part.get_paths())
+    (patch,) = sketch.figure.legends[0].get_patches()
+    assert to_hex(contours.get_edgecolor()[0]) == to_hex(patch.get_facecolor()) == CONTOURS[1]
+
+
+def test_tests_of_generators_have_columns_where_they_are_known(tmp_path: Path, record: Callable[..., Any]) -> None:
+    raw = record(arms=("federated",), seeds=(0,), rounds=2)
+    save_results(raw, tmp_path)
+    assert "faithful" not in report(tmp_path).text.lower()
+    north, south, _ = raw["arms"][0]["rounds"][1]["sites"].values()
+    north.update(made=16.0, made_nearer=0.4, made_faithful=0.71)
+    south.update(made=0.0, made_nearer=0.9, made_faithful=0.33)
+    save_results(raw, tmp_path)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    rows = [re.sub("(<[^>]+>)+", "|", row) for row in page.split("<tr")]
+    assert any("|loss|made|nearer|faithful|effort|" in row for row in rows)
+    assert any("|8|0.65|0.52|" in row for row in rows)
+    assert "0.5 is neither nearer nor farther" in page
 
 
 def test_many_sites_fit(tmp_path: Path, record: Callable[..., Any]) -> None:
