@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from wardround.client.synthesis.shown import Shown
 from wardround.deploy.preparation import INDEX, stored_settings
 from wardround.deploy.report.examples import IMAGINED, Example, save_example
+from wardround.deploy.report.summary import MAIN_ARM
 from wardround.files import remove_folder
 
 # As wardround.client.learning.state.LOCAL and what wardround.client.dreaming puts before the names of its arrays: these
@@ -38,9 +39,9 @@ def keep_imagined(out: Path) -> None:
     """
     if (out / IMAGINED).exists():
         remove_folder(out / IMAGINED)
-    settings = stored_settings(out)
+    first = stored_settings(out).seeds[0]
     for run in json.loads((out / INDEX).read_text(encoding="utf-8"))["runs"]:
-        if (run["arm"], run["seed"]) != (settings.arms[0], settings.seeds[0]):
+        if (run["arm"], run["seed"]) != (MAIN_ARM, first):
             continue
         for place, site in enumerate(run["sites"]):
             shown = _shown(out / "arms" / run["folder"] / "sites" / site)

@@ -283,10 +283,12 @@ class RoundPlan(BaseModel):
     @field_validator("contrast_scales", "contrast_edges", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        """A record knows no tuples; a single name, as somebody may write it, stands for one."""
+        """A record knows no tuples, and somebody who writes names puts commas between them, or ``none``."""
         if isinstance(value, list):
             return tuple(value)
-        return (value,) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return () if value == "none" else tuple(name.strip() for name in value.split(","))
 
     @field_validator("contrast_scales", "contrast_edges")
     @classmethod

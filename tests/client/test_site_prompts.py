@@ -24,7 +24,7 @@ from wardround.client.site import Interaction, Site
 from wardround.errors import DataError
 from wardround.models.catalogue import build
 from wardround.models.weights import load_arrays, weights_of
-from wardround.strategies.contract import KERNEL_MEAN, KERNEL_RATIO, TRAIN_METRICS
+from wardround.strategies.contract import KERNEL_MEAN, KERNEL_RATIO, MADE, MADE_FAITHFUL, MADE_NEARER, TRAIN_METRICS
 from wardround.strategies.plan import RoundPlan
 
 SHAPE = (16, 24, 16)
@@ -115,7 +115,7 @@ def test_a_round_asks_for_what_the_plan_says_and_learns_from_nothing_else(tmp_pa
     update = site(tmp_path / "one", person, recorder).train(plan(**fields), START)
     assert not same(update.weights, START)
     assert all(np.isfinite(array).all() for array in update.weights.values())
-    assert set(update.metrics) == TRAIN_METRICS - {KERNEL_MEAN, KERNEL_RATIO}
+    assert set(update.metrics) == TRAIN_METRICS - {KERNEL_MEAN, KERNEL_RATIO, MADE, MADE_FAITHFUL, MADE_NEARER}
     asked = {"extent", "strokes"} if fields["prompts"] == "scribbles" else {"points", "label"}
     assert person.kinds() == asked
     drawn = recorder.seen[-1].annotations

@@ -161,6 +161,11 @@ def test_edges_are_of_scales_that_are_contrasted() -> None:
     assert RoundPlan(**{**MINIMAL, "contrast_edges": "decoder"}).contrast_edges == ("decoder",)
 
 
+def test_scales_are_written_with_commas() -> None:
+    assert RoundPlan(**{**MINIMAL, "contrast_scales": "encoder, decoder"}).contrast_scales == ("encoder", "decoder")
+    assert RoundPlan(**{**MINIMAL, "contrast_scales": "none"}).contrast_scales == ()
+
+
 def test_a_site_with_another_kind_of_label_takes_part_in_the_same_plan(plan: RoundPlan) -> None:
     assert plan.for_labels(None) is plan
     assert plan.for_labels("points") == plan.model_copy(update={"prompts": "points"})

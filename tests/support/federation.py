@@ -135,7 +135,7 @@ class Federation:
     def run(self, name: str, *more: str, code: int = 0) -> None:
         """Run the plan of the reference, and watch it to its end."""
         plan = {key: value for key, value in self.reference.plan.items() if key not in _NOT_GIVEN and value is not None}
-        fields = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in plan.items()]
+        fields = [f"{key}={_written(value)}" for key, value in plan.items()]
         arguments = ["--rounds", str(self.reference.plan["rounds"]), "--quorum", str(len(self.sites))]
         arguments += ["--labels", str(self.reference.plan["labels"]), "--deadline", str(PATIENCE_S)]
         plan_options = [word for one in fields for word in ("--plan", one)]
@@ -235,3 +235,10 @@ def _change(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def _written(value: object) -> str:
+    """A field's value as somebody writes it on the command line."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
