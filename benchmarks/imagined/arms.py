@@ -100,9 +100,8 @@ class Recipe(Learning):
         Of the catalogue.
     sizes
         Numbers k of labelled volumes.
-    share, searched_share
-        Of a batch that is made pairs, where the slice in its place shows any structure; the second for pairs of a
-        searched generator.
+    share
+        Of a batch that is made pairs, where the slice in its place shows any structure.
     gamma
         γ, how much a made pair counts. At 0 a real one takes its place.
     pool
@@ -128,7 +127,6 @@ class Recipe(Learning):
     model: str = "unet2d-small"
     sizes: tuple[int, ...] = (5, 10, 20)
     share: float = 0.5
-    searched_share: float = 0.25
     gamma: float = 1.0
     pool: int = 256
     diffusion_updates: int = 800

@@ -120,8 +120,7 @@ class Batches:
 
     def __init__(self, given: Sequence[Sample], source: Source, recipe: Recipe, seed: int) -> None:
         self._given, self._source = given, source
-        share = recipe.searched_share if isinstance(source, Searched) else recipe.share
-        self._size, self._places = recipe.batch, round(share * recipe.batch)
+        self._size, self._places = recipe.batch, round(recipe.share * recipe.batch)
         self._order, self._rng = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 3])
         self._shown = [bool((sample.target[0] < 0.5).any()) for sample in given]
         self.real = self.made = 0
