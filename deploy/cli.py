@@ -100,7 +100,9 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     memory: Annotated[
         str | None, typer.Option(help="What is rehearsed: kept cases (reservoir), made pairs (generative), or both.")
     ] = None,
-    distill: Annotated[str | None, typer.Option(help="What keeps the network from forgetting: off, lwf, msmt.")] = None,
+    distill: Annotated[
+        str | None, typer.Option(help="What keeps the network from forgetting: off, lwf, certain, msmt.")
+    ] = None,
     plan: options.Plan = None,
     engine: Annotated[str, typer.Option(help="'inprocess', or 'ray' for Flower's simulation engine.")] = "inprocess",
     device: options.Device = "auto",

@@ -23,10 +23,12 @@ MEMORY: Mapping[str, Mapping[str, Any]] = {
 DISTILL: Mapping[str, Mapping[str, Any]] = {
     "off": {},
     "lwf": {"distill_weight": 0.4, "distill_temperature": 2.0, "distill_certainty": False},
+    "certain": {"distill_weight": 0.4, "teachers": "both"},
     "msmt": {"distill_weight": 0.4, "distill_head": True, "contrast_weight": 0.1, "teachers": "both"},
 }
 """What keeps a network from forgetting: nothing, learning without forgetting, or multi-scale multi-task distillation
-with the settings of its authors (Tian et al. 2022) and the federation's network as a second teacher."""
+with the settings of its authors (Tian et al. 2022) and the federation's network as a second teacher; ``certain`` is the
+part of it that was worth something beside a memory, distillation by certainty."""
 
 
 def preset(table: Mapping[str, Mapping[str, Any]], name: str | None, option: str) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Recipe:
     dice: float = 1.0
     unlabelled: Unlabelled = "unknown"
     model: str = "unet3d-small"
-    steps: int = 200
+    steps: int = 400
     side: int = 32
 
     def described(self) -> dict[str, Any]:
@@ -173,6 +173,7 @@ ARMS: dict[str, Arm] = {
     "fine-tune": Arm("fine-tuning"),
     "lwf": Arm("LwF", distill=0.4, temperature=2.0, certainty=False),
     "ewc": Arm("EWC", ewc=0.1),
+    "kd": Arm("distillation by certainty", distill=0.4),
     "msmt": _MSMT,
     "memory-2": Arm("memory of 2", memory=2),
     "memory-4": Arm("memory of 4", memory=4),
@@ -189,7 +190,7 @@ _REMEMBERED = replace(_PROSTATE, memory=4, edges=("encoder",))
 
 ABLATIONS: dict[str, Arm] = {
     # Each part by itself, without memory.
-    "kd": Arm("distillation by certainty, own head", distill=0.4, head=True),
+    "kd-head": Arm("distillation by certainty, own head", distill=0.4, head=True),
     **{f"contrast-{scale}": arm for scale, arm in _CONTRAST.items()},
     "msmt-prostate": _PROSTATE,
     "msmt-uncertain": replace(_MSMT, title="MSMT, certainty off", certainty=False),
@@ -224,10 +225,10 @@ def picked(names: Sequence[str], changed: Mapping[str, Any]) -> dict[str, Arm]:
     return {name: replace(known[name], **changed) for name in names or ARMS}
 
 
-_INSTITUTIONS = Recipe(cases=6, updates=30, batch=16, patch=(32, 32, 1), shrink=4, slices=1, tests=6, every=3)
-_SCANNERS = Recipe(cases=6, updates=30, batch=2, patch=(32, 32, 32), shrink=1, slices=1, tests=6, every=3)
+_INSTITUTIONS = Recipe(cases=6, updates=60, batch=16, patch=(32, 32, 1), shrink=4, slices=1, tests=6, every=3)
+_SCANNERS = Recipe(cases=6, updates=60, batch=2, patch=(32, 32, 32), shrink=1, slices=1, tests=6, every=3)
 _STRUCTURES = Recipe(cases=8, updates=40, batch=2, patch=(32, 32, 32), shrink=2, slices=2, tests=12, every=2)
-_PHANTOMS = replace(_SCANNERS, cases=3, updates=40, tests=3)
+_PHANTOMS = replace(_SCANNERS, cases=3, updates=40, tests=3, steps=200)
 
 _SEQUENCES = {
     "usual": ScannerShift(),

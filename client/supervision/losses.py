@@ -39,6 +39,9 @@ def weighted_soft_dice(logits: Tensor, target: Tensor, weight: Tensor, factors: 
     ``1 - (2 sum(w p t) + s) / (sum(w p) + sum(w t) + s)`` with ``s`` = :data:`DICE_SMOOTHING`
     (Milletari et al. 2016, V-Net, equation 1, with weights and first powers in the denominator). A weight that all
     voxels of a sample share cancels out: `factors`, ``[N]``, at least 0, say how much samples count in the average.
+
+    A structure that no known voxel of a sample shows is left out of its average where other voxels are unknown: it may
+    lie there. Counted as missing, it would be unlearnt wherever cases have different structures drawn.
     """
     probability = torch.softmax(logits, dim=1)[:, 1:]
     truth = target[:, 1:]
@@ -47,9 +50,11 @@ def weighted_soft_dice(logits: Tensor, target: Tensor, weight: Tensor, factors: 
     overlap = (voxels * probability * truth).sum(axes)
     total = (voxels * (probability + truth)).sum(axes)
     missing = 1 - (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
-    if factors is None:
-        return missing.mean()
-    return (factors * missing.mean(dim=1)).sum() / factors.sum().clamp_min(torch.finfo(missing.dtype).tiny)
+    shown = (voxels * truth).sum(axes) > 0
+    counts = (shown | (weight > 0).flatten(1).all(dim=1, keepdim=True)).to(missing.dtype)
+    if factors is not None:
+        counts = counts * factors.unsqueeze(1)
+    return (counts * missing).sum() / counts.sum().clamp_min(torch.finfo(missing.dtype).tiny)
 
 
 def segmentation_loss(

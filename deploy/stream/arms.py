@@ -18,6 +18,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     "crf": {"crf_weight": 0.1},
     "attentive": {"attentive_weight": 0.1},
     "lwf": DISTILL["lwf"],
+    "certain": DISTILL["certain"],
     "msmt": DISTILL["msmt"],
     "strong": AUGMENT["strong"],
     "medsad": AUGMENT["medsad"],

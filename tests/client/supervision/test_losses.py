@@ -51,6 +51,32 @@ def test_soft_dice_equals_a_loop_over_voxels() -> None:
     assert math.isclose(weighted_soft_dice(logits, target, weight).item(), sum(terms) / len(terms), rel_tol=1e-10)
 
 
+def test_a_structure_that_may_lie_in_unknown_voxels_is_not_counted_as_missing() -> None:
+    logits, target, weight = example()
+    weight = weight * 0 + 1
+    target[0, 1] += target[0, 2]
+    target[0, 2] = 0
+    whole = weighted_soft_dice(logits, target, weight).item()
+    logits.requires_grad_()
+    weight[0, 0, 0, 0] = 0
+    weighted_soft_dice(logits, target, weight).backward()
+    assert logits.grad is not None
+    probability = torch.softmax(logits.detach(), 1)
+    # Nothing pulls the second structure down but what pulls the first one up.
+    first = logits.grad[0, 1] / probability[0, 1]
+    second = logits.grad[0, 2] / probability[0, 2]
+    background = logits.grad[0, 0] / probability[0, 0]
+    assert torch.allclose(second, background)
+    assert not torch.allclose(second, first)
+    # Where everything is known, it is known to be absent.
+    weight[0, 0, 0, 0] = 1
+    logits.grad = None
+    known = weighted_soft_dice(logits, target, weight)
+    known.backward()
+    assert known.item() == pytest.approx(whole)
+    assert (logits.grad[0, 2] / probability[0, 2] > logits.grad[0, 0] / probability[0, 0]).all()
+
+
 def test_voxels_of_weight_zero_get_no_gradient_and_their_target_does_not_matter() -> None:
     logits, target, weight = example()
     logits.requires_grad_()
