@@ -1,4 +1,4 @@
-"""Taking a case out of a site: image, labels, drawings, its entry in the register of DICOM, and what runs remember.
+"""Taking a case out of a site: image, labels, drawings, its entry in the register of DICOM, and what is remembered.
 
 What a round has learnt from it stays learnt, but no later one rehearses it; a round that is under way and would may
 fail, and is asked for again. The ledger of what came in and left is never changed. Which case goes is written down
@@ -19,7 +19,7 @@ _INTENT = "removing.json"
 
 
 def remove_case(home: SiteHome, store: CaseStore, case_id: str) -> None:
-    """Remove a case with everything that the site's store, register and memories of runs hold of it.
+    """Remove a case with everything that the site's store, register and memories of runs and benches hold of it.
 
     Raises
     ------
@@ -62,6 +62,7 @@ def finish_removal(home: SiteHome, store: CaseStore) -> None:
         with Register(home.site / FOLDER) as register:
             register.forget(case_id)
     # After the store: what a round would remember of it from now on is no longer in there, and is left out.
-    for memory in home.site.glob("runs/[!.]*/memory"):
-        remove_remembered(memory, case_id)
+    for kind in ("runs", "benches"):
+        for memory in home.site.glob(f"{kind}/[!.]*/memory"):
+            remove_remembered(memory, case_id)
     intent.unlink(missing_ok=True)

@@ -236,9 +236,10 @@ class ReplayMemory:
 
     def __init__(self, folder: Path, reservoir: Reservoir, policy: Replay = "reservoir") -> None:
         self._folder = folder
-        self.reservoir = reservoir.forgetting([name for name in reservoir.kept if _was_removed(self._file(name))])
+        self.reservoir = reservoir
         self._policy = policy
         self._loaded: dict[str, Sample] = {}
+        self.forget_removed()
         # Remembered, and never recalled to learn from: they judge what is learnt.
         self.withheld: frozenset[str] = frozenset()
 
@@ -269,6 +270,10 @@ class ReplayMemory:
         """Remember these cases no more; :meth:`discard_unnamed` removes their files."""
         self.reservoir = self.reservoir.forgetting(names)
         self._loaded = {name: kept for name, kept in self._loaded.items() if name not in names}
+
+    def forget_removed(self) -> None:
+        """Remember no more what :func:`remove_remembered` has taken out, in whichever process."""
+        self.forget([name for name in self.reservoir.kept if _was_removed(self._file(name))])
 
     def draw(
         self,

@@ -181,6 +181,7 @@ class Apprentice:
 
     def open(self, desk: Desk, learnt: int) -> None:
         """Begin to learn from the case on the desk, which was predicted when :attr:`learnt` was `learnt`."""
+        self.work.memory.forget_removed()
         self.work.open(desk.session)
         if self.learnt != learnt and not desk.session.steps:
             # The case before was still being learnt when this one was opened.
@@ -243,6 +244,7 @@ class Apprentice:
         scale = None if window.is_whole else intensity_scale(image.array)
         session = self.session(case_id, image, window, scale)
         local = labels[window.slices]
+        self.work.memory.forget_removed()
         self.work.open(session)
         try:
             session.answer(*(SlicePrompt(2, k, np.ascontiguousarray(local[:, :, k])) for k in range(local.shape[2])))
@@ -254,6 +256,7 @@ class Apprentice:
 
     def rehearse(self) -> None:
         """Update from memory, as after every case."""
+        self.work.memory.forget_removed()
         self.work.recall(self.rehearsal)
         self.keep()
 

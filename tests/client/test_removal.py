@@ -38,13 +38,16 @@ def test_a_case_goes_and_the_others_stay(home: SiteHome, store: CaseStore) -> No
     assert store.cases() == ("b",)
 
 
-def remember(home: SiteHome, *runs: str) -> None:
+def remember(home: SiteHome, *runs: str, kind: str = "runs") -> list[ReplayMemory]:
+    found = []
     for run in runs:
-        memory = ReplayMemory(home.site / "runs" / run / "memory", Reservoir(4))
+        memory = ReplayMemory(home.site / kind / run / "memory", Reservoir(4))
+        found.append(memory)
         for case in "ab":
             image = np.ones((2, 3, 4), np.float32)
             target = np.stack([image, 0 * image]).astype(np.float16)
             memory.offer(Sample(case, image, target, image.astype(np.float16)), np.random.default_rng(0))
+    return found
 
 
 def remembered(home: SiteHome, run: str) -> tuple[str, ...]:
@@ -59,6 +62,15 @@ def test_it_goes_from_the_memory_of_every_run_as_well(home: SiteHome, store: Cas
     remember(home, "one", "two")
     remove_case(home, store, "a")
     assert remembered(home, "one") == remembered(home, "two") == ("b",)
+
+
+def test_a_bench_at_work_rehearses_it_no_more(home: SiteHome, store: CaseStore) -> None:
+    (memory,) = remember(home, "anna", kind="benches")
+    remove_case(home, store, "a")
+    assert len(list((home.site / "benches" / "anna" / "memory").glob("*.safetensors"))) == 1
+    memory.forget_removed()
+    assert memory.recalled == ("b",)
+    assert {sample.case_id for sample in memory.draw(8, np.random.default_rng(0))} == {"b"}
 
 
 @pytest.mark.parametrize("where", ["marked", "one run"])
