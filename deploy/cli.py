@@ -74,10 +74,20 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     shape: options.Shape = "40,48,40",
     rounds: Annotated[int, typer.Option(help="Rounds of the federation.")] = 5,
     strategy: Annotated[
-        str, typer.Option(help="fedavg, fedprox, fedadam, fedyogi, fedavgm, fedmedian, fedtrimmedavg or krum.")
+        str,
+        typer.Option(
+            help="How weights are combined, and what stays at sites: fedavg, fedprox, fedadam, fedyogi, fedavgm, "
+            "fedmedian, fedtrimmedavg, krum, fedbn or fedper."
+        ),
     ] = "fedavg",
     strategy_option: Annotated[
         list[str] | None, typer.Option(help="A setting of the strategy, as name=value. May be repeated.")
+    ] = None,
+    weighting: Annotated[
+        str, typer.Option(help="How much a site counts: examples, equal, effort, trust, worst-site, afl or qffl.")
+    ] = "examples",
+    weighting_option: Annotated[
+        list[str] | None, typer.Option(help="A setting of the weighting, as name=value. May be repeated.")
     ] = None,
     compare: Annotated[
         str | None,
@@ -122,6 +132,8 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             "rounds": rounds,
             "strategy": strategy,
             "strategy_options": options.pairs(strategy_option, "--strategy-option"),
+            "weighting": weighting,
+            "weighting_options": options.pairs(weighting_option, "--weighting-option"),
             # What somebody says of a single field goes before what a name stands for.
             "plan": presets.preset(presets.AUGMENT, augment, "--augment")
             | presets.preset(presets.MEMORY, memory, "--memory")

@@ -63,6 +63,8 @@ class ArmRun:
         Of all rounds, with round 0.
     strategy, strategy_options
         How weights are combined; plain averaging where there is one site only.
+    weighting, weighting_options
+        How much each site counts.
     engine, device
         Where it runs.
     evaluate_every
@@ -85,6 +87,8 @@ class ArmRun:
     plan: RoundPlan
     strategy: str = "fedavg"
     strategy_options: Mapping[str, float | int] | None = None
+    weighting: str = "examples"
+    weighting_options: Mapping[str, float | int] = field(default_factory=dict)
     engine: str = "inprocess"
     device: str = "auto"
     evaluate_every: int = 0
@@ -269,6 +273,8 @@ def _runs(out: Path, settings: SimulationSettings, federation: Federation, label
                     plan=settings.round_plan(arm, seed, run=name, round=0, labels=labels),
                     strategy=settings.strategy if combined else "fedavg",
                     strategy_options=settings.strategy_options if combined or settings.strategy == "fedavg" else None,
+                    weighting=settings.weighting if combined else "examples",
+                    weighting_options=settings.weighting_options if combined else {},
                     engine=settings.engine,
                     device=settings.device,
                     examples=arm == settings.arms[0] and seed == settings.seeds[0],

@@ -225,6 +225,8 @@ def _write_run(run: ArmRun, out: Path, dataset: Dataset, *, elsewhere: bool) -> 
         "plan": run.plan.model_dump(mode="json"),
         "strategy": run.strategy,
         "strategy_options": run.strategy_options or {},
+        "weighting": run.weighting,
+        "weighting_options": dict(run.weighting_options),
         "engine": run.engine,
         "device": run.device,
         "evaluate_every": run.evaluate_every,

@@ -11,6 +11,7 @@ from wardround.errors import PlanError, UsageError
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.plan import LabelKind, RoundPlan
 
+from wardround.strategies.weighting import check_weighable, make_weighting
 Arm = Literal["federated", "dense", "proxy", "slices-only", "pooled", "local"]
 ARMS: tuple[Arm, ...] = ("federated", "dense", "proxy", "slices-only", "pooled", "local")
 
@@ -176,6 +177,8 @@ class SimulationSettings(ExperimentSettings):
         Which of :data:`ARMS` to run.
     engine
         ``inprocess`` or ``ray``.
+    weighting, weighting_options
+        As in :func:`wardround.strategies.weighting.make_weighting`.
     site_prompts
         Site → the kind of label that its people give, where it is another than the plan asks for: ``dense``, or one of
         the plan's `prompts`. In the arm *dense* every site gives dense labels all the same.
@@ -195,6 +198,8 @@ class SimulationSettings(ExperimentSettings):
     engine: Literal["inprocess", "ray"] = "inprocess"
     site_prompts: dict[str, LabelKind] = Field(default_factory=dict)
 
+    weighting: str = "examples"
+    weighting_options: dict[str, float | int] = Field(default_factory=dict)
     @field_validator("arms")
     @classmethod
     def _arms_once(cls, values: tuple[Arm, ...]) -> tuple[Arm, ...]:
@@ -253,7 +258,8 @@ def settings_from(values: Mapping[str, object]) -> SimulationSettings:
     """
     settings = validated(SimulationSettings, values)
     plan = settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
-    make_strategy(settings.strategy, **settings.strategy_options)
+    strategy = make_strategy(settings.strategy, **settings.strategy_options)
+    check_weighable(strategy, make_weighting(settings.weighting, **settings.weighting_options))
     check_what_torch_knows(settings, [plan])
     return settings
 

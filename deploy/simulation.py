@@ -39,6 +39,7 @@ from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import RoundPlan
+from wardround.strategies.weighting import make_weighting
 
 _LOCK_PATIENCE_S = 20.0
 
@@ -55,6 +56,8 @@ class Arm:
     plan: RoundPlan
     strategy: str
     strategy_options: Mapping[str, float]
+    weighting: str
+    weighting_options: Mapping[str, float]
     engine: str
     device: str
     evaluate_every: int
@@ -82,6 +85,8 @@ class Arm:
                 plan=RoundPlan.model_validate(content["plan"]),
                 strategy=content["strategy"],
                 strategy_options=content["strategy_options"],
+                weighting=content.get("weighting", "examples"),
+                weighting_options=content.get("weighting_options", {}),
                 engine=content["engine"],
                 device=content["device"],
                 evaluate_every=content.get("evaluate_every", 0),
@@ -167,6 +172,7 @@ def run_loop(
             site_name=site_name,
             on_event=on_event,
             stop=stop,
+            weighting=make_weighting(arm.weighting, **arm.weighting_options),
         )
 
 

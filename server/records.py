@@ -124,6 +124,10 @@ class RoundRecord:
         Of every site that has to answer for something, after this round.
     attempts
         How often the round was tried until it was closed.
+    shares
+        Site → its share of the combined weights, 0 … 1, where a rule of weighting was asked for.
+    remembered
+        What that rule carries on, by site; empty for a rule without a memory.
     """
 
     round: int
@@ -136,6 +140,8 @@ class RoundRecord:
     late: Mapping[str, LateReport] = field(default_factory=dict)
     standing: Mapping[str, Standing] = field(default_factory=dict)
     attempts: int = 1
+    shares: Mapping[str, float] = field(default_factory=dict)
+    remembered: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:
@@ -180,6 +186,8 @@ def read_round(folder: Path, number: int) -> RoundRecord:
             {site: _late(late) for site, late in body.get("late", {}).items()},
             {site: Standing(**standing) for site, standing in body.get("standing", {}).items()},
             body.get("attempts", 1),
+            body.get("shares", {}),
+            body.get("remembered", {}),
         )
 
 

@@ -23,6 +23,7 @@ from wardround.strategies.catalogue import describe, load_strategy_state
 from wardround.strategies.combine import conform
 from wardround.strategies.contract import Metrics, Weights
 from wardround.strategies.plan import RoundPlan
+from wardround.strategies.weighting import BY_EXAMPLES, Weighting, check_weighable
 
 __all__ = ["Event", "LoopSettings", "RunResult", "run_rounds"]
 
@@ -58,6 +59,7 @@ def run_rounds(  # noqa: PLR0917
     on_event: Callable[[Event], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     pace: Pace | None = None,
+    weighting: Weighting = BY_EXAMPLES,
 ) -> RunResult:
     """Run a federation to its last round, or go on with one that the journal has begun.
 
@@ -84,6 +86,8 @@ def run_rounds(  # noqa: PLR0917
         Looked at between any two messages; when it says so, the run ends with `Interrupted`.
     pace
         How to wait; for tests.
+    weighting
+        How much each site counts.
 
     Returns
     -------
@@ -97,6 +101,8 @@ def run_rounds(  # noqa: PLR0917
         rounds, and the updates that were accepted in the open one.
     PlanError
         If the run was begun with other settings, or the plans contradict the settings.
+    UsageError
+        If the strategy does not look at how much a site counts, and a weighting was asked for.
     StorageError
         If the journal cannot be written or read.
     Interrupted
@@ -112,12 +118,16 @@ def run_rounds(  # noqa: PLR0917
         on_event or (lambda event: None),
         stop,
         pace or Pace(),
+        weighting,
     )
+    check_weighable(strategy, weighting)
     journal.begin(
         {
             "plan": desk.plan(1).model_dump(mode="json", exclude={"round", "deadline_s"}),
             "strategy": describe(strategy),
             "initial-weights": weights_digest(initial),
+            # Not a word of it where nobody asked: runs of earlier versions go on.
+            **({} if weighting.plain else {"weighting": weighting.describe()}),
         }
     )
     memory = Memory()

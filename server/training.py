@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
 
@@ -14,9 +14,19 @@ from wardround.server.journal import LateReport, RoundRecord, Standing
 from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined
 from wardround.strategies.catalogue import forget_arrays, strategy_state
-from wardround.strategies.contract import NUM_EXAMPLES, Weights, arrays_in, metrics_in, record_digest, weights_to_record
+from wardround.strategies.codecs.record import PLAIN, Baseline, write_down
+from wardround.strategies.contract import (
+    ARRAYS,
+    NUM_EXAMPLES,
+    Weights,
+    arrays_in,
+    metrics_in,
+    record_digest,
+    weights_to_record,
+)
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.streaming import combine_streaming
+from wardround.strategies.weighting import Voice, weigh
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +71,22 @@ class Memory:
         Digest of the weights that this process gave the sites, by round.
     unanswered
         Messages that have no answer yet, by identity. A process that is started again cannot ask for these any more.
+    baselines
+        What answers are measured from, by round, where the plan has a codec.
+    remembered
+        What the rule of weighting carries on, by site.
     """
 
     standing: Mapping[str, Standing] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     given: dict[int, str] = field(default_factory=dict)
     unanswered: dict[str, Asked] = field(default_factory=dict)
+    baselines: dict[int, Baseline] = field(default_factory=dict)
+    remembered: Mapping[str, float] = field(default_factory=dict)
 
     def learn(self, record: RoundRecord) -> None:
         """Take in a closed round."""
-        self.standing = record.standing
+        self.standing, self.remembered = record.standing, record.remembered
         reports = [*record.sites.values(), *(late.report for late in record.late.values() if late.report)]
         self.seen |= {one.weights_digest for one in reports if one.weights_digest}
 
@@ -116,6 +132,10 @@ class _Attempt:
         self._number = plan.round
         self._refused: dict[str, str] = {}
         self._missing: dict[str, str] = {}
+        self._sent: ArrayRecord | None = None
+        if (plan.codec, plan.codec_down) != ("none", "none"):
+            self._sent = write_down(weights, plan.codec_down)
+            memory.baselines[plan.round] = Baseline.of(weights, self._sent, plan.codec, plan.codec_down)
         self._blamed: set[str] = set()
         self._lost: set[str] = set()
         self._left = desk.settings.retries
@@ -217,8 +237,15 @@ class _Attempt:
     def close(self) -> tuple[RoundRecord, Weights]:
         """Combine what was accepted and write it into the journal."""
         desk, memory, number = self._desk, self._memory, self._number
-        updates = self._spool.updates()
-        combined = combine_streaming(desk.strategy, number, updates, self._weights)
+        counted = updates = self._spool.updates()
+        shares: Mapping[str, float] = {}
+        remembered: Mapping[str, float] = {}
+        if not desk.weighting.plain:
+            voices = [Voice(one.site, one.report.metrics, self._staleness(one.round)) for one in updates]
+            weighed = weigh(desk.weighting, voices, memory.remembered)
+            shares, remembered = weighed.by_site(voices), weighed.memory
+            counted = [replace(one, examples=share) for one, share in zip(updates, weighed.shares, strict=True)]
+        combined = combine_streaming(desk.strategy, number, counted, self._weights)
         for one in updates:
             if one.round != number:
                 self._late[one.site] = LateReport(one.round, one.examples, "", one.report)
@@ -236,6 +263,8 @@ class _Attempt:
             attempts=self._spool.failed + 1,
         )
         desk.journal.write(record, combined, strategy_state(desk.strategy))
+            shares=shares,
+            remembered=remembered,
         memory.learn(record)
         counts = {"sites": len(sites), "refused": len(record.refused), "missing": len(record.missing)}
         desk.tell("round-end", number, metrics={**counts, "seconds": desk.pace.now() - began})
@@ -243,6 +272,11 @@ class _Attempt:
 
     def _answered(self) -> set[str]:
         return {one.site for one in self._spool.updates() if one.round == self._number}
+    def _staleness(self, round: int) -> float:
+        """By how much an update counts less that was asked for in this round."""
+        late = self._number - round
+        return self._desk.settings.staleness_weight(late) if late else 1.0
+
 
     def _messages(
         self, roster: Mapping[int, str], answered: set[str], only: Container[str] | None = None
@@ -291,22 +325,28 @@ class _Attempt:
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
+    def _encoded(self, content: RecordDict) -> RecordDict:
+        """A strategy's message with its weights as the plan's codec has them."""
+        if self._sent is None or ARRAYS not in content:
+            return content
+        return RecordDict({name: self._sent if name == ARRAYS else other for name, other in content.items()})
+
         seconds = desk.pace.now() - asked.since
-        refusal = desk.refusal(answer, site, asked.round, "train", self._weights)
+        baseline = self._memory.baselines.get(asked.round) or Baseline(self._weights, self._weights, PLAIN)
+        refusal = desk.refusal(answer, site, asked.round, "train", baseline.given, baseline.allowed)
         if refusal is None and answer.reply is not None:
             content = answer.reply.content
             about = report(content, asked.bytes_down, seconds)
-            # Who has learnt nothing sends back what it was given.
-            if about.weights_digest in self._memory.seen and about.weights_digest != self._memory.given[asked.round]:
+            if self._is_replayed(asked.round, about.weights_digest, arrays_in(content), baseline):
                 logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
                 refusal = Refusal("replayed", absent=False, blameless=False)
             else:
                 examples = metrics_in(content)[NUM_EXAMPLES]
                 assert isinstance(examples, (int, float))
                 rounds_late = number - asked.round
-                weight = examples * desk.settings.staleness_weight(rounds_late) if rounds_late else examples
+                weight = examples * self._staleness(asked.round) if rounds_late else examples
                 arrays = arrays_in(content)
-                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about):
+                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about, baseline.read):
                     if not rounds_late:
                         self._refused.pop(site, None)
                         self._missing.pop(site, None)
@@ -331,6 +371,13 @@ class _Attempt:
 
 def _start(plan: RoundPlan, weights: Weights) -> str:
     """What an update of this round depends on. A deadline may differ where a run is resumed."""
+    def _is_replayed(self, round: int, weights_digest: str, arrays: ArrayRecord, baseline: Baseline) -> bool:
+        """Whether these arrays were sent before. Who has learnt nothing sends back what it was given."""
+        if weights_digest not in self._memory.seen or weights_digest == self._memory.given[round]:
+            return False
+        # What did not change looks the same in every round, written as a change.
+        return baseline.allowed == PLAIN or not baseline.is_unchanged(arrays)
+
     digest = hashlib.sha256(plan.model_dump_json(exclude={"deadline_s"}).encode())
     digest.update(weights_digest(weights).encode())
     return digest.hexdigest()

@@ -4,7 +4,6 @@ The arithmetic is Flower's. What is ours is the defaults, the refusal of options
 strategy that must survive a restart.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,9 @@ from flwr.serverapp.strategy import (
 
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
+from wardround.strategies.local_keys import HEAD, NORMALISATION
+from wardround.strategies.options import Option as _Option
+from wardround.strategies.options import chosen
 
 _COMMON: Mapping[str, Any] = {
     "fraction_train": 1.0,
@@ -39,31 +41,16 @@ _COMMON: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class _Option:
-    """A number between `low` and `high`, both included."""
-
-    default: float | int
-    low: float
-    high: float
-
-    def check(self, strategy: str, name: str, value: object) -> float | int:
-        whole = isinstance(self.default, int)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UsageError(f"{strategy}: {name} must be a number", f"it is {value!r}", "give a number")
-        if not (self.low <= value <= self.high and math.isfinite(value)) or (whole and value != int(value)):
-            kind = "a whole number" if whole else "a number"
-            raise UsageError(
-                f"{strategy}: {name} cannot be {value!r}",
-                f"it must be {kind} between {self.low:g} and {self.high:g}",
-                f"the default is {self.default:g}",
-            )
-        return int(value) if whole else float(value)
+class _Entry:
+    """How a strategy is built, with its options; and what it asks of the sites, as fields of the plan.
 
 
 @dataclass(frozen=True)
 class _Entry:
     build: Callable[..., Strategy]
     options: Mapping[str, _Option] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, _Option] = field(default_factory=dict)
 
 
 _OPTIMISER = {
@@ -129,17 +116,29 @@ def make_strategy(name: str, **options: float | int) -> Strategy:
         entry = _CATALOGUE[name]
     except KeyError:
         raise UsageError(
+    entry, values = _chosen(name, options)
+    return entry.build(**_COMMON, **{key: values[key] for key in entry.options})
+
+
+def plan_fields(name: str, **options: float | int) -> dict[str, Any]:
+    """The fields of a plan that a strategy asks of the sites; what somebody says of a single field goes before them.
+
+    Raises
+    ------
+    UsageError
+        As :func:`make_strategy`.
+    """
+    entry, values = _chosen(name, options)
+    return {**entry.plan, **{key: values[key] for key in entry.asked}}
+
+
+def _chosen(name: str, options: Mapping[str, object]) -> tuple[_Entry, dict[str, float | int]]:
+    """A strategy's entry, and every option of it, as given or by default."""
             f"there is no strategy called {name!r}",
             "the catalogue does not hold it",
             f"choose one of {', '.join(names())}",
         ) from None
-    unknown = sorted(set(options) - set(entry.options))
-    if unknown:
-        raise UsageError(
-            f"{name} has no option {unknown[0]!r}", f"it knows {', '.join(entry.options) or 'none'}", "remove it"
-        )
-    values = {key: option.check(name, key, options.get(key, option.default)) for key, option in entry.options.items()}
-    return entry.build(**_COMMON, **values)
+    return entry, chosen(name, {**entry.options, **entry.asked}, options)
 
 
 def describe(strategy: Strategy) -> dict[str, bool | int | float | str]:

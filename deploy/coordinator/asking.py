@@ -18,6 +18,7 @@ def run_settings(
     plan: Mapping[str, Any],
     loop: Mapping[str, Any],
     strategy: Mapping[str, Any],
+    weighting: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the settings of a run together, and check them as the ServerApp will.
 
@@ -29,8 +30,8 @@ def run_settings(
         What has an option of its own; names with dashes.
     plan, loop
         Further fields of the plan, and settings of the round loop; they win.
-    strategy
-        Options of the strategy.
+    strategy, weighting
+        Options of the strategy, and of the rule of weighting.
 
     Returns
     -------
@@ -44,6 +45,7 @@ def run_settings(
     """
     given = {**_dashed(plan), **_dashed(loop)}
     given |= {f"strategy-options.{name}": value for name, value in _dashed(strategy).items()}
+    given |= {f"weighting-options.{name}": value for name, value in _dashed(weighting or {}).items()}
     if ours := sorted(given.keys() & _SET_BY_US):
         raise UsageError(f"{ours[0]} cannot be set", "the coordinator sets it", "leave it out")
     # As it will be read again: JSON knows lists and no tuples.

@@ -197,10 +197,20 @@ def run(  # noqa: PLR0917 - one parameter an option
     labels: Annotated[int, typer.Option(help="Number of classes, background included.", min=2)] = 3,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.", min=0)] = 0,
     strategy: Annotated[
-        str, typer.Option(help="fedavg, fedprox, fedadam, fedyogi, fedavgm, fedmedian, fedtrimmedavg or krum.")
+        str,
+        typer.Option(
+            help="How weights are combined, and what stays at sites: fedavg, fedprox, fedadam, fedyogi, fedavgm, "
+            "fedmedian, fedtrimmedavg, krum, fedbn or fedper."
+        ),
     ] = "fedavg",
     strategy_option: Annotated[
         list[str] | None, typer.Option(help="A setting of the strategy, as name=value. May be repeated.")
+    ] = None,
+    weighting: Annotated[
+        str, typer.Option(help="How much a site counts: examples, equal, effort, trust, worst-site, afl or qffl.")
+    ] = "examples",
+    weighting_option: Annotated[
+        list[str] | None, typer.Option(help="A setting of the weighting, as name=value. May be repeated.")
     ] = None,
     quorum: Annotated[
         int | None, typer.Option(help="Sites that a round needs [default: of the coordinator].", min=1)
@@ -243,12 +253,14 @@ def run(  # noqa: PLR0917 - one parameter an option
                 "seed": seed,
                 "deadline-s": deadline,
                 "strategy": strategy,
+                "weighting": weighting,
                 "quorum": place.settings.quorum if quorum is None else quorum,
                 "evaluate-every": evaluate_every,
             },
             plan=options.pairs(plan, "--plan"),
             loop=options.pairs(setting, "--setting"),
             strategy=options.pairs(strategy_option, "--strategy-option"),
+            weighting=options.pairs(weighting_option, "--weighting-option"),
         )
         found = runs.create(place, name, settings, _now())
     serving = place.is_serving()
