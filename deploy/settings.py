@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.plan import LabelKind, RoundPlan
-
 from wardround.strategies.weighting import check_weighable, make_weighting
+
 Arm = Literal["federated", "dense", "proxy", "slices-only", "pooled", "local"]
 ARMS: tuple[Arm, ...] = ("federated", "dense", "proxy", "slices-only", "pooled", "local")
 
@@ -173,12 +173,12 @@ class SimulationSettings(ExperimentSettings):
         Rounds of the federation; the streamed cases are dealt over them evenly.
     strategy, strategy_options
         As in :func:`wardround.strategies.catalogue.make_strategy`.
+    weighting, weighting_options
+        As in :func:`wardround.strategies.weighting.make_weighting`.
     arms
         Which of :data:`ARMS` to run.
     engine
         ``inprocess`` or ``ray``.
-    weighting, weighting_options
-        As in :func:`wardround.strategies.weighting.make_weighting`.
     site_prompts
         Site → the kind of label that its people give, where it is another than the plan asks for: ``dense``, or one of
         the plan's `prompts`. In the arm *dense* every site gives dense labels all the same.
@@ -194,12 +194,12 @@ class SimulationSettings(ExperimentSettings):
     rounds: int = Field(5, ge=1, le=100_000)
     strategy: str = "fedavg"
     strategy_options: dict[str, float | int] = Field(default_factory=dict)
+    weighting: str = "examples"
+    weighting_options: dict[str, float | int] = Field(default_factory=dict)
     arms: tuple[Arm, ...] = ("federated",)
     engine: Literal["inprocess", "ray"] = "inprocess"
     site_prompts: dict[str, LabelKind] = Field(default_factory=dict)
 
-    weighting: str = "examples"
-    weighting_options: dict[str, float | int] = Field(default_factory=dict)
     @field_validator("arms")
     @classmethod
     def _arms_once(cls, values: tuple[Arm, ...]) -> tuple[Arm, ...]:

@@ -7,10 +7,10 @@ with dashes, besides
 ``output``             folder of the journal; a run that finds one there goes on with it
 ``strategy``           name in :mod:`wardround.strategies.catalogue`, ``fedavg`` if absent
 ``strategy-options``   a table of its options
-``quorum``             sites that a round needs, 1 if absent
 ``weighting``          how much each site counts: a rule of :mod:`wardround.strategies.weighting`; ``examples`` if
                        absent
 ``weighting-options``  a table of its options
+``quorum``             sites that a round needs, 1 if absent
 ``evaluate-every``     rounds between evaluations; 0, if absent, means only after the last
 ``late``               ``refuse``, if absent: a reply that comes after its round was closed is not looked for, and its
                        site is asked anew. ``use``: the site is left alone until it answers, and its update counts in
@@ -54,9 +54,9 @@ from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.contract import Weights
 from wardround.strategies.plan import RoundPlan, plan_from_flat
+from wardround.strategies.weighting import Weighting, check_weighable, make_weighting
 
 logger = logging.getLogger(__name__)
-from wardround.strategies.weighting import Weighting, check_weighable, make_weighting
 
 RUN_FOLDER = "run-folder"
 REQUEST = "request.json"
@@ -65,9 +65,9 @@ ERROR = "error.json"
 _OPTION, _WEIGHTING_OPTION = "strategy-options.", "weighting-options."
 _DEFAULTS: Mapping[str, str | int | float] = {
     "strategy": "fedavg",
+    "weighting": "examples",
     "output": "",
     "quorum": 1,
-    "weighting": "examples",
     "evaluate-every": 0,
     "late": "refuse",
     "staleness-exponent": 0.5,
@@ -94,10 +94,10 @@ class RunSettings:
         How the rounds run.
     strategy
         Fresh.
-    output
-        Folder of the journal.
     weighting
         How much each site counts.
+    output
+        Folder of the journal.
     keep
         Last rounds whose weights are kept.
     """
@@ -105,9 +105,9 @@ class RunSettings:
     plan: RoundPlan
     loop: LoopSettings
     strategy: Strategy
+    weighting: Weighting
     output: Path
     keep: int
-    weighting: Weighting
 
     def plan_of(self, number: int) -> RoundPlan:
         """The plan of one round."""
@@ -125,14 +125,14 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
     plan: dict[str, object] = {"run": "run", "seed": 0}
     loop: dict[str, Any] = dict(_DEFAULTS)
     options: dict[str, object] = {}
+    weighting_options: dict[str, object] = {}
     for name, value in config.items():
         if name.startswith(_OPTION):
-    weighting_options: dict[str, object] = {}
             options[name.removeprefix(_OPTION).replace("-", "_")] = value
-        elif name in loop:
-            loop[name] = _of_type(name, value, type(_DEFAULTS[name]))
         elif name.startswith(_WEIGHTING_OPTION):
             weighting_options[name.removeprefix(_WEIGHTING_OPTION).replace("-", "_")] = value
+        elif name in loop:
+            loop[name] = _of_type(name, value, type(_DEFAULTS[name]))
         elif name != RUN_FOLDER and not name.startswith("site-"):
             plan[name] = value
     if "round" in plan:
@@ -141,8 +141,7 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
         raise PlanError("the run has no folder for its journal", "output is not set", "set output to a folder")
     if loop["keep-rounds"] < 1:
         raise PlanError("keep-rounds cannot be used", "it is below 1", "keep the weights of one round at least")
-    asked = plan_fields(loop["strategy"], **options)  # type: ignore[arg-type]  # it checks them
-    first = plan_from_flat({**{name.replace("_", "-"): value for name, value in asked.items()}, **plan, "round": 1})
+    first = plan_from_flat({**plan, "round": 1})
     strategy = make_strategy(loop["strategy"], **options)  # type: ignore[arg-type]  # make_strategy checks them
     weighting = make_weighting(loop["weighting"], **weighting_options)
     check_weighable(strategy, weighting)
@@ -210,15 +209,15 @@ def initial_weights(plan: RoundPlan) -> Weights:
     Where operators of sites' generators are shared, they are among them.
     """
     # Imported here: torch takes seconds, and a run configuration that cannot work is refused before.
-    from wardround.models.travelling import travelling
+    from wardround.models.catalogue import architecture, build
+    from wardround.models.searched import SearchedGenerator, SearchedSettings
+    from wardround.models.weights import OPERATORS, weights_of
 
-    return travelling(
-        plan.model,
-        plan.labels,
-        plan.seed,
-        operators=plan.share_knobs,
-        staying=lambda names: staying(names, plan.local_keys),
-    )
+    weights = weights_of(build(plan.model, plan.labels, plan.seed))
+    if plan.share_knobs:
+        settings = SearchedSettings(architecture(plan.model).dimensions, plan.labels)
+        weights[OPERATORS] = SearchedGenerator(settings, plan.seed).architecture.detach().numpy()
+    return weights
 
 
 def site_names(grid: Grid) -> dict[int, str]:
@@ -250,6 +249,7 @@ def main(grid: Grid, context: Context) -> None:
                 site_name=name,
                 on_event=_log,
                 stop=lambda: bool(folder) and not is_wanted(Path(folder)),
+                weighting=settings.weighting,
             )
 
 
@@ -257,7 +257,6 @@ def main(grid: Grid, context: Context) -> None:
 def _telling(folder: Path | None) -> Iterator[None]:
     """Log an error of ours, and leave it in the folder of the run for whoever looks after it."""
     if folder is not None:
-                weighting=settings.weighting,
         (folder / ERROR).unlink(missing_ok=True)
     try:
         yield

@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -18,8 +18,8 @@ from wardround.server.settings import LoopSettings
 from wardround.strategies.contract import Metrics, Weights, arrays_in, digest, metrics_in, record_digest
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.validation import Kind, RefusedReply, absence, check_origin, check_reply, is_lost
-
 from wardround.strategies.weighting import BY_EXAMPLES, Weighting
+
 logger = logging.getLogger(__name__)
 
 # A message must outlive the wait for its reply, however far apart the clocks are.
@@ -93,8 +93,8 @@ class Desk:
     on_event: Callable[[Event], None]
     stop: Callable[[], bool]
     pace: Pace
-
     weighting: Weighting = BY_EXAMPLES
+
     def plan(self, number: int) -> RoundPlan:
         """The plan of a round.
 
@@ -132,15 +132,7 @@ class Desk:
         ttl = rounds * settings.deadline_s + settings.retries * settings.retry_wait_s + _TTL_MARGIN_S
         return Message(content, node, _TYPES[kind], ttl=ttl, group_id=str(number))
 
-    def refusal(  # noqa: PLR0917
-        self,
-        answer: Answer,
-        site: str,
-        number: int,
-        kind: Kind,
-        weights: Weights,
-        formats: frozenset[str] = PLAIN,
-    ) -> Refusal | None:
+    def refusal(self, answer: Answer, site: str, number: int, kind: Kind, weights: Weights) -> Refusal | None:
         """Judge an answer; None if it keeps the contract.
 
         Parameters
@@ -167,7 +159,7 @@ class Desk:
                 logger.warning("round %d: site %s does not take part (%s)", number, site, reason)
                 return Refusal(reason, absent=True, blameless=True, lost=is_lost(answer.reply))
             check_origin(answer.reply, str(number), _TYPES[kind])
-            check_reply(answer.reply, weights, replace(self.settings.limits, formats=formats), kind)
+            check_reply(answer.reply, weights, self.settings.limits, kind)
         except RefusedReply as error:
             logger.warning("round %d: refused the reply of site %s (%s): %s", number, site, error.code, error)
             lost = answer.reply is not None and is_lost(answer.reply)

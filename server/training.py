@@ -14,16 +14,7 @@ from wardround.server.journal import LateReport, RoundRecord, Standing
 from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined
 from wardround.strategies.catalogue import forget_arrays, strategy_state
-from wardround.strategies.codecs.record import PLAIN, Baseline, write_down
-from wardround.strategies.contract import (
-    ARRAYS,
-    NUM_EXAMPLES,
-    Weights,
-    arrays_in,
-    metrics_in,
-    record_digest,
-    weights_to_record,
-)
+from wardround.strategies.contract import NUM_EXAMPLES, Weights, arrays_in, metrics_in, record_digest, weights_to_record
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.streaming import combine_streaming
 from wardround.strategies.weighting import Voice, weigh
@@ -71,8 +62,6 @@ class Memory:
         Digest of the weights that this process gave the sites, by round.
     unanswered
         Messages that have no answer yet, by identity. A process that is started again cannot ask for these any more.
-    baselines
-        What answers are measured from, by round, where the plan has a codec.
     remembered
         What the rule of weighting carries on, by site.
     """
@@ -81,7 +70,6 @@ class Memory:
     seen: set[str] = field(default_factory=set)
     given: dict[int, str] = field(default_factory=dict)
     unanswered: dict[str, Asked] = field(default_factory=dict)
-    baselines: dict[int, Baseline] = field(default_factory=dict)
     remembered: Mapping[str, float] = field(default_factory=dict)
 
     def learn(self, record: RoundRecord) -> None:
@@ -132,10 +120,6 @@ class _Attempt:
         self._number = plan.round
         self._refused: dict[str, str] = {}
         self._missing: dict[str, str] = {}
-        self._sent: ArrayRecord | None = None
-        if (plan.codec, plan.codec_down) != ("none", "none"):
-            self._sent = write_down(weights, plan.codec_down)
-            memory.baselines[plan.round] = Baseline.of(weights, self._sent, plan.codec, plan.codec_down)
         self._blamed: set[str] = set()
         self._lost: set[str] = set()
         self._left = desk.settings.retries
@@ -261,22 +245,22 @@ class _Attempt:
             late=dict(sorted(self._late.items())),
             standing=judge(memory.standing, number, sites.keys(), self._blamed, desk.settings),
             attempts=self._spool.failed + 1,
-        )
-        desk.journal.write(record, combined, strategy_state(desk.strategy))
             shares=shares,
             remembered=remembered,
+        )
+        desk.journal.write(record, combined, strategy_state(desk.strategy))
         memory.learn(record)
         counts = {"sites": len(sites), "refused": len(record.refused), "missing": len(record.missing)}
         desk.tell("round-end", number, metrics={**counts, "seconds": desk.pace.now() - began})
         return record, combined
 
-    def _answered(self) -> set[str]:
-        return {one.site for one in self._spool.updates() if one.round == self._number}
     def _staleness(self, round: int) -> float:
         """By how much an update counts less that was asked for in this round."""
         late = self._number - round
         return self._desk.settings.staleness_weight(late) if late else 1.0
 
+    def _answered(self) -> set[str]:
+        return {one.site for one in self._spool.updates() if one.round == self._number}
 
     def _messages(
         self, roster: Mapping[int, str], answered: set[str], only: Container[str] | None = None
@@ -325,19 +309,13 @@ class _Attempt:
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
-    def _encoded(self, content: RecordDict) -> RecordDict:
-        """A strategy's message with its weights as the plan's codec has them."""
-        if self._sent is None or ARRAYS not in content:
-            return content
-        return RecordDict({name: self._sent if name == ARRAYS else other for name, other in content.items()})
-
         seconds = desk.pace.now() - asked.since
-        baseline = self._memory.baselines.get(asked.round) or Baseline(self._weights, self._weights, PLAIN)
-        refusal = desk.refusal(answer, site, asked.round, "train", baseline.given, baseline.allowed)
+        refusal = desk.refusal(answer, site, asked.round, "train", self._weights)
         if refusal is None and answer.reply is not None:
             content = answer.reply.content
             about = report(content, asked.bytes_down, seconds)
-            if self._is_replayed(asked.round, about.weights_digest, arrays_in(content), baseline):
+            # Who has learnt nothing sends back what it was given.
+            if about.weights_digest in self._memory.seen and about.weights_digest != self._memory.given[asked.round]:
                 logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
                 refusal = Refusal("replayed", absent=False, blameless=False)
             else:
@@ -346,7 +324,7 @@ class _Attempt:
                 rounds_late = number - asked.round
                 weight = examples * self._staleness(asked.round) if rounds_late else examples
                 arrays = arrays_in(content)
-                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about, baseline.read):
+                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about):
                     if not rounds_late:
                         self._refused.pop(site, None)
                         self._missing.pop(site, None)
@@ -371,13 +349,6 @@ class _Attempt:
 
 def _start(plan: RoundPlan, weights: Weights) -> str:
     """What an update of this round depends on. A deadline may differ where a run is resumed."""
-    def _is_replayed(self, round: int, weights_digest: str, arrays: ArrayRecord, baseline: Baseline) -> bool:
-        """Whether these arrays were sent before. Who has learnt nothing sends back what it was given."""
-        if weights_digest not in self._memory.seen or weights_digest == self._memory.given[round]:
-            return False
-        # What did not change looks the same in every round, written as a change.
-        return baseline.allowed == PLAIN or not baseline.is_unchanged(arrays)
-
     digest = hashlib.sha256(plan.model_dump_json(exclude={"deadline_s"}).encode())
     digest.update(weights_digest(weights).encode())
     return digest.hexdigest()

@@ -24,7 +24,6 @@ from flwr.serverapp.strategy import (
 
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
-from wardround.strategies.local_keys import HEAD, NORMALISATION
 from wardround.strategies.options import Option as _Option
 from wardround.strategies.options import chosen
 
@@ -42,15 +41,8 @@ _COMMON: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class _Entry:
-    """How a strategy is built, with its options; and what it asks of the sites, as fields of the plan.
-
-
-@dataclass(frozen=True)
-class _Entry:
     build: Callable[..., Strategy]
     options: Mapping[str, _Option] = field(default_factory=dict)
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    asked: Mapping[str, _Option] = field(default_factory=dict)
 
 
 _OPTIMISER = {
@@ -116,29 +108,12 @@ def make_strategy(name: str, **options: float | int) -> Strategy:
         entry = _CATALOGUE[name]
     except KeyError:
         raise UsageError(
-    entry, values = _chosen(name, options)
-    return entry.build(**_COMMON, **{key: values[key] for key in entry.options})
-
-
-def plan_fields(name: str, **options: float | int) -> dict[str, Any]:
-    """The fields of a plan that a strategy asks of the sites; what somebody says of a single field goes before them.
-
-    Raises
-    ------
-    UsageError
-        As :func:`make_strategy`.
-    """
-    entry, values = _chosen(name, options)
-    return {**entry.plan, **{key: values[key] for key in entry.asked}}
-
-
-def _chosen(name: str, options: Mapping[str, object]) -> tuple[_Entry, dict[str, float | int]]:
-    """A strategy's entry, and every option of it, as given or by default."""
             f"there is no strategy called {name!r}",
             "the catalogue does not hold it",
             f"choose one of {', '.join(names())}",
         ) from None
-    return entry, chosen(name, {**entry.options, **entry.asked}, options)
+    values = chosen(name, entry.options, options)
+    return entry.build(**_COMMON, **values)
 
 
 def describe(strategy: Strategy) -> dict[str, bool | int | float | str]:
