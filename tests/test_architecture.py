@@ -48,7 +48,7 @@ ANY = None
 RULES: Mapping[str, Rule] = {
     "core": Rule((), frozenset()),
     "models": Rule(("wardround.models",), frozenset({"torch", "monai", "diffusers", "numpy", "safetensors"})),
-    "strategies": Rule(("wardround.strategies",), frozenset({"flwr", "numpy", "pydantic"})),
+    "strategies": Rule(("wardround.strategies",), frozenset({"cryptography", "flwr", "numpy", "pydantic"})),
     "client": Rule(("wardround.client", "wardround.models", "wardround.strategies"), ANY),
     "server": Rule(
         ("wardround.server", "wardround.strategies", "wardround.models"),
