@@ -39,6 +39,7 @@ from wardround.strategies.contract import (
     record_digest,
     weights_from_record,
     weights_to_record,
+from wardround.strategies.local_keys import staying
 )
 from wardround.strategies.plan import RoundPlan
 
@@ -406,18 +407,15 @@ def _number(value: float | list[float]) -> int:
 
 
 def _catalogue_reference(plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    return _shapes(plan.model, plan.labels, plan.share_knobs)
+    return _shapes(plan.model, plan.labels, plan.share_knobs, plan.local_keys)
 
 
 @lru_cache(maxsize=4)
-def _shapes(model: str, labels: int, operators: bool) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    """Of the network's arrays and, if `operators`, of those of a generator that is searched."""
-    from wardround.models.catalogue import architecture, build
-    from wardround.models.searched import SearchedGenerator, SearchedSettings
-    from wardround.models.weights import OPERATORS, weights_of
+def _shapes(
+    model: str, labels: int, operators: bool, local_keys: tuple[str, ...]
+) -> Mapping[str, tuple[tuple[int, ...], str]]:
+    """Of all arrays that travel in a run."""
+    from wardround.models.travelling import travelling
 
-    weights = weights_of(build(model, labels, seed=0))
-    if operators:
-        settings = SearchedSettings(architecture(model).dimensions, labels)
-        weights[OPERATORS] = SearchedGenerator(settings, seed=0).architecture.detach().numpy()
-    return {name: (array.shape, str(array.dtype)) for name, array in weights.items()}
+    arrays = travelling(model, labels, 0, operators=operators, staying=lambda names: staying(names, local_keys))
+    return {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}

@@ -25,10 +25,11 @@ from wardround.client.learning.kernel_health import scalars
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
 from wardround.client.learning.metrics import StructureScore, score
+from wardround.client.learning.personal import kept_own, with_own, without_own
 from wardround.client.learning.replay import ReplayMemory
 from wardround.client.learning.round import Interaction, Observer, OnlineRound
 from wardround.client.learning.session import CaseSession
-from wardround.client.learning.state import SiteState, Snapshots
+from wardround.client.learning.state import Arrays, SiteState, Snapshots
 from wardround.client.round_cases import RoundCases
 from wardround.errors import DataError, NoTrainingCases
 from wardround.files import remove_folder, sweep, write_text
@@ -215,10 +216,10 @@ class Site:
         annotator = self._annotator
         if annotator is None:
             raise DataError("the site has no annotator", "it was opened to evaluate only", "open it with an annotator")
-        learner = self._learner(plan, weights)
         folder = self._kept(plan.run)
         snapshots = Snapshots(folder / "state")
         state = snapshots.before(plan.round, plan.replay_capacity)
+        learner = self._learner(plan, weights, state.local)
         cases = self._cases(plan, state.round, folder)
         seed = _seed(plan, self.name)
         dreaming = Dreaming(plan, self._device, weights, state.local, seed)
@@ -241,12 +242,7 @@ class Site:
             if drawing is None:
                 work.learn(session, annotator)
             else:
-                work.open(session)
-                groups = drawing.in_groups(plan.annotation_rounds)
-                for number, drawn in enumerate(groups, start=1):
-                    session.unfinished = number < len(groups)
-                    work.step(session, drawn)
-                work.accept(session)
+                _live_through(work, session, drawing)
             self._keep_label(session)
         dreaming.rehearse(work, max(1, len(cases)), between)
         work.note_kernel(np.random.default_rng(seed.spawn(1)[0]))
@@ -255,7 +251,8 @@ class Site:
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
-        standing, local = work.standing, learner.local() | dreaming.local()
+        learnt = learner.weights()
+        standing, local = work.standing, learner.local() | dreaming.local() | kept_own(plan, learnt)
         memory.forget(self._gone(memory))  # A case may have been removed meanwhile.
         snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, standing, local))
         self._progress = (memory.reservoir.seen, plan.round)
@@ -273,12 +270,12 @@ class Site:
         if work.kernel is not None:
             metrics |= scalars(work.kernel)
         metrics |= dreaming.metrics()
-        return Update(learner.weights() | dreaming.weights(), metrics)
+        return Update(without_own(plan, learnt) | dreaming.weights(), metrics)
 
     def evaluate(
         self, plan: RoundPlan, weights: Weights, between: Callable[[], None] = lambda: None
     ) -> dict[str, float | list[float]]:
-        """Score the global weights on the site's held-back cases.
+        """Score the global weights, with what the site keeps of the network for itself, on its held-back cases.
 
         Per-case scores stay at the site, in ``evaluations/round-00003.json`` for round 3 and the latest also in
         ``evaluation.json``; only counts and means are returned.
@@ -300,7 +297,7 @@ class Site:
         LabelError
             If a reference holds structures that the plan does not know.
         """
-        learner = self._learner(plan, weights)
+        learner = self._learner(plan, weights, self._own(plan))
         tests = self._store.cases("test") if self._tests is None else self._tests
         if not tests:
             raise DataError("there is nothing to evaluate on", "the site has no test case", "hold some cases back")
@@ -357,8 +354,15 @@ class Site:
         there = frozenset(memory.reservoir.kept if self._schedule is not None else self._store.cases())
         return [name for name in memory.reservoir.kept if name not in there]
 
-    def _learner(self, plan: RoundPlan, weights: Weights) -> OnlineLearner:
+    def _own(self, plan: RoundPlan) -> Arrays:
+        """What the site kept for itself by the end of a round; nothing where the plan has no such thing."""
+        if not plan.local_keys:
+            return {}
+        return Snapshots(self._kept(plan.run) / "state").before(plan.round + 1, plan.replay_capacity).local
+
+    def _learner(self, plan: RoundPlan, weights: Weights, local: Arrays | None = None) -> OnlineLearner:
         learner = OnlineLearner(LearningSettings.of(plan), self._device)
+        weights = with_own(plan, weights, learner.weights(), local or {})
         learner.load(weights)
         if self._model is not None:
             # Also where a round has nothing to learn from: people begin to draw with these.
@@ -374,6 +378,16 @@ class Site:
             round=session.plan.round,
             effort=float(session.cost),
         )
+
+
+def _live_through(work: OnlineRound, session: CaseSession, drawing: Drawing) -> None:
+    """Learn a case from what a person drew on it, step by step."""
+    work.open(session)
+    groups = drawing.in_groups(work.plan.annotation_rounds)
+    for number, drawn in enumerate(groups, start=1):
+        session.unfinished = number < len(groups)
+        work.step(session, drawn)
+    work.accept(session)
 
 
 def _kind(name: object) -> LabelKind | None:

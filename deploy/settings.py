@@ -1,19 +1,23 @@
 """What an experiment is: data, sites, arms, seeds and the rules of a round, as one frozen value."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wardround.errors import PlanError, UsageError
-from wardround.strategies.catalogue import make_strategy
+from wardround.strategies.catalogue import make_strategy, plan_fields
+from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import LabelKind, RoundPlan
 from wardround.strategies.weighting import check_weighable, make_weighting
 
 Arm = Literal["federated", "dense", "proxy", "slices-only", "pooled", "local"]
 ARMS: tuple[Arm, ...] = ("federated", "dense", "proxy", "slices-only", "pooled", "local")
+
+# Arms in which every model has one site.
+ALONE = ("pooled", "local")
 
 # What an arm changes in the plan; an arm that is not named here changes only who trains with whom.
 SUPERVISION: Mapping[str, str] = {"dense": "dense", "proxy": "proxy", "slices-only": "partial"}
@@ -223,8 +227,12 @@ class SimulationSettings(ExperimentSettings):
         PlanError
             If the plan's fields do not fit together.
         """
-        supervision = {"supervision": SUPERVISION[arm]} if arm in SUPERVISION else {}
-        return self.plan_with(supervision, run=run, round=round, rounds=self.rounds, seed=seed, labels=labels)
+        # Where one learns alone there is nothing to combine, and no strategy.
+        asked = plan_fields(self.strategy, **self.strategy_options) if arm not in ALONE else {}
+        changed = {name: value for name, value in asked.items() if name not in self.plan}
+        if arm in SUPERVISION:
+            changed["supervision"] = SUPERVISION[arm]
+        return self.plan_with(changed, run=run, round=round, rounds=self.rounds, seed=seed, labels=labels)
 
     def flat(self) -> dict[str, bool | int | float | str | None]:
         """As the base has it; caps on a data set's cases mean nothing for phantoms."""
@@ -283,7 +291,7 @@ def validated(kind: type[Kind], values: Mapping[str, object]) -> Kind:
         ) from error
 
 
-def check_what_torch_knows(settings: ExperimentSettings, plans: Iterable[RoundPlan]) -> None:
+def check_what_torch_knows(settings: ExperimentSettings, plans: Sequence[RoundPlan]) -> None:
     """Check network and device, and only where they are asked for: importing torch takes seconds.
 
     Parameters
@@ -297,6 +305,8 @@ def check_what_torch_knows(settings: ExperimentSettings, plans: Iterable[RoundPl
     ------
     UsageError
         If one cannot be used.
+    PlanError
+        If local keys do not fit the network.
     """
     attentive = any(plan.attentive_weight > 0 for plan in plans)
     if attentive or "model" in settings.plan:
@@ -308,6 +318,10 @@ def check_what_torch_knows(settings: ExperimentSettings, plans: Iterable[RoundPl
             raise UsageError(
                 f"{name} has no attention", "attentive_weight asks for attentive similarity", f"choose one of {others}"
             )
+    for model, patterns in {(plan.model, plan.local_keys) for plan in plans if plan.local_keys}:
+        from wardround.models.catalogue import build
+
+        staying(build(model, 2, seed=0).state_dict(), patterns)
     if settings.device == "cuda":
         from wardround.client.learning.learner import resolve_device
 

@@ -212,7 +212,7 @@ def _inference(model: str, classes: int) -> dict[str, Any]:
             "channels": list(spec.channels),
             "strides": [2] * (len(spec.channels) - 1),
             "num_res_units": spec.residual_units,
-            "norm": "instance",
+            "norm": ["instance", {"affine": True}] if spec.affine else "instance",
         },
         "network": f"${network}.to(@device)",
         "weights": "$torch.load(@bundle_root + '/models/model.pt', map_location=@device, weights_only=True)",

@@ -31,12 +31,15 @@ class Architecture:
         Residual units a level.
     attention
         The encoder level, 0 the finest, that ends in spatial self-attention; None for none.
+    affine
+        Whether normalisation learns a scale and an offset for each channel: what a site keeps for itself under FedBN.
     """
 
     dimensions: int
     channels: tuple[int, ...]
     residual_units: int
     attention: int | None = None
+    affine: bool = False
 
     @property
     def stride(self) -> int:
@@ -54,6 +57,10 @@ _ARCHITECTURES = {
     "unet2d-small-attention": Architecture(2, (16, 32, 64, 96), 1, attention=1),
     # Four voxels a token: a slice of 256² has 64², which all attend to all, as in AttenScribble.
     "unet2d-attention": Architecture(2, (32, 64, 128, 256, 512), 2, attention=1),
+    "unet3d-small-affine": Architecture(3, (8, 16, 32, 64), 1, affine=True),
+    "unet3d-affine": Architecture(3, (16, 32, 64, 128, 256), 2, affine=True),
+    "unet2d-small-affine": Architecture(2, (16, 32, 64, 96), 1, affine=True),
+    "unet2d-affine": Architecture(2, (32, 64, 128, 256, 512), 2, affine=True),
 }
 
 
@@ -108,7 +115,7 @@ def build(name: str, labels: int, seed: int) -> nn.Module:
             channels=spec.channels,
             strides=(2,) * (len(spec.channels) - 1),
             num_res_units=spec.residual_units,
-            norm="instance",
+            norm=("instance", {"affine": spec.affine}),
         )
         if spec.attention is not None:
             attend_after(network, spec.attention, spec.dimensions, spec.channels[spec.attention])

@@ -18,6 +18,10 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 OPERATORS = "generator.operators"
 """The array that travels beside a network's weights where a plan has the operators of sites' generators shared."""
 
+CONTROL = "control."
+"""Begins the names of arrays that travel beside a network's weights and steer how sites learn: those of SCAFFOLD have
+the name of a parameter behind it."""
+
 
 def weights_of(network: nn.Module) -> Arrays:
     """Copy every parameter and buffer of `network` into host memory, by its name in the state dictionary."""
@@ -25,12 +29,12 @@ def weights_of(network: nn.Module) -> Arrays:
 
 
 def network_weights(weights: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:
-    """Those of `weights` that are a network's: all but :data:`OPERATORS`. Not copied."""
-    return {name: array for name, array in weights.items() if name != OPERATORS}
+    """Those of `weights` that are a network's: all but :data:`OPERATORS` and :data:`CONTROL`. Not copied."""
+    return {name: array for name, array in weights.items() if name != OPERATORS and not name.startswith(CONTROL)}
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Overwrite all parameters and buffers of `network`; :data:`OPERATORS` among `weights` is not for it.
+    """Overwrite all parameters and buffers of `network`; what travels beside a network's weights is not for it.
 
     Raises
     ------

@@ -5,7 +5,8 @@ with dashes, besides
 
 ====================== ==============================================================================================
 ``output``             folder of the journal; a run that finds one there goes on with it
-``strategy``           name in :mod:`wardround.strategies.catalogue`, ``fedavg`` if absent
+``strategy``           name in :mod:`wardround.strategies.catalogue`, ``fedavg`` if absent; what it asks of the sites
+                       are fields of the plan, where the configuration does not say otherwise
 ``strategy-options``   a table of its options
 ``weighting``          how much each site counts: a rule of :mod:`wardround.strategies.weighting`; ``examples`` if
                        absent
@@ -51,8 +52,9 @@ from wardround.files import write_text
 from wardround.server.grids import ParcelGrid
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
-from wardround.strategies.catalogue import make_strategy
+from wardround.strategies.catalogue import make_strategy, plan_fields
 from wardround.strategies.contract import Weights
+from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan, plan_from_flat
 from wardround.strategies.weighting import Weighting, check_weighable, make_weighting
 
@@ -141,7 +143,8 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
         raise PlanError("the run has no folder for its journal", "output is not set", "set output to a folder")
     if loop["keep-rounds"] < 1:
         raise PlanError("keep-rounds cannot be used", "it is below 1", "keep the weights of one round at least")
-    first = plan_from_flat({**plan, "round": 1})
+    asked = plan_fields(loop["strategy"], **options)  # type: ignore[arg-type]  # it checks them
+    first = plan_from_flat({**{name.replace("_", "-"): value for name, value in asked.items()}, **plan, "round": 1})
     strategy = make_strategy(loop["strategy"], **options)  # type: ignore[arg-type]  # make_strategy checks them
     weighting = make_weighting(loop["weighting"], **weighting_options)
     check_weighable(strategy, weighting)
@@ -206,18 +209,23 @@ def is_wanted(folder: Path) -> bool:
 def initial_weights(plan: RoundPlan) -> Weights:
     """The weights before the first round: the catalogue's network, drawn from the plan's seed.
 
-    Where operators of sites' generators are shared, they are among them.
+    Arrays that stay at the sites are not among them; operators of sites' generators are, where these are shared.
+
+    Raises
+    ------
+    PlanError
+        If the plan's local keys do not fit the network.
     """
     # Imported here: torch takes seconds, and a run configuration that cannot work is refused before.
-    from wardround.models.catalogue import architecture, build
-    from wardround.models.searched import SearchedGenerator, SearchedSettings
-    from wardround.models.weights import OPERATORS, weights_of
+    from wardround.models.travelling import travelling
 
-    weights = weights_of(build(plan.model, plan.labels, plan.seed))
-    if plan.share_knobs:
-        settings = SearchedSettings(architecture(plan.model).dimensions, plan.labels)
-        weights[OPERATORS] = SearchedGenerator(settings, plan.seed).architecture.detach().numpy()
-    return weights
+    return travelling(
+        plan.model,
+        plan.labels,
+        plan.seed,
+        operators=plan.share_knobs,
+        staying=lambda names: staying(names, plan.local_keys),
+    )
 
 
 def site_names(grid: Grid) -> dict[int, str]:

@@ -1,7 +1,7 @@
-"""The catalogue: Flower's own strategies by name, set up for a few hospitals and the records of our contract.
+"""The catalogue: strategies by name, set up for a few hospitals and the records of our contract.
 
-The arithmetic is Flower's. What is ours is the defaults, the refusal of options that cannot work, and the part of a
-strategy that must survive a restart.
+The arithmetic of most is Flower's. What is ours is the defaults, the refusal of options that cannot work, the part of a
+strategy that must survive a restart, and what some ask of the sites: fields of the plan (:func:`plan_fields`).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import (
 
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
+from wardround.strategies.local_keys import HEAD, NORMALISATION
 from wardround.strategies.options import Option as _Option
 from wardround.strategies.options import chosen
 
@@ -41,8 +42,15 @@ _COMMON: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class _Entry:
+    """How a strategy is built, with its options; and what it asks of the sites, as fields of the plan.
+
+    `asked` are options as well: each has the name of the field that it sets.
+    """
+
     build: Callable[..., Strategy]
     options: Mapping[str, _Option] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, _Option] = field(default_factory=dict)
 
 
 _OPTIMISER = {
@@ -64,6 +72,8 @@ _CATALOGUE: Mapping[str, _Entry] = {
     "fedmedian": _Entry(FedMedian),
     "fedtrimmedavg": _Entry(FedTrimmedAvg, {"beta": _Option(0.34, 0.0, 0.4999)}),
     "krum": _Entry(Krum, {"num_malicious_nodes": _Option(1, 0, 1000)}),
+    "fedbn": _Entry(FedAvg, plan={"local_keys": NORMALISATION}),
+    "fedper": _Entry(FedAvg, plan={"local_keys": HEAD}),
 }
 
 
@@ -73,7 +83,7 @@ def names() -> tuple[str, ...]:
 
 
 def make_strategy(name: str, **options: float | int) -> Strategy:
-    """Set up one of Flower's strategies.
+    """Set up a strategy.
 
     ================ ============================================================================================
     name             options with their defaults
@@ -87,6 +97,8 @@ def make_strategy(name: str, **options: float | int) -> Strategy:
     fedtrimmedavg    ``beta=0.34``: Yin et al. 2018: per weight the mean without the ⌊beta · sites⌋ lowest and highest;
                      sites count the same
     krum             ``num_malicious_nodes=1``: Blanchard et al. 2017: the one update that is nearest to the others
+    fedbn, fedper    (none) fedavg of what travels; normalisation, or the last stage, stays at each site:
+                     :mod:`wardround.strategies.local_keys`
     ================ ============================================================================================
 
     Two defaults differ from Flower's, for a reason. With ``eta=0.1`` one round of fedadam may move every weight by some
@@ -104,6 +116,24 @@ def make_strategy(name: str, **options: float | int) -> Strategy:
     UsageError
         If there is no such strategy or option, or its value cannot work.
     """
+    entry, values = _chosen(name, options)
+    return entry.build(**_COMMON, **{key: values[key] for key in entry.options})
+
+
+def plan_fields(name: str, **options: float | int) -> dict[str, Any]:
+    """The fields of a plan that a strategy asks of the sites; what somebody says of a single field goes before them.
+
+    Raises
+    ------
+    UsageError
+        As :func:`make_strategy`.
+    """
+    entry, values = _chosen(name, options)
+    return {**entry.plan, **{key: values[key] for key in entry.asked}}
+
+
+def _chosen(name: str, options: Mapping[str, object]) -> tuple[_Entry, dict[str, float | int]]:
+    """A strategy's entry, and every option of it, as given or by default."""
     try:
         entry = _CATALOGUE[name]
     except KeyError:
@@ -112,8 +142,7 @@ def make_strategy(name: str, **options: float | int) -> Strategy:
             "the catalogue does not hold it",
             f"choose one of {', '.join(names())}",
         ) from None
-    values = chosen(name, entry.options, options)
-    return entry.build(**_COMMON, **values)
+    return entry, chosen(name, {**entry.options, **entry.asked}, options)
 
 
 def describe(strategy: Strategy) -> dict[str, bool | int | float | str]:

@@ -31,6 +31,7 @@ Synthesis = Literal["off", "medsad", "genseg"]
 Memory = Literal["reservoir", "generative", "both"]
 Expansion = Literal["geodesic", "contrasted"]
 LabelKind = Literal["dense", "slices", "scribbles", "points"]
+Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?]{1,200}$")]
 
 # Steepness of the voxel weight in the proxy's confidence: a voxel that is right in 19 of 20 cases counts 0.44, one in 4
 # of 5 counts 0.03. A proxy of few slices is wrong in the same way in every case, which no amount of cases averages out.
@@ -191,6 +192,9 @@ class RoundPlan(BaseModel):
         Fall of their mean Dice from which a case's updates are taken back, at most two cases in a row.
     proximal_mu
         μ of FedProx (Li et al. 2020, eq. 2): the site adds ``μ/2 · ‖w − w_global‖²`` to its loss.
+    local_keys
+        Patterns of arrays of the network that never travel, as in :mod:`wardround.strategies.local_keys`: each site
+        has its own, with which it draws, evaluates and predicts. None by default.
     patch
         Voxels of a training patch along i, j, k; None means whole volumes up to the site's limit.
     amp
@@ -268,6 +272,7 @@ class RoundPlan(BaseModel):
     validation_cases: Annotated[int, Field(ge=0, le=64)] = 4
     rollback_drop: Annotated[float, Field(gt=0, le=1)] = 0.05
     proximal_mu: Annotated[float, Field(ge=0, le=1e4)] = 0.0
+    local_keys: Annotated[tuple[Pattern, ...], Field(max_length=64)] = ()
     patch: tuple[int, int, int] | None = None
     amp: bool = True
     deadline_s: Annotated[float, Field(gt=0, le=366 * 24 * 3600)] = 3600.0
@@ -280,7 +285,7 @@ class RoundPlan(BaseModel):
             return tuple(value) or None
         return value
 
-    @field_validator("contrast_scales", "contrast_edges", mode="before")
+    @field_validator("contrast_scales", "contrast_edges", "local_keys", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         """A record knows no tuples, and somebody who writes names puts commas between them, or ``none``."""
@@ -290,11 +295,11 @@ class RoundPlan(BaseModel):
             return value
         return () if value == "none" else tuple(name.strip() for name in value.split(","))
 
-    @field_validator("contrast_scales", "contrast_edges")
+    @field_validator("contrast_scales", "contrast_edges", "local_keys")
     @classmethod
-    def _each_once(cls, value: tuple[Scale, ...]) -> tuple[Scale, ...]:
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("must name every scale once")
+            raise ValueError("must name everything once")
         return value
 
     @field_validator("supervision", mode="before")

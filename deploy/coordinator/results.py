@@ -13,6 +13,7 @@ from wardround.deploy.coordinator.follow import mean_dice
 from wardround.deploy.coordinator.runs import OVER, Run
 from wardround.errors import UsageError
 from wardround.files import new_folder
+from wardround.server.app import read_settings
 from wardround.server.journal import Journal, RoundRecord, read_weights
 from wardround.strategies.contract import NUM_EXAMPLES
 
@@ -114,6 +115,7 @@ def _card(run: Run, record: RoundRecord, sha256: str, now: datetime.datetime) ->
         "round": record.round,
         "rounds": run.request.rounds,
         "plan": {"sha256": record.plan, "settings": dict(settings)},
+        "stays-at-sites": list(read_settings({**settings, "output": "-"}).plan.local_keys),
         "sites": {
             site: {
                 "cases-learnt-from": report.metrics.get(NUM_EXAMPLES),
@@ -152,6 +154,21 @@ A segmentation network that hospitals trained together with Wardround {card["war
 
 The weights may hold traces of what they were trained on. They are for research; they are no medical device.
 
+{_loading(card)}"""
+
+
+def _loading(card: dict[str, object]) -> str:
+    """How the weights are read; or why they are no network by themselves."""
+    network, weights, staying = card["network"], card["weights"], card["stays-at-sites"]
+    assert isinstance(network, dict)
+    assert isinstance(weights, dict)
+    assert isinstance(staying, list)
+    if staying:
+        return f"""\
+**This is not a whole network.** Arrays that match {", ".join(f"`{pattern}`" for pattern in staying)} stay at each
+site, which has its own: `wardround site export-model` gives a site's whole model.
+"""
+    return f"""\
 ```python
 from pathlib import Path
 

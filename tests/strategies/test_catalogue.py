@@ -15,10 +15,12 @@ from wardround.strategies.catalogue import (
     load_strategy_state,
     make_strategy,
     names,
+    plan_fields,
     strategy_state,
 )
 from wardround.strategies.combine import combine
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
+from wardround.strategies.plan import RoundPlan
 
 Reply = Callable[..., Message]
 
@@ -65,6 +67,16 @@ def test_options_reach_flower() -> None:
     settings = describe(make_strategy("fedadam", eta=0.5, tau=1))
     assert settings["class"] == "FedAdam"
     assert (settings["eta"], settings["tau"], settings["beta_2"]) == (0.5, 1.0, 0.99)
+
+
+def test_what_a_strategy_asks_of_the_sites_is_fields_of_the_plan() -> None:
+    assert plan_fields("fedavg") == plan_fields("fedadam", eta=0.5) == {}
+    asked = {"local_keys": ("model.2.*",)}
+    assert plan_fields("fedper") == asked
+    for name in names():
+        RoundPlan(run="r", round=1, rounds=1, seed=0, model="m", labels=2, **plan_fields(name))
+    with pytest.raises(UsageError, match="eta"):
+        plan_fields("fedper", eta=1)
 
 
 def one_round(strategy: Strategy, number: int, reply: Reply, weights: Weights) -> Weights:

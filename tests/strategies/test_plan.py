@@ -93,6 +93,8 @@ def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None
         ("synthesis_updates", 0),
         ("synthesis_side", 8),
         ("share_knobs", True),
+        ("local_keys", ("model.[12]",)),
+        ("local_keys", ("a", "a")),
         ("annotation_rounds", 17),
         ("allocation", (0, 0, 0)),
         ("allocation", (1, -1, 3)),
@@ -140,6 +142,7 @@ def test_a_plan_of_an_earlier_version_means_what_it_did(plan: RoundPlan) -> None
     new |= {"distill_certainty", "distill_head", "teachers", "contrast_weight", "contrast_temperature", "share_knobs"}
     new |= {"contrast_scales", "contrast_edges", "stored_logits", "synthesis", "synthesis_weight", "synthesis_share"}
     new |= {"synthesis_updates", "synthesis_side"}
+    new |= {"local_keys"}
     record = plan.to_record()
     for name in new:
         del record[name.replace("_", "-")]
@@ -164,6 +167,12 @@ def test_edges_are_of_scales_that_are_contrasted() -> None:
 def test_scales_are_written_with_commas() -> None:
     assert RoundPlan(**{**MINIMAL, "contrast_scales": "encoder, decoder"}).contrast_scales == ("encoder", "decoder")
     assert RoundPlan(**{**MINIMAL, "contrast_scales": "none"}).contrast_scales == ()
+
+
+def test_local_keys_are_written_with_commas_and_travel() -> None:
+    plan = RoundPlan(**{**MINIMAL, "local_keys": "model.2.*, *.adn.*"})
+    assert plan.local_keys == ("model.2.*", "*.adn.*")
+    assert RoundPlan.from_record(plan.to_record()) == plan
 
 
 def test_a_site_with_another_kind_of_label_takes_part_in_the_same_plan(plan: RoundPlan) -> None:

@@ -107,6 +107,8 @@ def test_what_a_strategy_needs_is_said() -> None:
         "fedmedian": "one array of all",
         "fedtrimmedavg": "one array of all",
         "krum": "all",
+        "fedbn": "one",
+        "fedper": "one",
     }
 
     class Own(FedAvg):

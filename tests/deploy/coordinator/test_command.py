@@ -324,6 +324,17 @@ def test_what_travelled_beside_the_weights_is_not_exported(place: CoordinatorHom
     assert card["weights"]["sha256"] == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "fedper"])
+def test_a_card_says_where_a_network_is_not_whole(place: CoordinatorHome, tmp_path: Path, strategy: str) -> None:
+    assert command_line(["coordinator", "run", "study", "--rounds", "3", "--strategy", strategy]) == 0
+    close_rounds(runs.find(place, "study"), 3)
+    assert command_line(["coordinator", "export", "study", str(tmp_path / "model")]) == 0
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    text = (tmp_path / "model" / "card.md").read_text()
+    assert card["stays-at-sites"] == (["model.2.*"] if strategy == "fedper" else [])
+    assert ("`model.2.*` stay at each" in text) == (strategy == "fedper") != ("load_weights" in text)
+
+
 def test_a_run_goes_back_to_a_former_round(place: CoordinatorHome) -> None:
     assert command_line(["coordinator", "run", "study", "--rounds", "3"]) == 0
     found = runs.find(place, "study")

@@ -1,0 +1,116 @@
+"""A site under strategies that ask something of it: what it keeps, what it sends, what it evaluates and draws with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
+from wardround.client.cases.phantoms import draw_phantom
+from wardround.client.cases.store import CaseStore
+from wardround.client.site import REFERENCE, Site
+from wardround.models.catalogue import build
+from wardround.models.weights import load_arrays, weights_of
+from wardround.server.app import initial_weights
+from wardround.strategies.catalogue import plan_fields
+from wardround.strategies.contract import Weights
+from wardround.strategies.local_keys import HEAD, NORMALISATION, matches
+from wardround.strategies.plan import RoundPlan
+
+CASES = {f"case-{n}": draw_phantom(np.random.default_rng(n), shape=(16, 24, 16)) for n in range(3)}
+
+
+def plan(round_: int = 1, strategy: str = "fedavg", **fields: object) -> RoundPlan:
+    settings: dict[str, Any] = {
+        "run": "test", "round": round_, "rounds": 2, "seed": 3, "model": "unet3d-small-affine", "labels": 3,
+        "updates_per_case": 4, "slices_per_case": 4,
+    }  # fmt: skip
+    return RoundPlan.model_validate({**settings, **plan_fields(strategy), **fields})
+
+
+Make = Callable[..., Site]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Open a site with one case in each of two rounds, and one to test on."""
+
+    def open_site(name: str = "north") -> Site:
+        folder = tmp_path / name
+        if not folder.exists():
+            folder.mkdir()
+            with CaseStore(folder / "store") as store:
+                for number, (case, (image, labels)) in enumerate(CASES.items()):
+                    store.add_case(case, image, role="test" if number == 2 else "stream")
+                    if number == 2:
+                        store.save_label(case, labels, author=REFERENCE, round=0, effort=0)
+            schedule = '[["case-0"], ["case-1"]]'
+            (folder / "site.json").write_text(
+                f'{{"name": "{name}", "author": "a", "store": "store", "schedule": {schedule}, "test": ["case-2"]}}'
+            )
+        annotator = SimulatedAnnotator({case: Truth(labels) for case, (_, labels) in CASES.items()})
+        return Site.open(folder, annotator, device="cpu")
+
+    return open_site
+
+
+def kept(tmp_path: Path, round_: int, name: str = "north") -> Weights:
+    return dict(load_arrays(tmp_path / name / "state" / f"round-{round_:05d}" / "local.safetensors"))
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(array, other[name]) for name, array in one.items())
+
+
+@pytest.mark.parametrize(("strategy", "patterns"), [("fedbn", NORMALISATION), ("fedper", HEAD)])
+def test_local_keys_stay_at_the_site_and_are_learnt_there(
+    make: Make, tmp_path: Path, strategy: str, patterns: tuple[str, ...]
+) -> None:
+    whole = weights_of(build("unet3d-small-affine", 3, 3))
+    own = {name for name in whole if matches(name, patterns)}
+    start = initial_weights(plan(strategy=strategy))
+    assert start.keys() == whole.keys() - own
+    site = make()
+    update = site.train(plan(strategy=strategy), start)
+    assert update.weights.keys() == start.keys()
+    first = kept(tmp_path, 1)
+    assert set(first) == {f"personal/{name}" for name in own}
+    assert not any(np.array_equal(first[f"personal/{name}"], whole[name]) for name in own if "adn.N" in name)
+    # The next round goes on from the site's own, wherever the federation went meanwhile; asked again it says the same.
+    two = site.train(plan(2, strategy=strategy), start)
+    site.close()
+    assert same(make().train(plan(2, strategy=strategy), start).weights, two.weights)
+    for name, array in kept(tmp_path, 2).items():
+        assert not np.array_equal(array, first[name]) or "adn.A" in name
+
+
+def test_the_first_round_is_that_of_fedavg_where_all_begin_alike(make: Make) -> None:
+    """What stays at a site begins as the seed draws it, so that one round from the start is the same round."""
+    usual = make("one").train(plan(), initial_weights(plan())).weights
+    own = make("two").train(plan(strategy="fedper"), initial_weights(plan(strategy="fedper"))).weights
+    # Two sites differ in their names, and so in what they draw at random.
+    assert not same({name: usual[name] for name in own}, own)
+    again = make("one")
+    again.close()
+    assert same({name: usual[name] for name in own}, _first(make, "one", "fedper"))
+
+
+def _first(make: Make, name: str, strategy: str) -> Weights:
+    site = make(name)
+    return site.train(plan(strategy=strategy), initial_weights(plan(strategy=strategy))).weights
+
+
+def test_a_site_evaluates_with_what_it_kept(make: Make, tmp_path: Path) -> None:
+    asked = plan(strategy="fedper", updates_per_case=30)
+    start = initial_weights(asked)
+    site = make()
+    before = site.evaluate(asked.model_copy(update={"round": 0}), start)
+    site.train(asked, start)
+    after = site.evaluate(asked, start)
+    assert after["dice"] != before["dice"], "the same weights travelled, the head is another"
+    # By hand: the whole network with the head of the snapshot.
+    head = {name.removeprefix("personal/"): array for name, array in kept(tmp_path, 1).items()}
+    everything = plan(updates_per_case=30)
+    assert make("south").evaluate(everything, {**start, **head})["dice"] == after["dice"]
