@@ -1,0 +1,258 @@
+"""What a site holds of secure aggregation between two messages: its update, its secrets, and whom it trusts.
+
+Secrets are in memory only. On the disk is what must outlive a restart: who the others are, and which sums were made
+known, since two sums over sites that differ by one would tell that one's update.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import ArrayRecord, RecordDict
+
+from wardround.errors import GateRefused, StorageError
+from wardround.files import write_text
+from wardround.strategies.contract import ARRAYS, Metrics, Weights
+from wardround.strategies.plan import RoundPlan
+from wardround.strategies.secure.fixed_point import Scale, Words, encode, layout_digest
+from wardround.strategies.secure.identity import Identity, fingerprint, identity_of
+from wardround.strategies.secure.messages import (
+    CONFIRM,
+    MASK,
+    SHARES,
+    UNMASK,
+    arrays_with,
+    context_of,
+    message_in,
+)
+from wardround.strategies.secure.party import Party, Rules, refused
+
+log = logging.getLogger(__name__)
+
+_MOST = 2
+"""Runs of which a site holds an update at once: each is a model in memory."""
+
+
+class Book:
+    """Who the others are, and which sums were made known.
+
+    Parameters
+    ----------
+    path
+        A JSON file, or None to keep it in memory only.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._content: dict[str, dict[str, Any]] = {"sites": {}, "revealed": {}}
+        if path is not None and path.exists():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                self._content = {name: dict(found[name]) for name in self._content}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise StorageError(
+                    f"cannot read {path}",
+                    "it is damaged: it holds the other sites' keys, and which sums were made known",
+                    "restore it from your backup",
+                ) from error
+
+    def trust(self, identities: Mapping[str, str], pinned: Mapping[str, str]) -> None:
+        """Take the others for who they say they are: as the policy names them, or else as they were the first time.
+
+        Parameters
+        ----------
+        identities
+            Fingerprints by site.
+        pinned
+            Those of the policy; where there is one, nobody else is trusted.
+
+        Raises
+        ------
+        GateRefused
+            ``secure-peer`` if one is unknown where it must be known, or has another key than it had.
+        """
+        known = pinned or self._content["sites"]
+        for site, found in identities.items():
+            if site in known and known[site] != found:
+                raise refused("secure-peer", "a site has another key than it is known by")
+            if pinned and site not in pinned:
+                raise refused("secure-peer", "a site is not among secure-peers of the policy")
+        new = {} if pinned else {site: found for site, found in identities.items() if site not in known}
+        if new:
+            for site, found in new.items() if self._path else ():  # What is in memory ends with the simulation.
+                log.warning("site %s takes part for the first time; its key is %s", site, found)
+            self._write("sites", {**known, **new})
+
+    def allow(self, plan: RoundPlan, survivors: tuple[str, ...]) -> None:
+        """Refuse a sum over other sites than one of the same round that was made known.
+
+        Raises
+        ------
+        GateRefused
+            ``secure-set``.
+        """
+        known = self._content["revealed"].get(plan.run)
+        if known and (plan.round < known[0] or (plan.round == known[0] and known[1] != _digest(survivors))):
+            raise refused("secure-set", "a sum of this round, or of a later one, was made known")
+
+    def reveal(self, plan: RoundPlan, survivors: tuple[str, ...]) -> None:
+        """Write down which sum is about to be made known."""
+        self._write("revealed", {**self._content["revealed"], plan.run: [plan.round, _digest(survivors)]})
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        content = {**self._content, name: value}
+        if self._path is not None:
+            write_text(self._path, json.dumps(content, indent=1) + "\n")
+        self._content = content
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a site's policy says of secure aggregation.
+
+    Parameters
+    ----------
+    least
+        So many sites must be in a sum.
+    peers
+        Fingerprints of the sites that are trusted; empty for whoever comes first under a name.
+    """
+
+    least: int = 2
+    peers: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """One update, in one attempt to add it up."""
+
+    question: str
+    plan: RoundPlan
+    party: Party
+    words: Words
+    scale: Scale
+    cases: int
+
+
+class SecureSite:
+    """One site's part in secure aggregation.
+
+    Parameters
+    ----------
+    name
+        Of the site.
+    identity
+        Gives its key when it is first needed.
+    book
+        See :class:`Book`.
+    """
+
+    def __init__(self, name: str, identity: Callable[[], Identity], book: Book) -> None:
+        self._name = name
+        self._identity = identity
+        self._book = book
+        self._held: dict[str, _Held] = {}
+
+    def offer(  # noqa: PLR0917
+        self, question: str, plan: RoundPlan, update: tuple[Weights, Metrics], given: Weights, cases: int, terms: Terms
+    ) -> RecordDict:
+        """Keep an update, and answer with keys in its place.
+
+        Parameters
+        ----------
+        question
+            What the update answers. Asked the same again before anything else, the site gives the same keys.
+        plan
+            Of the round.
+        update
+            Weights and metrics.
+        given
+            Weights before the round, as the site was given them.
+        cases
+            How many stand behind the update.
+        terms
+            Of the policy.
+
+        Raises
+        ------
+        GateRefused
+            ``secure-range`` if the update does not fit into the numbers of the plan.
+        """
+        held = self._held.get(plan.run)
+        if held is None or held.question != question or held.party.has_begun:
+            scale = Scale(plan.secure_bits, plan.secure_clip, plan.secure_examples)
+            weights, metrics = update
+            words = encode(weights, given, metrics, scale)
+            rules = Rules(
+                plan.secure_threshold,
+                terms.least,
+                trusted=lambda found: self._book.trust(_fingerprints(found), terms.peers or {}),
+                allowed=lambda survivors: self._book.allow(plan, survivors),
+                revealing=lambda survivors: self._book.reveal(plan, survivors),
+            )
+            party = Party(self._name, self._identity(), context_of(plan.digest(), layout_digest(given)), rules)
+            self._held.pop(plan.run, None)
+            while len(self._held) >= _MOST:
+                self._held.pop(next(iter(self._held)))
+            held = self._held[plan.run] = _Held(question, plan, party, words, scale, cases)
+        return RecordDict({ARRAYS: arrays_with(held.party.offer)})
+
+    def answer(self, exchange: str, plan: RoundPlan, arrays: ArrayRecord) -> tuple[RecordDict, int]:
+        """What the site says in one of the later exchanges, and how many cases stand behind it.
+
+        Raises
+        ------
+        GateRefused
+            ``secure-unknown`` if it holds no update for this round, as after a restart; else as :class:`Party`.
+        """
+        held = self._held.get(plan.run)
+        if held is None or held.plan.digest() != plan.digest():
+            raise refused("secure-unknown", "it holds no update for this round: it was started again, or asked anew")
+        try:
+            message, _ = message_in(arrays)
+        except ValueError as error:
+            raise refused("malformed", str(error)) from error
+        party = held.party
+        if exchange == MASK:
+            masked = party.mask(message, lambda sites: (held.words, held.scale.width(sites)))
+            return RecordDict({ARRAYS: arrays_with(b"", masked)}), held.cases
+        say = {SHARES: party.share, CONFIRM: party.confirm, UNMASK: party.unmask}
+        if exchange not in say:
+            raise refused("malformed", "there is no such exchange")
+        return RecordDict({ARRAYS: arrays_with(say[exchange](message))}), held.cases
+
+
+def read_identity(path: Path) -> Identity:
+    """The identity of a live site: the key with which its SuperNode proves who it is.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be read.
+    """
+    try:
+        key = load_ssh_private_key(path.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"cannot read {path}", type(error).__name__, "run `wardround site doctor`, or take it from a copy"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StorageError(f"cannot use {path}", "it is no key on a NIST curve", "make a site's key anew")
+    return identity_of(key)
+
+
+def _fingerprints(identities: Mapping[str, bytes]) -> dict[str, str]:
+    try:
+        return {site: fingerprint(public) for site, public in identities.items()}
+    except ValueError as error:
+        raise GateRefused("a site's key is none", str(error), "", code="secure-peer") from error
+
+
+def _digest(survivors: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(survivors).encode()).hexdigest()
