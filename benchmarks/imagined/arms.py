@@ -126,7 +126,7 @@ class Recipe(Learning):
 
     model: str = "unet2d-small"
     sizes: tuple[int, ...] = (5, 10, 20)
-    share: float = 0.5
+    share: float = 0.25
     gamma: float = 1.0
     pool: int = 256
     diffusion_updates: int = 800
