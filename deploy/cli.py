@@ -17,6 +17,7 @@ import typer
 
 from wardround import __version__
 from wardround.deploy import options
+from wardround.deploy.compare.command import compare
 from wardround.deploy.coordinator.command import app as coordinator
 from wardround.deploy.launch import console, explain, launch
 from wardround.deploy.site.command import app as site
@@ -159,6 +160,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
 
 
 app.command()(stream)
+app.command()(compare)
 app.add_typer(coordinator, name="coordinator")
 app.add_typer(site, name="site")
 

@@ -3,7 +3,7 @@
 import itertools
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from wardround.client.cases.dataset import (
     split_even,
     split_natural,
 )
-from wardround.deploy.settings import ExperimentSettings, SimulationSettings, is_split_file
+from wardround.deploy.settings import ExperimentSettings, FederationSettings, SimulationSettings, is_split_file
 from wardround.errors import DataError, UsageError
 from wardround.strategies.plan import LabelKind, RoundPlan
 
-POOLED = "pooled"
+POOLED, LOCAL = "pooled", "local"
 
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -151,10 +151,10 @@ def simulation_layout(out: Path, settings: SimulationSettings, dataset: Dataset)
             "name sites of the split",
         )
     labels = len(dataset.label_names)
-    return Layout(_holdings(federation, settings), tuple(_runs(out, settings, federation, labels)), federation)
+    return Layout(holdings(federation, settings.arms), tuple(_runs(out, settings, federation, labels)), federation)
 
 
-def capped_split(dataset: Dataset, settings: SimulationSettings) -> Federation:
+def capped_split(dataset: Dataset, settings: FederationSettings) -> Federation:
     """As :func:`split`, with at most so many cases a site as the settings allow."""
     federation = split(dataset, settings)
     return Federation(
@@ -229,40 +229,20 @@ def case_sites(federation: Federation) -> dict[str, tuple[str, ...]]:
     return {case: tuple(sites) for case, sites in belongs.items()}
 
 
-def _holdings(
-    federation: Federation, settings: SimulationSettings
-) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Site → the streamed and the test cases that its store holds."""
+def holdings(federation: Federation, arms: Container[str]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Site → the streamed and the test cases that its store holds, for these arms."""
     all_tests = tuple(sorted(case_sites(federation)))
     own_tests = evaluated_at(federation)
-    holdings = {
-        site: (cases, all_tests if "local" in settings.arms else own_tests[site])
-        for site, cases in federation.sites.items()
-    }
-    if POOLED in settings.arms:
-        holdings[POOLED] = (tuple(case for cases in federation.sites.values() for case in cases), all_tests)
-    return holdings
+    held = {site: (cases, all_tests if LOCAL in arms else own_tests[site]) for site, cases in federation.sites.items()}
+    if POOLED in arms:
+        held[POOLED] = (tuple(case for cases in federation.sites.values() for case in cases), all_tests)
+    return held
 
 
 def _runs(out: Path, settings: SimulationSettings, federation: Federation, labels: int) -> Iterator[ArmRun]:
-    everything = tuple(sorted(case_sites(federation)))
-    own_tests = evaluated_at(federation)
     for seed in settings.seeds:
-        schedules = {
-            site: schedule(cases, settings.rounds, order_generator(seed, site))
-            for site, cases in federation.sites.items()
-        }
-        pooled = tuple(_interleaved(parts) for parts in zip(*schedules.values(), strict=True))
         for arm in settings.arms:
-            models: dict[str, dict[str, SiteCases]]
-            if arm == "local":
-                models = {site: {site: SiteCases(dealt, everything)} for site, dealt in schedules.items()}
-            elif arm == POOLED:
-                models = {"global": {POOLED: SiteCases(pooled, everything)}}
-            else:
-                models = {"global": {site: SiteCases(dealt, own_tests[site]) for site, dealt in schedules.items()}}
-            for model, cases in models.items():
-                name = f"local-{model}-seed{seed}" if arm == "local" else f"{arm}-seed{seed}"
+            for name, model, cases in dealt(federation, arm, settings.rounds, seed):
                 combined = len(cases) > 1
                 yield ArmRun(
                     folder=out / "arms" / name,
@@ -281,6 +261,28 @@ def _runs(out: Path, settings: SimulationSettings, federation: Federation, label
                     strokes=settings.strokes,
                     kinds=settings.kinds(arm),
                 )
+
+
+def dealt(federation: Federation, arm: str, rounds: int, seed: int) -> Iterator[tuple[str, str, dict[str, SiteCases]]]:
+    """Deal the cases of an arm under a seed: all arms see the same cases of a site in the same order.
+
+    Yields
+    ------
+    tuple
+        Name of a run, the model that it learns (``global`` or a site), and the cases of every site in it.
+    """
+    everything = tuple(sorted(case_sites(federation)))
+    schedules = {site: schedule(cases, rounds, order_generator(seed, site)) for site, cases in federation.sites.items()}
+    if arm == LOCAL:
+        for site, cases in schedules.items():
+            yield f"{LOCAL}-{site}-seed{seed}", site, {site: SiteCases(cases, everything)}
+    elif arm == POOLED:
+        pooled = tuple(_interleaved(parts) for parts in zip(*schedules.values(), strict=True))
+        yield f"{arm}-seed{seed}", "global", {POOLED: SiteCases(pooled, everything)}
+    else:
+        own_tests = evaluated_at(federation)
+        each = {site: SiteCases(cases, own_tests[site]) for site, cases in schedules.items()}
+        yield f"{arm}-seed{seed}", "global", each
 
 
 def order_generator(seed: int, site: str) -> np.random.Generator:

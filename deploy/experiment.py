@@ -96,6 +96,8 @@ def show(out: Path, console: Console) -> None:
         If no run has closed a round yet.
     """
     # Imported here: matplotlib takes a second that no other command should pay.
+    from wardround.deploy.compare.page import write_compare_report
+    from wardround.deploy.compare.tables import compare_table
     from wardround.deploy.report.page import write_report
     from wardround.deploy.report.results import load_results, save_results
     from wardround.deploy.report.tables import arm_table, drawing_table, site_table
@@ -107,6 +109,9 @@ def show(out: Path, console: Console) -> None:
     if results.kind == "stream":
         page = write_stream_report(out)
         tables = stream_tables(results)
+    elif results.kind == "compare":
+        page = write_compare_report(out)
+        tables = {"strategies over seeds and sites": compare_table(results)}
     else:
         keep_imagined(out)
         page = write_report(out)

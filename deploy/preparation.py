@@ -31,6 +31,8 @@ from wardround.client.cases.dataset import Dataset, load_dataset, verify_dataset
 from wardround.client.cases.nifti import read_image, read_labels
 from wardround.client.cases.phantoms import write_phantom_dataset
 from wardround.client.cases.store import CaseStore, Role
+from wardround.deploy.compare.layout import compare_layout
+from wardround.deploy.compare.settings import CompareSettings
 from wardround.deploy.dealing import ArmRun, Layout, capped_split, case_sites, simulation_layout
 from wardround.deploy.settings import ExperimentSettings, PhantomSettings, SimulationSettings, read_settings
 from wardround.deploy.stream.layout import stream_layout, stream_split
@@ -46,8 +48,8 @@ DONE = "done.json"
 # As wardround.client.site.REFERENCE, which would import torch into the process that only waits for the arms.
 REFERENCE = "reference"
 
-Settings = SimulationSettings | StreamSettings
-"""Of the two kinds of experiment."""
+Settings = SimulationSettings | StreamSettings | CompareSettings
+"""Of the kinds of experiment."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and of how much."""
@@ -88,7 +90,8 @@ def stored_settings(out: Path) -> Settings:
     kind: type[Settings] = SimulationSettings
     try:
         stored = json.loads((out / EXPERIMENT).read_text(encoding="utf-8"))
-        kind = StreamSettings if stored.get("kind") == StreamSettings.command else SimulationSettings
+        kinds: dict[str, type[Settings]] = {one.command: one for one in (StreamSettings, CompareSettings)}
+        kind = kinds.get(str(stored.get("kind")), SimulationSettings)
         content = stored["settings"]
     except OSError:
         raise UsageError(
@@ -146,11 +149,13 @@ def prepare(out: Path, settings: Settings, progress: Progress | None = None) -> 
         write_phantoms(folder, settings.phantoms)
         report("drawing phantoms", 1, 1)
     dataset = load_dataset(folder)
-    layout = (
-        stream_layout(out, settings, dataset)
-        if isinstance(settings, StreamSettings)
-        else simulation_layout(out, settings, dataset)
-    )
+    match settings:
+        case StreamSettings():
+            layout = stream_layout(out, settings, dataset)
+        case CompareSettings():
+            layout = compare_layout(out, settings, dataset)
+        case _:
+            layout = simulation_layout(out, settings, dataset)
     total = sum(len(stream) + len(tests) for stream, tests in layout.stores.values())
     done = itertools.count(1)
     for site, (stream, tests) in layout.stores.items():

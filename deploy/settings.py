@@ -166,8 +166,8 @@ class ExperimentSettings(BaseModel):
 Kind = TypeVar("Kind", bound=ExperimentSettings)
 
 
-class SimulationSettings(ExperimentSettings):
-    """One federation beside the arms that it is compared with: all that its numbers depend on, and nothing else.
+class FederationSettings(ExperimentSettings):
+    """What every experiment with several sites depends on.
 
     Parameters
     ----------
@@ -175,6 +175,25 @@ class SimulationSettings(ExperimentSettings):
         At most so many; the first ones of the split.
     rounds
         Rounds of the federation; the streamed cases are dealt over them evenly.
+    """
+
+    cases_per_site: int | None = Field(None, ge=1)
+    tests_per_site: int | None = Field(None, ge=1)
+    rounds: int = Field(5, ge=1, le=100_000)
+
+    def flat(self) -> dict[str, bool | int | float | str | None]:
+        """As the base has it; caps on a data set's cases mean nothing for phantoms."""
+        flat = super().flat()
+        if self.data is None:
+            del flat["cases_per_site"], flat["tests_per_site"]
+        return flat
+
+
+class SimulationSettings(FederationSettings):
+    """One federation beside the arms that it is compared with: all that its numbers depend on, and nothing else.
+
+    Parameters
+    ----------
     strategy, strategy_options
         As in :func:`wardround.strategies.catalogue.make_strategy`.
     weighting, weighting_options
@@ -193,9 +212,6 @@ class SimulationSettings(ExperimentSettings):
         See :func:`settings_from`, which turns it into an error for a person.
     """
 
-    cases_per_site: int | None = Field(None, ge=1)
-    tests_per_site: int | None = Field(None, ge=1)
-    rounds: int = Field(5, ge=1, le=100_000)
     strategy: str = "fedavg"
     strategy_options: dict[str, float | int] = Field(default_factory=dict)
     weighting: str = "examples"
@@ -233,13 +249,6 @@ class SimulationSettings(ExperimentSettings):
         if arm in SUPERVISION:
             changed["supervision"] = SUPERVISION[arm]
         return self.plan_with(changed, run=run, round=round, rounds=self.rounds, seed=seed, labels=labels)
-
-    def flat(self) -> dict[str, bool | int | float | str | None]:
-        """As the base has it; caps on a data set's cases mean nothing for phantoms."""
-        flat = super().flat()
-        if self.data is None:
-            del flat["cases_per_site"], flat["tests_per_site"]
-        return flat
 
 
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -132,6 +132,17 @@ def plan_fields(name: str, **options: float | int) -> dict[str, Any]:
     return {**entry.plan, **{key: values[key] for key in entry.asked}}
 
 
+def option_names(name: str) -> tuple[str, ...]:
+    """The options that a strategy has.
+
+    Raises
+    ------
+    UsageError
+        If there is no such strategy.
+    """
+    return tuple(_chosen(name, {})[1])
+
+
 def _chosen(name: str, options: Mapping[str, object]) -> tuple[_Entry, dict[str, float | int]]:
     """A strategy's entry, and every option of it, as given or by default."""
     try:

@@ -1,0 +1,81 @@
+"""`wardround compare`: its options."""
+
+from typing import Annotated, Any
+
+import typer
+
+from wardround.deploy import options
+from wardround.deploy.launch import launch
+
+_STRATEGIES = "fedavg,fedprox,fedadam,fedtrimmedavg"
+
+
+def compare(  # noqa: PLR0917 - one parameter an option
+    context: typer.Context,
+    data: options.Data = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="Who has which case: a .json file, 'natural', 'even:K' or 'dirichlet:K:alpha'. For phantoms: how many."
+        ),
+    ] = None,
+    strategies: Annotated[
+        str | None, typer.Option(help=f"Strategies of the catalogue (default: {_STRATEGIES}).")
+    ] = None,
+    weightings: Annotated[
+        str | None, typer.Option(help="fedavg under these rules too: equal, effort, trust, worst-site, afl or qffl.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An arm of your own, as NAME:strategy=…,weighting=…,option=value; what is no option is a field of "
+            "the plan. May be repeated."
+        ),
+    ] = None,
+    beside: Annotated[str, typer.Option(help="Any of pooled, local, dense.")] = "pooled,local",
+    cases: Annotated[int | None, typer.Option(help="At most so many streamed cases a site (phantoms: 10).")] = None,
+    tests: Annotated[int | None, typer.Option(help="At most so many test cases a site (phantoms: 4).")] = None,
+    test_fraction: options.TestFraction = 0.25,
+    shift: options.Shift = 2.0,
+    shape: options.Shape = "32,40,32",
+    rounds: Annotated[int, typer.Option(help="Rounds of every federation.")] = 5,
+    seeds: options.Seeds = "0,1,2",
+    model: options.Model = None,
+    plan: options.Plan = None,
+    strokes: options.Strokes = "expert",
+    device: options.Device = "auto",
+    jobs: options.Jobs = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
+) -> None:
+    """Run strategies over the same seeds and sites, and put them into one table and one picture.
+
+    Without any option: three hospitals with drawn phantoms whose scanners differ much.
+    """
+    from wardround.deploy.compare.settings import CompareSettings, compare_settings_from, named_arms, own_arm
+    from wardround.deploy.stream.arms import split_definition
+
+    def settings() -> CompareSettings:
+        default = "" if arm or weightings is not None else _STRATEGIES
+        named = named_arms(
+            options.names(strategies if strategies is not None else default), options.names(weightings or "")
+        )
+        for definition in arm or ():
+            name, fields = split_definition(definition)
+            named[name] = own_arm(options.pairs(fields, f"--arm {name}:"))
+        values: dict[str, Any] = {
+            "arms": named,
+            "beside": tuple(options.names(beside)),
+            "rounds": rounds,
+            "seeds": options.numbers(seeds, "--seeds"),
+            "plan": options.pairs(plan, "--plan") | ({"model": model} if model is not None else {}),
+            "strokes": strokes,
+            "device": device,
+        }
+        if data is None:
+            values["phantoms"] = options.phantoms(sites, cases, tests, shift, shape)
+        else:
+            values |= options.data_set(data, sites, test_fraction) | {"cases_per_site": cases, "tests_per_site": tests}
+        return compare_settings_from(values)
+
+    launch(context, CompareSettings, settings, out=out, resume=resume, jobs=jobs)
