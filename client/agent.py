@@ -407,15 +407,24 @@ def _number(value: float | list[float]) -> int:
 
 
 def _catalogue_reference(plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    return _shapes(plan.model, plan.labels, plan.share_knobs, plan.local_keys)
+    steered = plan.control_variates, plan.normalised_steps > 0
+    return _shapes(plan.model, plan.labels, plan.share_knobs, *steered, plan.local_keys)
 
 
 @lru_cache(maxsize=4)
-def _shapes(
-    model: str, labels: int, operators: bool, local_keys: tuple[str, ...]
+def _shapes(  # noqa: PLR0917
+    model: str, labels: int, operators: bool, control: bool, steps: bool, local_keys: tuple[str, ...]
 ) -> Mapping[str, tuple[tuple[int, ...], str]]:
     """Of all arrays that travel in a run."""
     from wardround.models.travelling import travelling
 
-    arrays = travelling(model, labels, 0, operators=operators, staying=lambda names: staying(names, local_keys))
+    arrays = travelling(
+        model,
+        labels,
+        0,
+        operators=operators,
+        control=control,
+        steps=steps,
+        staying=lambda names: staying(names, local_keys),
+    )
     return {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}

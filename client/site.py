@@ -20,6 +20,7 @@ from wardround.client.cases.nifti import check_classes
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.dreaming import Dreaming
+from wardround.client.learning.apart import usual_weights
 from wardround.client.learning.inference import normalise
 from wardround.client.learning.kernel_health import scalars
 from wardround.client.learning.latest import LatestModel
@@ -251,8 +252,7 @@ class Site:
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
-        learnt = learner.weights()
-        standing, local = work.standing, learner.local() | dreaming.local() | kept_own(plan, learnt)
+        standing, local = work.standing, learner.local() | dreaming.local() | kept_own(plan, learner.weights())
         memory.forget(self._gone(memory))  # A case may have been removed meanwhile.
         snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, standing, local))
         self._progress = (memory.reservoir.seen, plan.round)
@@ -270,7 +270,7 @@ class Site:
         if work.kernel is not None:
             metrics |= scalars(work.kernel)
         metrics |= dreaming.metrics()
-        return Update(without_own(plan, learnt) | dreaming.weights(), metrics)
+        return Update(without_own(plan, learner.leaving()) | dreaming.weights(), metrics)
 
     def evaluate(
         self, plan: RoundPlan, weights: Weights, between: Callable[[], None] = lambda: None
@@ -297,7 +297,7 @@ class Site:
         LabelError
             If a reference holds structures that the plan does not know.
         """
-        learner = self._learner(plan, weights, self._own(plan))
+        learner = self._learner(plan, weights, self._own(plan), usual=True)
         tests = self._store.cases("test") if self._tests is None else self._tests
         if not tests:
             raise DataError("there is nothing to evaluate on", "the site has no test case", "hold some cases back")
@@ -356,17 +356,21 @@ class Site:
 
     def _own(self, plan: RoundPlan) -> Arrays:
         """What the site kept for itself by the end of a round; nothing where the plan has no such thing."""
-        if not plan.local_keys:
+        if not plan.keeps_a_model:
             return {}
         return Snapshots(self._kept(plan.run) / "state").before(plan.round + 1, plan.replay_capacity).local
 
-    def _learner(self, plan: RoundPlan, weights: Weights, local: Arrays | None = None) -> OnlineLearner:
+    def _learner(
+        self, plan: RoundPlan, weights: Weights, local: Arrays | None = None, *, usual: bool = False
+    ) -> OnlineLearner:
+        """A learner that begins with global weights, or with those that the site evaluates and draws with."""
         learner = OnlineLearner(LearningSettings.of(plan), self._device)
-        weights = with_own(plan, weights, learner.weights(), local or {})
-        learner.load(weights)
+        whole = with_own(plan, weights, learner.weights(), local or {})
+        used = usual_weights(plan, whole, local or {})
+        learner.load(used if usual else whole)
         if self._model is not None:
             # Also where a round has nothing to learn from: people begin to draw with these.
-            self._model.save(plan, weights)
+            self._model.save(plan, used)
         return learner
 
     def _keep_label(self, session: CaseSession) -> None:

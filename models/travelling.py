@@ -5,9 +5,11 @@ Both ends ask here: the coordinator for the weights before the first round, and 
 
 from collections.abc import Callable, Collection
 
+import numpy as np
+
 from wardround.models.catalogue import architecture, build
 from wardround.models.searched import SearchedGenerator, SearchedSettings
-from wardround.models.weights import OPERATORS, Arrays, weights_of
+from wardround.models.weights import CONTROL, OPERATORS, STEPS, Arrays, weights_of
 
 
 def travelling(
@@ -16,6 +18,8 @@ def travelling(
     seed: int,
     *,
     operators: bool = False,
+    control: bool = False,
+    steps: bool = False,
     staying: Callable[[Collection[str]], Collection[str]] = lambda names: (),
 ) -> Arrays:
     """The arrays that travel, as they are before the first round.
@@ -26,6 +30,10 @@ def travelling(
         As in :func:`wardround.models.catalogue.build`.
     operators
         Whether the operators of sites' generators travel with the network.
+    control
+        Whether a control variate for each parameter does: zeros.
+    steps
+        Whether the number of steps does: zero.
     staying
         Names of a network's arrays → those that stay at each site.
 
@@ -39,10 +47,16 @@ def travelling(
     UsageError
         If there is no such network.
     """
-    network = weights_of(build(model, labels, seed))
+    built = build(model, labels, seed)
+    network = weights_of(built)
     kept = staying(network.keys())
     arrays = {name: array for name, array in network.items() if name not in kept}
     if operators:
         settings = SearchedSettings(architecture(model).dimensions, labels)
         arrays[OPERATORS] = SearchedGenerator(settings, seed).architecture.detach().numpy()
+    if control:
+        travelled = [name for name, _ in built.named_parameters() if name in arrays]
+        arrays |= {f"{CONTROL}{name}": np.zeros_like(arrays[name]) for name in travelled}
+    if steps:
+        arrays[STEPS] = np.zeros(1, np.float32)
     return arrays

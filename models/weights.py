@@ -22,6 +22,9 @@ CONTROL = "control."
 """Begins the names of arrays that travel beside a network's weights and steer how sites learn: those of SCAFFOLD have
 the name of a parameter behind it."""
 
+STEPS = f"{CONTROL}steps"
+"""``[1]``, float32: how many steps a site took, in the plan's unit, where changes are normalised by them (FedNova)."""
+
 
 def weights_of(network: nn.Module) -> Arrays:
     """Copy every parameter and buffer of `network` into host memory, by its name in the state dictionary."""

@@ -209,7 +209,8 @@ def is_wanted(folder: Path) -> bool:
 def initial_weights(plan: RoundPlan) -> Weights:
     """The weights before the first round: the catalogue's network, drawn from the plan's seed.
 
-    Arrays that stay at the sites are not among them; operators of sites' generators are, where these are shared.
+    Arrays that stay at the sites are not among them; operators of sites' generators are, where these are shared, and
+    control variates and the number of steps, where the plan has any.
 
     Raises
     ------
@@ -229,6 +230,8 @@ def initial_weights(plan: RoundPlan) -> Weights:
 
 
 def site_names(grid: Grid) -> dict[int, str]:
+        control=plan.control_variates,
+        steps=plan.normalised_steps > 0,
     """Names of the nodes that are online, by node id; a node without a name is called by its id."""
     return {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
 

@@ -23,10 +23,13 @@ from flwr.serverapp.strategy import (
 )
 
 from wardround.errors import PlanError, UsageError
+from wardround.strategies.buffered import FedBuff
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
 from wardround.strategies.local_keys import HEAD, NORMALISATION
+from wardround.strategies.nova import FedNova
 from wardround.strategies.options import Option as _Option
 from wardround.strategies.options import chosen
+from wardround.strategies.scaffold import Scaffold
 
 _COMMON: Mapping[str, Any] = {
     "fraction_train": 1.0,
@@ -72,8 +75,30 @@ _CATALOGUE: Mapping[str, _Entry] = {
     "fedmedian": _Entry(FedMedian),
     "fedtrimmedavg": _Entry(FedTrimmedAvg, {"beta": _Option(0.34, 0.0, 0.4999)}),
     "krum": _Entry(Krum, {"num_malicious_nodes": _Option(1, 0, 1000)}),
+    "fedbuff": _Entry(
+        FedBuff,
+        {
+            "buffer": _Option(0, 0, 10_000),
+            "concurrency": _Option(0, 0, 10_000),
+            "server_learning_rate": _Option(1.0, 1e-8, 10.0),
+            "staleness_exponent": _Option(0.5, 0.0, 10.0),
+            "max_staleness": _Option(50, 1, 1_000_000),
+        },
+    ),
     "fedbn": _Entry(FedAvg, plan={"local_keys": NORMALISATION}),
     "fedper": _Entry(FedAvg, plan={"local_keys": HEAD}),
+    "fedrep": _Entry(FedAvg, plan={"local_keys": HEAD}, asked={"head_share": _Option(0.5, 0.01, 0.99)}),
+    "scaffold": _Entry(Scaffold, {"server_learning_rate": _Option(1.0, 1e-8, 10.0)}, {"control_variates": True}),
+    "fednova": _Entry(
+        FedNova,
+        {"most_steps": _Option(10.0, 1e-3, 1e3)},
+        asked={"normalised_steps": _Option(100, 1, 1_000_000)},
+    ),
+    "moon": _Entry(
+        FedAvg, asked={"moon_weight": _Option(1.0, 0.0, 1000.0), "moon_temperature": _Option(0.5, 0.01, 100.0)}
+    ),
+    "ditto": _Entry(FedAvg, plan={"personal": "ditto"}, asked={"personal_weight": _Option(0.1, 0.0, 1e4)}),
+    "apfl": _Entry(FedAvg, plan={"personal": "apfl"}, asked={"personal_share": _Option(0.5, 0.0, 1.0)}),
 }
 
 
@@ -97,8 +122,17 @@ def make_strategy(name: str, **options: float | int) -> Strategy:
     fedtrimmedavg    ``beta=0.34``: Yin et al. 2018: per weight the mean without the ⌊beta · sites⌋ lowest and highest;
                      sites count the same
     krum             ``num_malicious_nodes=1``: Blanchard et al. 2017: the one update that is nearest to the others
+    fedbuff          ``buffer=0, concurrency=0, server_learning_rate=1, staleness_exponent=0.5, max_staleness=50``:
+                     Nguyen et al. 2022: nobody waits for the slowest; :mod:`wardround.strategies.buffered`
     fedbn, fedper    (none) fedavg of what travels; normalisation, or the last stage, stays at each site:
                      :mod:`wardround.strategies.local_keys`
+    fedrep           ``head_share=0.5``: Collins et al. 2021, algorithm 1: as fedper, and of the updates in a row that
+                     share moves the last stage alone, the others the rest alone
+    scaffold         ``server_learning_rate=1``: Karimireddy et al. 2020: :mod:`wardround.strategies.scaffold`
+    fednova          ``normalised_steps=100, most_steps=10``: Wang et al. 2020: :mod:`wardround.strategies.nova`
+    moon             ``moon_weight=1, moon_temperature=0.5``: Li, He and Song 2021, eq. 5; sites add the term
+    ditto            ``personal_weight=0.1``: Li, Hu, Beirami and Smith 2021, algorithm 1, λ; fedavg of what travels
+    apfl             ``personal_share=0.5``: Deng et al. 2020, algorithm 1, the first α; fedavg of what travels
     ================ ============================================================================================
 
     Two defaults differ from Flower's, for a reason. With ``eta=0.1`` one round of fedadam may move every weight by some
@@ -169,7 +203,8 @@ def describe(strategy: Strategy) -> dict[str, bool | int | float | str]:
 def strategy_state(strategy: Strategy) -> Weights:
     """What a strategy carries from one round into the next, as named arrays, its own; empty for most.
 
-    ``m_t/<array>`` and ``v_t/<array>`` for fedadam and fedyogi; for fedavgm ``momentum/00000`` … in the arrays' order.
+    ``m_t/<array>`` and ``v_t/<array>`` for fedadam and fedyogi; for fedavgm ``momentum/00000`` … in the arrays' order;
+    for scaffold ``most/sites``.
     """
     state: Weights = {}
     for moment in ("m_t", "v_t"):
@@ -177,6 +212,8 @@ def strategy_state(strategy: Strategy) -> Weights:
             state[f"{moment}/{name}"] = np.asarray(array)
     for number, array in enumerate(getattr(strategy, "momentum_vector", None) or ()):
         state[f"momentum/{number:05d}"] = np.asarray(array)
+    if isinstance(strategy, Scaffold) and strategy.most:
+        state["most/sites"] = np.array(strategy.most, np.int64)
     return state
 
 
@@ -195,6 +232,8 @@ def load_strategy_state(strategy: Strategy, state: Mapping[str, npt.NDArray[Any]
     values: dict[str, object] = {moment: groups.pop(moment) for moment in ("m_t", "v_t") if moment in groups}
     if "momentum" in groups:
         values["momentum_vector"] = [array for _, array in sorted(groups.pop("momentum").items())]
+    if "most" in groups:
+        values["most"] = int(groups.pop("most")["sites"])
     if groups or not all(hasattr(strategy, name) for name in values):
         raise PlanError(
             f"the stored state does not belong to {type(strategy).__name__}",

@@ -66,6 +66,7 @@ SITE_CODES = (
             "plan-synthesis",
             "plan-synthesis-side",
             "plan-knobs",
+            "plan-control",
             "plan-deadline",
             "too-large",
             "too-few-cases",

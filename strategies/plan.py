@@ -31,6 +31,7 @@ Synthesis = Literal["off", "medsad", "genseg"]
 Memory = Literal["reservoir", "generative", "both"]
 Expansion = Literal["geodesic", "contrasted"]
 LabelKind = Literal["dense", "slices", "scribbles", "points"]
+Personal = Literal["none", "ditto", "apfl"]
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?]{1,200}$")]
 
 # Steepness of the voxel weight in the proxy's confidence: a voxel that is right in 19 of 20 cases counts 0.44, one in 4
@@ -192,6 +193,30 @@ class RoundPlan(BaseModel):
         Fall of their mean Dice from which a case's updates are taken back, at most two cases in a row.
     proximal_mu
         μ of FedProx (Li et al. 2020, eq. 2): the site adds ``μ/2 · ‖w − w_global‖²`` to its loss.
+    control_variates
+        Whether sites correct every gradient by how theirs differ from those of the federation, and tell by how much
+        (SCAFFOLD, Karimireddy et al. 2020); see :mod:`wardround.strategies.scaffold`. Sites allow it or not.
+    normalised_steps
+        R: a site's change is divided by its steps over R, which travel beside it (FedNova, Wang et al. 2020); see
+        :mod:`wardround.strategies.nova`. 0 leaves changes as they are.
+    moon_weight
+        μ of MOON (Li et al. 2021, eq. 5): of the contrast between what the network sees in a case, what the global one
+        sees in it (alike) and what the site's own of the round before sees (unlike); 0 leaves it out.
+    moon_temperature
+        τ of that contrast.
+    personal
+        What each site trains for itself beside the federation's network, and then evaluates and draws with: ``ditto``,
+        a network of its own that is held near the global one (Li et al. 2021); ``apfl``, a mixture of the two (Deng et
+        al. 2020); ``none``. See :mod:`wardround.client.learning.apart`. It costs a second pass for every update.
+    personal_weight
+        λ of Ditto: ``λ/2 · ‖v − w_global‖²``.
+    personal_share
+        α of APFL: share of the site's own in the mixture, 0 … 1.
+    personal_adaptive
+        Whether each site learns its α, beginning with that share.
+    head_share
+        Share of the updates in a row in which the arrays of `local_keys` learn alone; in the others the rest does
+        (FedRep, Collins et al. 2021). 0: all learn in every update.
     local_keys
         Patterns of arrays of the network that never travel, as in :mod:`wardround.strategies.local_keys`: each site
         has its own, with which it draws, evaluates and predicts. None by default.
@@ -272,6 +297,15 @@ class RoundPlan(BaseModel):
     validation_cases: Annotated[int, Field(ge=0, le=64)] = 4
     rollback_drop: Annotated[float, Field(gt=0, le=1)] = 0.05
     proximal_mu: Annotated[float, Field(ge=0, le=1e4)] = 0.0
+    control_variates: bool = False
+    normalised_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    moon_weight: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    moon_temperature: Annotated[float, Field(ge=0.01, le=100)] = 0.5
+    personal: Personal = "none"
+    personal_weight: Annotated[float, Field(ge=0, le=1e4)] = 0.1
+    personal_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    personal_adaptive: bool = True
+    head_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     local_keys: Annotated[tuple[Pattern, ...], Field(max_length=64)] = ()
     patch: tuple[int, int, int] | None = None
     amp: bool = True
@@ -331,6 +365,10 @@ class RoundPlan(BaseModel):
             raise ValueError("contrast-edges must be among contrast-scales")
         if self.share_knobs and self.synthesis != "genseg":
             raise ValueError("share-knobs needs synthesis genseg: there is nothing else to share")
+        if self.head_share and not self.local_keys:
+            raise ValueError("head-share needs local-keys: there is nothing that could learn alone")
+        if self.personal != "none" and self.local_keys:
+            raise ValueError("personal and local-keys are two ways to the same; choose one")
         return self
 
     # Stands behind the other validators so that it wraps them all.
@@ -348,6 +386,11 @@ class RoundPlan(BaseModel):
                 message[:1].lower() + message[1:],
                 "correct the plan; a field that is unknown here may come from another version of Wardround",
             ) from error
+
+    @property
+    def keeps_a_model(self) -> bool:
+        """Whether each site has weights of its own, with which it evaluates and draws."""
+        return self.personal != "none" or bool(self.local_keys)
 
     @property
     def asked_for(self) -> Prompts:

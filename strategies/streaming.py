@@ -6,6 +6,7 @@ What a strategy computes stays Flower's; how many updates it needs to see at onc
 strategies                   in memory at once                       why
 ============================ ======================================= =================================================
 fedavg, fedprox              the sum, and one array of one site      a weighted mean is folded in one site at a time
+scaffold, fednova            the same, and the result                they make something of that mean
 fedavgm, fedadam, fedyogi    the same, and the strategy's own state  they go on from that mean, array by array
 fedmedian, fedtrimmedavg     one array of all sites                  every weight is worked out by itself
 krum and any other           **all updates**                         distances between whole updates
@@ -26,6 +27,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedProx
 
 from wardround.strategies.combine import combine, conform
 from wardround.strategies.contract import ARRAYS, METRICS, NUM_EXAMPLES, Weights, weights_to_record
+from wardround.strategies.shaped import Shaped
 
 Need = Literal["one", "one array of all", "all"]
 
@@ -51,7 +53,7 @@ class Contribution(Protocol):
 
 def needs(strategy: Strategy) -> Need:
     """How many updates a strategy needs in memory at once. Only Flower's own classes are known to need few."""
-    if type(strategy) in (*_MEAN, *_FROM_MEAN):
+    if type(strategy) in (*_MEAN, *_FROM_MEAN) or isinstance(strategy, Shaped):
         return "one"
     return "one array of all" if type(strategy) in _BY_ARRAY else "all"
 
@@ -86,6 +88,10 @@ def combine_streaming(
     if need == "one":
         with np.errstate(all="ignore"):  # What overflows is found by conform(), and named.
             mean = _weighted_mean(contributions, list(weights))
+            if isinstance(strategy, Shaped):
+                mean = strategy.shape(mean, weights, sum(getattr(one, "sites", 1) for one in contributions))
+        if isinstance(strategy, Shaped):
+            return conform(mean, weights)
         return conform(mean, weights) if type(strategy) in _MEAN else _go_on_from(strategy, round, mean, weights)
     if need == "one array of all":
         combined: Weights = {}

@@ -51,6 +51,7 @@ _PLAN = {
     "plan-synthesis": "the plan asks for more steps of a generator than the policy allows",
     "plan-synthesis-side": "the plan asks for a finer grid of a generator than the policy allows",
     "plan-knobs": "the plan has a generator's settings travel, which the policy does not allow",
+    "plan-control": "the plan has mean gradients travel, which the policy does not allow",
     "plan-deadline": "the plan's deadline is longer than the policy allows",
     "kind-not-allowed": "the policy does not allow this kind of message",
     "policy-unreadable": "the site's policy cannot be read",

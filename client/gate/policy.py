@@ -36,7 +36,8 @@ class Policy(BaseModel):
     max_rounds
         Rounds of a run.
     max_updates_per_case
-        Optimiser steps a case, with the plan's adaptivity at its most.
+        Optimiser steps a case, with the plan's adaptivity at its most; those of a network that the site trains for
+        itself beside the federation's count as well.
     max_slices_per_case, max_annotation_rounds
         What a plan may ask an annotator to do for one case.
     max_batch_size
@@ -50,6 +51,9 @@ class Policy(BaseModel):
     share_knobs
         Whether the weights of a generator's searched operators may travel with the network. A generator itself, and
         what it makes, never does.
+    share_control
+        Whether mean gradients of a round (control variates) may travel with the network. They tell more directly than
+        weights what a site learnt from.
     max_deadline_s
         Seconds that a plan may wait for an answer.
     max_parameters_bytes
@@ -88,6 +92,7 @@ class Policy(BaseModel):
     max_synthesis_updates: Annotated[int, Field(ge=0)] = 10_000
     max_synthesis_side: Annotated[int, Field(ge=1)] = 128
     share_knobs: bool = False
+    share_control: bool = False
     max_deadline_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
     max_parameters_bytes: Annotated[int, Field(ge=1)] = 512 * _MEBIBYTE
     min_cases: Annotated[int, Field(ge=1)] = 5
@@ -195,13 +200,20 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
             "set share-knobs in policy.toml, or ask for another plan",
             code="plan-knobs",
         )
+    if plan.control_variates and not policy.share_control:
+        raise GateRefused(
+            "the plan has mean gradients travel",
+            "this site lets weights out, and no gradients",
+            "set share-control in policy.toml, or ask for another plan",
+            code="plan-control",
+        )
     slices = max(plan.slices_per_case, sum(plan.allocation or ()))
     making = plan.synthesis != "off" or plan.memory != "reservoir"  # What a generator would cost counts where one is.
     limits: tuple[tuple[str, float, float, str], ...] = (
         ("plan-rounds", plan.rounds, policy.max_rounds, "max-rounds"),
         (
             "plan-updates",
-            plan.updates_per_case * (1 + plan.adaptivity),
+            plan.updates_per_case * (1 + plan.adaptivity) * (2 if plan.personal != "none" else 1),
             policy.max_updates_per_case,
             "max-updates-per-case",
         ),
@@ -269,6 +281,8 @@ max-update-norm = 1000.0
 max-metric = 1e9
 # Whether the weights of a generator's searched operators, a few dozen numbers, may travel with the network.
 share-knobs = false
+# Whether mean gradients of a round (control variates of SCAFFOLD) may travel with the network.
+share-control = false
 # Whether this site scores models on held-back cases, and whether it says how many cases it holds.
 allow-evaluate = true
 allow-status = true

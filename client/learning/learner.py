@@ -1,6 +1,6 @@
 """The online learner: one network, one optimiser, updates from the case at hand and from memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from wardround.client.learning.asked import asked_terms
 from wardround.client.learning.augmentation import Augmenter
 from wardround.client.learning.batches import Batch, assemble
 from wardround.client.learning.inference import predict
 from wardround.client.learning.replay import Sample
+from wardround.client.learning.schedule import head_steps
 from wardround.client.learning.settings import LearningSettings
 from wardround.client.learning.stored_logits import StoredLogits
 from wardround.client.learning.teachers import Distiller
@@ -24,6 +26,7 @@ from wardround.errors import UsageError
 from wardround.models.attention import watched_attention
 from wardround.models.catalogue import Features, architecture, build
 from wardround.models.weights import load_weights, weights_of
+from wardround.strategies.local_keys import matches
 
 __all__ = ["Checkpoint", "LearningSettings", "OnlineLearner", "resolve_device"]
 
@@ -108,6 +111,8 @@ class OnlineLearner:
             self.attach(Distiller(settings.distillation, self._network))
         if settings.stored_logits:
             self.attach(StoredLogits(settings.stored_logits))
+        for term in asked_terms(settings, self._network):
+            self.attach(term)
 
     @property
     def _mixed(self) -> bool:
@@ -127,6 +132,8 @@ class OnlineLearner:
 
     def load(self, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Take over global weights; they are also the anchor of the proximal term, and the federation's teacher."""
+        for term in self.terms:
+            term.received(weights)
         load_weights(self._network, weights)
         self._anchor = [parameter.detach().clone() for parameter in self._network.parameters()]
         for term in self.terms:
@@ -135,6 +142,13 @@ class OnlineLearner:
     def weights(self) -> Arrays:
         """A copy of the current weights by name."""
         return weights_of(self._network)
+
+    def leaving(self) -> Arrays:
+        """The current weights as they leave after a round, and what travels beside them."""
+        arrays = self.weights()
+        for term in self.terms:
+            arrays = term.leaving(arrays)
+        return arrays
 
     def frozen(self) -> nn.Module:
         """A copy of the network as it is now, in evaluation mode, that learns no more."""
@@ -316,13 +330,24 @@ class OnlineLearner:
             group["lr"] = learning_rate
         self._network.train()
         total = 0.0
-        for _ in range(updates):
-            total += self._step(self._assemble(batch(), rng, self.settings.augmentation), rng)
+        for still in self._turns(updates):
+            total += self._step(self._assemble(batch(), rng, self.settings.augmentation), rng, still)
             between()
         return total / updates if updates else float("nan")
 
-    def _step(self, batch: Batch, rng: np.random.Generator) -> float:
-        """One gradient step; returns the loss before it."""
+    def _turns(self, updates: int) -> Iterator[Collection[nn.Parameter]]:
+        """For each of so many steps the parameters that stay as they are; see `head_share` of the settings."""
+        if not self.settings.head_share:
+            yield from ((),) * updates
+            return
+        named = list(self._network.named_parameters())
+        head = [parameter for name, parameter in named if matches(name, self.settings.local_keys)]
+        body = [parameter for name, parameter in named if not matches(name, self.settings.local_keys)]
+        first = head_steps(updates, self.settings.head_share)
+        yield from (body,) * first + (head,) * (updates - first)
+
+    def _step(self, batch: Batch, rng: np.random.Generator, still: Collection[nn.Parameter] = ()) -> float:
+        """One gradient step of all but what is to stay `still`; returns the loss before it."""
         self._optimiser.zero_grad(set_to_none=True)
         wanted = {stage for term in self.terms for stage in term.stages}
         with ExitStack() as watching:
@@ -339,14 +364,25 @@ class OnlineLearner:
             loss = loss + self.regularisation(
                 logits, batch.image, batch.drawn, batch.spacings, attended, inside=batch.inside, air=batch.air
             )
+        aside = loss.new_zeros(())
         if self.terms:
             seen = Pass(self._network, logits, batch, features, self._mixed, rng)
             for term in self.terms:
-                loss = loss + term(seen)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if term.apart:
+                    aside = aside + term(seen)
+                else:
+                    loss = loss + term(seen)
+        self._scaler.scale(loss + aside).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
+        for parameter in still:
+            parameter.grad = None
+        for term in self.terms:
+            term.gradients(self._network, self._optimiser.param_groups[0]["lr"])
+        alone = [list(term.own.parameters()) for term in self.terms if term.apart]
         trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, 10.0)
+        others = {id(parameter) for parameters in alone for parameter in parameters}
+        for parameters in ([each for each in trained if id(each) not in others], *alone):
+            torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return loss.item()

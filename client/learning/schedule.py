@@ -50,3 +50,12 @@ def rehearsal_updates(plan: RoundPlan, cases: int) -> int:
     if not plan.replay_capacity:
         return 0
     return round(plan.updates_per_case * plan.rehearsal) * cases
+
+
+def head_steps(updates: int, share: float) -> int:
+    """How many of so many updates in a row move what stays at the site alone; the others move the rest alone.
+
+    FedRep (Collins et al. 2021, algorithm 1) learns the head first, then the representation under it. Both get a step
+    where there are two.
+    """
+    return max(0, min(math.ceil(share * updates), updates - 1))

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from wardround.client.learning.asked import Asked
 from wardround.client.learning.augmentation import Augmentation, Augmenter, augmentation_named
+from wardround.client.learning.schedule import learning_rate
 from wardround.client.learning.teachers import Distillation
 from wardround.client.supervision.regularisation import Regularisation, ramp
 from wardround.strategies.plan import RoundPlan
@@ -37,6 +39,13 @@ class LearningSettings:
         Weight of the difference to what was answered when a remembered case was accepted; 0 leaves it out.
     dice
         Weight of the soft Dice term beside cross-entropy; 0 leaves it out.
+    local_keys
+        Patterns of arrays that stay at the site.
+    head_share
+        Share of the updates in a row in which these alone learn, the others being left to the rest; 0: all learn in
+        every update.
+    asked
+        What a strategy asks of the loss and of what leaves.
     """
 
     model: str
@@ -52,6 +61,9 @@ class LearningSettings:
     distillation: Distillation = field(default_factory=Distillation)
     stored_logits: float = 0.0
     dice: float = 1.0
+    local_keys: tuple[str, ...] = ()
+    head_share: float = 0.0
+    asked: Asked = field(default_factory=Asked)
 
     @classmethod
     def of(cls, plan: RoundPlan) -> "LearningSettings":
@@ -76,3 +88,6 @@ class LearningSettings:
             distillation=Distillation.of(plan),
             stored_logits=plan.stored_logits,
         )
+            local_keys=plan.local_keys,
+            head_share=plan.head_share,
+            asked=Asked.of(plan, learning_rate(plan)),

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from wardround.client.learning.batches import Batch
 from wardround.models.catalogue import Features
+from wardround.models.weights import Arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +51,14 @@ class Term:
         Under which the learner's files know what it holds; no two terms of a learner share one.
     own
         Modules that are trained along with the network and never federated.
+    apart
+        Whether these are networks of their own that learn beside the one of the federation: what such a term says is no
+        part of the loss that is told, and its gradients are clipped by themselves, so that the network learns as if
+        there were no such term.
     """
 
     name = "nothing"
+    apart = False
 
     def __init__(self) -> None:
         self.own = nn.ModuleDict()
@@ -65,6 +72,9 @@ class Term:
         """What is added to the loss of one step."""
         return 0.0
 
+    def received(self, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Weights came, with all that travels beside them; `network` is about to take them over."""
+
     def loaded(self, network: nn.Module) -> None:
         """`network` has just taken over global weights."""
 
@@ -73,6 +83,13 @@ class Term:
 
     def accepted(self, network: nn.Module, batches: Callable[[], Batch], rng: np.random.Generator) -> None:
         """A case is accepted; each call of `batches` cuts a window out of it, as it is."""
+
+    def gradients(self, network: nn.Module, learning_rate: float) -> None:
+        """The gradients of a step are there, not clipped yet, and may be corrected; `learning_rate` is the step's."""
+
+    def leaving(self, weights: Arrays) -> Arrays:
+        """What leaves of a network's arrays after a round, and what travels beside them."""
+        return weights
 
     def remarks(self) -> tuple[str, ...]:
         """What people at the site should know of the round so far; it holds no text of a patient."""

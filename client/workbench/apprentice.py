@@ -114,7 +114,9 @@ class Apprentice:
         # The site's rounds count from 1; whoever draws between them learns at the rate of the last one.
         changes: dict[str, object] = {"round": max(1, plan.round), "prompts": plan.asked_for}
         # A person waits for every update, and a bench begins anew with each round's weights: it has no teachers.
-        changes |= dict.fromkeys(("distill_weight", "contrast_weight", "stored_logits"), 0.0)
+        changes |= dict.fromkeys(("distill_weight", "contrast_weight", "stored_logits", "moon_weight"), 0.0)
+        # Nothing that is learnt here leaves, nor is it compared with what others learn.
+        changes |= {"control_variates": False, "normalised_steps": 0, "personal": "none", "head_share": 0.0}
         if plan.supervision == "dense":
             changes["supervision"] = "proxy"  # What a person draws on a bench is never all of a case.
         if self._torch_device.type == "cpu" and plan.patch is None:

@@ -10,9 +10,10 @@ import pytest
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
+from wardround.client.learning.learner import OnlineLearner
 from wardround.client.site import REFERENCE, Site
 from wardround.models.catalogue import build
-from wardround.models.weights import load_arrays, weights_of
+from wardround.models.weights import CONTROL, STEPS, load_arrays, weights_of
 from wardround.server.app import initial_weights
 from wardround.strategies.catalogue import plan_fields
 from wardround.strategies.contract import Weights
@@ -114,3 +115,88 @@ def test_a_site_evaluates_with_what_it_kept(make: Make, tmp_path: Path) -> None:
     head = {name.removeprefix("personal/"): array for name, array in kept(tmp_path, 1).items()}
     everything = plan(updates_per_case=30)
     assert make("south").evaluate(everything, {**start, **head})["dice"] == after["dice"]
+
+
+def test_ditto_and_apfl_leave_what_travels_as_it_is_and_are_evaluated_with(make: Make, tmp_path: Path) -> None:
+    start = initial_weights(plan())
+    usual = make("one").train(plan(updates_per_case=6), start).weights
+    for kind in ("ditto", "apfl"):
+        (tmp_path / kind).mkdir()
+        asked = plan(strategy=kind, updates_per_case=6)
+        site = make("one")
+        found = site.train(asked, start)
+        assert same(found.weights, usual), "the network that travels learns as if there were no other"
+        own = kept(tmp_path, 1, "one")
+        assert {name.partition("/")[0] for name in own} == {kind}
+        network = {name: own[f"{kind}/network.{name}"] for name in start}
+        assert not same(network, usual)
+        score = site.evaluate(asked, found.weights)
+        site.close()
+        if kind == "ditto":
+            # By hand: the site's own network, whatever was sent.
+            assert make("one").evaluate(plan(), network)["dice"] == score["dice"]
+
+
+def test_scaffold_sends_mean_gradients_and_uses_those_that_come(make: Make, tmp_path: Path) -> None:
+    asked = plan(strategy="scaffold")
+    start = initial_weights(asked)
+    control = {name for name in start if name.startswith(CONTROL)}
+    assert {name.removeprefix(CONTROL) for name in control} == start.keys() - control
+    site = make()
+    update = site.train(asked, start)
+    assert update.weights.keys() == start.keys()
+    # c = c_i = 0: the site sends its mean gradients, and learns as without.
+    assert same({f"{CONTROL}{name.removeprefix('control/')}": a for name, a in kept(tmp_path, 1).items()}, {
+        name: update.weights[name] for name in control
+    })  # fmt: skip
+    assert any(np.abs(update.weights[name]).max() > 0 for name in control)
+    site.close()
+    usual = make().train(plan(), {name: start[name] for name in start.keys() - control}).weights
+    assert same({name: update.weights[name] for name in usual}, usual)
+    far = {name: array + 1 if name in control else array for name, array in start.items()}
+    assert not same({name: make().train(asked, far).weights[name] for name in usual}, usual)
+
+
+def test_fednova_normalises_what_was_learnt_and_says_by_what(make: Make) -> None:
+    asked = plan(strategy="fednova", normalised_steps=2)
+    start = initial_weights(asked)
+    found = make().train(asked, start).weights
+    usual = make().train(plan(), {name: array for name, array in start.items() if name != STEPS}).weights
+    # Four updates of one case, at the round's rate.
+    assert found[STEPS].tolist() == [2.0]
+    for name, array in usual.items():
+        np.testing.assert_allclose(found[name], start[name] + (array - start[name]) / 2, atol=1e-6)
+
+
+def test_moon_compares_with_the_sites_own_round_before(make: Make, tmp_path: Path) -> None:
+    start = initial_weights(plan())
+    site = make()
+    one = site.train(plan(strategy="moon"), start).weights
+    past = kept(tmp_path, 1)
+    assert same({name.removeprefix("moon/"): array for name, array in past.items()}, one)
+    two = site.train(plan(2, strategy="moon"), start).weights
+    site.close()
+    # The first round is that of fedavg, the second is not.
+    usual = make()
+    assert same(usual.train(plan(), start).weights, one)
+    assert not same(usual.train(plan(2), start).weights, two)
+
+
+def test_fedrep_moves_its_two_parts_by_turns(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = plan(strategy="fedrep")
+    moved: list[tuple[bool, bool]] = []
+    step = OnlineLearner._step
+
+    def watched(learner: OnlineLearner, *arguments: Any) -> float:
+        before = learner.weights()
+        loss = step(learner, *arguments)
+        after = learner.weights()
+        changed = {name for name in before if not np.array_equal(before[name], after[name])}
+        moved.append((any(matches(n, HEAD) for n in changed), any(not matches(n, HEAD) for n in changed)))
+        return loss
+
+    monkeypatch.setattr(OnlineLearner, "_step", watched)
+    make().train(asked, initial_weights(asked))
+    head, body = (True, False), (False, True)
+    assert set(moved) == {head, body}
+    assert moved[-2:] == [head, body], "rehearsal: two updates, the head first"

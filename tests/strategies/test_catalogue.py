@@ -73,6 +73,11 @@ def test_what_a_strategy_asks_of_the_sites_is_fields_of_the_plan() -> None:
     assert plan_fields("fedavg") == plan_fields("fedadam", eta=0.5) == {}
     asked = {"local_keys": ("model.2.*",)}
     assert plan_fields("fedper") == asked
+    assert plan_fields("fedrep", head_share=0.25) == {**asked, "head_share": 0.25}
+    assert plan_fields("scaffold", server_learning_rate=0.5) == {"control_variates": True}
+    assert describe(make_strategy("scaffold", server_learning_rate=0.5))["server_learning_rate"] == 0.5
+    assert plan_fields("ditto", personal_weight=1) == {"personal": "ditto", "personal_weight": 1.0}
+    assert describe(make_strategy("ditto", personal_weight=1)) == describe(make_strategy("fedavg"))
     for name in names():
         RoundPlan(run="r", round=1, rounds=1, seed=0, model="m", labels=2, **plan_fields(name))
     with pytest.raises(UsageError, match="eta"):

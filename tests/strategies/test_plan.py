@@ -95,6 +95,15 @@ def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None
         ("share_knobs", True),
         ("local_keys", ("model.[12]",)),
         ("local_keys", ("a", "a")),
+        ("head_share", 0.5),
+        ("head_share", 1.0),
+        ("control_variates", 1),
+        ("normalised_steps", -1),
+        ("moon_weight", -0.1),
+        ("moon_temperature", 0.0),
+        ("personal", "mine"),
+        ("personal_weight", -1.0),
+        ("personal_share", 1.1),
         ("annotation_rounds", 17),
         ("allocation", (0, 0, 0)),
         ("allocation", (1, -1, 3)),
@@ -142,7 +151,8 @@ def test_a_plan_of_an_earlier_version_means_what_it_did(plan: RoundPlan) -> None
     new |= {"distill_certainty", "distill_head", "teachers", "contrast_weight", "contrast_temperature", "share_knobs"}
     new |= {"contrast_scales", "contrast_edges", "stored_logits", "synthesis", "synthesis_weight", "synthesis_share"}
     new |= {"synthesis_updates", "synthesis_side"}
-    new |= {"local_keys"}
+    new |= {"local_keys", "head_share", "control_variates", "normalised_steps", "moon_weight", "moon_temperature"}
+    new |= {"personal", "personal_weight", "personal_share", "personal_adaptive"}
     record = plan.to_record()
     for name in new:
         del record[name.replace("_", "-")]
@@ -173,6 +183,14 @@ def test_local_keys_are_written_with_commas_and_travel() -> None:
     plan = RoundPlan(**{**MINIMAL, "local_keys": "model.2.*, *.adn.*"})
     assert plan.local_keys == ("model.2.*", "*.adn.*")
     assert RoundPlan.from_record(plan.to_record()) == plan
+
+
+def test_a_site_has_one_way_to_a_model_of_its_own() -> None:
+    with pytest.raises(PlanError, match="choose one"):
+        RoundPlan(**{**MINIMAL, "local_keys": "model.2.*", "personal": "ditto"})
+    assert RoundPlan(**{**MINIMAL, "local_keys": "model.2.*", "head_share": 0.5}).keeps_a_model
+    assert RoundPlan(**{**MINIMAL, "personal": "apfl"}).keeps_a_model
+    assert not RoundPlan(**MINIMAL).keeps_a_model
 
 
 def test_a_site_with_another_kind_of_label_takes_part_in_the_same_plan(plan: RoundPlan) -> None:

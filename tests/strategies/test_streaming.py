@@ -109,6 +109,12 @@ def test_what_a_strategy_needs_is_said() -> None:
         "krum": "all",
         "fedbn": "one",
         "fedper": "one",
+        "fedrep": "one",
+        "scaffold": "one",
+        "fednova": "one",
+        "moon": "one",
+        "ditto": "one",
+        "apfl": "one",
     }
 
     class Own(FedAvg):

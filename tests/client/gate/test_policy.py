@@ -96,6 +96,10 @@ class TestPlans:
         # Steps of a generator that the plan does not have concern nobody.
         check_plan(plan(synthesis_updates=10_001, synthesis_side=512), Policy())
 
+    def test_mean_gradients_travel_where_the_site_says_so(self) -> None:
+        check_plan(plan(control_variates=True), Policy(share_control=True))
+        check_plan(plan(updates_per_case=501), Policy())
+
     @pytest.mark.parametrize(
         ("changes", "code"),
         [
@@ -114,6 +118,8 @@ class TestPlans:
             ({"synthesis": "medsad", "synthesis_side": 136}, "plan-synthesis-side"),
             ({"memory": "both", "synthesis_side": 129}, "plan-synthesis-side"),
             ({"synthesis": "genseg", "share_knobs": True}, "plan-knobs"),
+            ({"control_variates": True}, "plan-control"),
+            ({"updates_per_case": 501, "personal": "ditto"}, "plan-updates"),
             ({"deadline_s": 8 * 24 * 3600.0}, "plan-deadline"),
         ],
     )
