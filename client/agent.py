@@ -39,8 +39,8 @@ from wardround.strategies.contract import (
     record_digest,
     weights_from_record,
     weights_to_record,
-from wardround.strategies.local_keys import staying
 )
+from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan
 
 log = logging.getLogger(__name__)

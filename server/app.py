@@ -225,13 +225,13 @@ def initial_weights(plan: RoundPlan) -> Weights:
         plan.labels,
         plan.seed,
         operators=plan.share_knobs,
+        control=plan.control_variates,
+        steps=plan.normalised_steps > 0,
         staying=lambda names: staying(names, plan.local_keys),
     )
 
 
 def site_names(grid: Grid) -> dict[int, str]:
-        control=plan.control_variates,
-        steps=plan.normalised_steps > 0,
     """Names of the nodes that are online, by node id; a node without a name is called by its id."""
     return {node.node_id: node.name or str(node.node_id) for node in grid.get_nodes()}
 

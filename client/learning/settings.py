@@ -87,7 +87,7 @@ class LearningSettings:
             ),
             distillation=Distillation.of(plan),
             stored_logits=plan.stored_logits,
-        )
             local_keys=plan.local_keys,
             head_share=plan.head_share,
             asked=Asked.of(plan, learning_rate(plan)),
+        )
