@@ -28,6 +28,7 @@ from wardround.client.home import Participation, SiteHome
 from wardround.client.listener import Answer, Answering, Listener
 from wardround.errors import GateRefused, PlanError, UsageError, WardroundError, for_log
 from wardround.files import lock_alone
+from wardround.strategies.codecs.record import read_down
 from wardround.strategies.contract import (
     ARRAYS,
     METRICS,
@@ -37,8 +38,6 @@ from wardround.strategies.contract import (
     arrays_in,
     metrics_in,
     record_digest,
-    weights_from_record,
-    weights_to_record,
 )
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan
@@ -237,7 +236,7 @@ class Agent:
             self._check()
             self._gate.admit(kind, plan, record, reference=self._expected)
             with self._one_question:
-                given = weights_from_record(record)
+                given = read_down(record, plan.codec_down)
                 done = self._find(kind, plan, record, given)
                 self._check()
                 content = self._gate.withhold(kind, done.content)
@@ -287,7 +286,7 @@ class Agent:
             return _Done(question, content, _number(scores[NUM_EXAMPLES]))
         update = self._site.train(plan, given, self._between)
         metrics = MetricRecord(dict(update.metrics))
-        content = RecordDict({ARRAYS: weights_to_record(update.weights), METRICS: metrics})
+        content = RecordDict({ARRAYS: update.record(), METRICS: metrics})
         return _Done(question, content, _number(update.metrics[NUM_EXAMPLES]))
 
     def _count(self, header: dict[str, Any], arrays: dict[str, Array]) -> Answer:

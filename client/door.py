@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 
 from wardround.client.wire import FrameRefused, ask
 from wardround.errors import ConnectionFailed, UsageError
+from wardround.strategies.codecs.record import read_down
 from wardround.strategies.contract import (
     ARRAYS,
     METRICS,
@@ -21,8 +22,6 @@ from wardround.strategies.contract import (
     Weights,
     arrays_in,
     plan_in,
-    weights_from_record,
-    weights_to_record,
 )
 from wardround.strategies.plan import RoundPlan
 
@@ -66,11 +65,11 @@ class AttachedSite:
         if kind == "status":
             return RecordDict({METRICS: MetricRecord(dict(self._site.status()))})
         plan = RoundPlan.from_record(plan_in(content))
-        weights = weights_from_record(arrays_in(content))
+        weights = read_down(arrays_in(content), plan.codec_down)
         if kind == "evaluate":
             return RecordDict({METRICS: MetricRecord(dict(self._site.evaluate(plan, weights)))})
         update = self._site.train(plan, weights)
-        return RecordDict({ARRAYS: weights_to_record(update.weights), METRICS: MetricRecord(dict(update.metrics))})
+        return RecordDict({ARRAYS: update.record(), METRICS: MetricRecord(dict(update.metrics))})
 
 
 class AgentSite:

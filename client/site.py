@@ -34,6 +34,7 @@ from wardround.client.learning.state import Arrays, SiteState, Snapshots
 from wardround.client.round_cases import RoundCases
 from wardround.errors import DataError, NoTrainingCases
 from wardround.files import remove_folder, sweep, write_text
+from wardround.strategies.codecs.feedback import written
 from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import LabelKind, RoundPlan
 
@@ -253,6 +254,8 @@ class Site:
         history = (*state.history, *work.history)
         moments = learner.optimiser_state()
         standing, local = work.standing, learner.local() | dreaming.local() | kept_own(plan, learner.weights())
+        leaving = written(without_own(plan, learner.leaving()) | dreaming.weights(), weights, plan, state.local)
+        local |= leaving.left
         memory.forget(self._gone(memory))  # A case may have been removed meanwhile.
         snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, standing, local))
         self._progress = (memory.reservoir.seen, plan.round)
@@ -270,7 +273,7 @@ class Site:
         if work.kernel is not None:
             metrics |= scalars(work.kernel)
         metrics |= dreaming.metrics()
-        return Update(without_own(plan, learner.leaving()) | dreaming.weights(), metrics)
+        return Update(leaving.weights, metrics, leaving.record)
 
     def evaluate(
         self, plan: RoundPlan, weights: Weights, between: Callable[[], None] = lambda: None

@@ -114,6 +114,9 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     distill: Annotated[
         str | None, typer.Option(help="What keeps the network from forgetting: off, lwf, certain, msmt.")
     ] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="How weights travel: none, lossless, fp16, bf16, int8, topk (none).")
+    ] = None,
     plan: options.Plan = None,
     engine: Annotated[str, typer.Option(help="'inprocess', or 'ray' for Flower's simulation engine.")] = "inprocess",
     device: options.Device = "auto",
@@ -139,6 +142,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             "plan": presets.preset(presets.AUGMENT, augment, "--augment")
             | presets.preset(presets.MEMORY, memory, "--memory")
             | presets.preset(presets.DISTILL, distill, "--distill")
+            | presets.preset(presets.CODEC, codec, "--codec")
             | options.pairs(plan, "--plan")
             | ({"slices_per_case": effort} if effort is not None else {})
             | ({"model": model} if model is not None else {})

@@ -30,6 +30,16 @@ DISTILL: Mapping[str, Mapping[str, Any]] = {
 with the settings of its authors (Tian et al. 2022) and the federation's network as a second teacher; ``certain`` is the
 part of it that was worth something beside a memory, distillation by certainty."""
 
+CODEC: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "lossless": {"codec": "lossless", "codec_down": "lossless"},
+    "fp16": {"codec": "fp16", "codec_down": "fp16"},
+    "bf16": {"codec": "bf16", "codec_down": "bf16"},
+    "int8": {"codec": "int8", "codec_down": "bf16"},
+    "topk": {"codec": "topk", "codec_down": "bf16"},
+}
+"""How weights travel, both ways."""
+
 
 def preset(table: Mapping[str, Mapping[str, Any]], name: str | None, option: str) -> dict[str, Any]:
     """Fields of the plan for a name; none for None.

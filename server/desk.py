@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -15,6 +15,7 @@ from wardround.errors import PlanError
 from wardround.server.exchange import NOT_DELIVERED, Answer, Pace, check, wait_for_sites
 from wardround.server.journal import Journal, SiteReport
 from wardround.server.settings import LoopSettings
+from wardround.strategies.codecs.record import PLAIN
 from wardround.strategies.contract import Metrics, Weights, arrays_in, digest, metrics_in, record_digest
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.validation import Kind, RefusedReply, absence, check_origin, check_reply, is_lost
@@ -132,7 +133,15 @@ class Desk:
         ttl = rounds * settings.deadline_s + settings.retries * settings.retry_wait_s + _TTL_MARGIN_S
         return Message(content, node, _TYPES[kind], ttl=ttl, group_id=str(number))
 
-    def refusal(self, answer: Answer, site: str, number: int, kind: Kind, weights: Weights) -> Refusal | None:
+    def refusal(  # noqa: PLR0917
+        self,
+        answer: Answer,
+        site: str,
+        number: int,
+        kind: Kind,
+        weights: Weights,
+        formats: frozenset[str] = PLAIN,
+    ) -> Refusal | None:
         """Judge an answer; None if it keeps the contract.
 
         Parameters
@@ -147,6 +156,8 @@ class Desk:
             What was asked for.
         weights
             Names, shapes, dtypes, and where a change is measured from.
+        formats
+            Encodings that its arrays may have.
         """
         try:
             if answer.reply is None:
@@ -159,7 +170,7 @@ class Desk:
                 logger.warning("round %d: site %s does not take part (%s)", number, site, reason)
                 return Refusal(reason, absent=True, blameless=True, lost=is_lost(answer.reply))
             check_origin(answer.reply, str(number), _TYPES[kind])
-            check_reply(answer.reply, weights, self.settings.limits, kind)
+            check_reply(answer.reply, weights, replace(self.settings.limits, formats=formats), kind)
         except RefusedReply as error:
             logger.warning("round %d: refused the reply of site %s (%s): %s", number, site, error.code, error)
             lost = answer.reply is not None and is_lost(answer.reply)

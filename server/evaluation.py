@@ -10,7 +10,8 @@ from wardround.errors import RoundError
 from wardround.server.desk import Desk, plain, reasons
 from wardround.server.exchange import TooFew, exchange
 from wardround.server.journal import Evaluation, RoundRecord
-from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Metrics, Weights, metrics_in, weights_to_record
+from wardround.strategies.codecs.record import write_down
+from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Metrics, Weights, metrics_in
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _ask(desk: Desk, record: RoundRecord, weights: Weights, without: Collection[
         scores.lost = {site for site in record.sites if site not in without} - set(roster.values())
         scores.missing = dict.fromkeys(scores.lost, _OFFLINE)
         scores.refused = {}
-    content = RecordDict({ARRAYS: weights_to_record(weights), PLAN: plan.to_record()})
+    content = RecordDict({ARRAYS: write_down(weights, plan.codec_down), PLAN: plan.to_record()})
     messages = [desk.message(node, number, "evaluate", content) for node in roster]
     answers = exchange(desk.grid, messages, desk.settings.deadline_s, desk.pace, desk.stop)
     del content, messages

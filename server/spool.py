@@ -15,14 +15,14 @@ import json
 import logging
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 
 from wardround.errors import StorageError
 from wardround.files import new_file, new_folder, remove_folder, sweep, write_text
@@ -141,7 +141,14 @@ class OpenRound:
         return [update for _, update in sorted(self._updates.items())]
 
     def accept(  # noqa: PLR0917
-        self, site: str, round: int, examples: float, arrays: ArrayRecord, names: Iterable[str], report: SiteReport
+        self,
+        site: str,
+        round: int,
+        examples: float,
+        arrays: ArrayRecord,
+        names: Iterable[str],
+        report: SiteReport,
+        read: Callable[[str, Array], npt.NDArray[Any]] = lambda name, array: decode(array),
     ) -> bool:
         """Keep an update, durably, before it counts.
 
@@ -153,6 +160,8 @@ class OpenRound:
             That passed every check.
         names
             In the order of the network.
+        read
+            Reads an array by its name, where it does not travel as it is.
 
         Returns
         -------
@@ -174,7 +183,7 @@ class OpenRound:
             for place, name in enumerate(ordered):
                 with file.open(f"{place:05d}.npy", "w", force_zip64=True) as member:
                     # Decoded and written anew: of what a site sent, only the numbers are kept.
-                    np.lib.format.write_array(member, decode(arrays[name]), allow_pickle=False)
+                    np.lib.format.write_array(member, read(name, arrays[name]), allow_pickle=False)
         self._updates[site, round] = Accepted(site, round, examples, report, path)
         return True
 

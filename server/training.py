@@ -5,7 +5,7 @@ import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from wardround.server.desk import Desk, Refusal, payload, reasons, report, seeded
 from wardround.server.exchange import STILL_OPEN, Answer, TooFew, exchange
@@ -14,7 +14,16 @@ from wardround.server.journal import LateReport, RoundRecord, Standing
 from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined
 from wardround.strategies.catalogue import forget_arrays, strategy_state
-from wardround.strategies.contract import NUM_EXAMPLES, Weights, arrays_in, metrics_in, record_digest, weights_to_record
+from wardround.strategies.codecs.record import PLAIN, Baseline, write_down
+from wardround.strategies.contract import (
+    ARRAYS,
+    NUM_EXAMPLES,
+    Weights,
+    arrays_in,
+    metrics_in,
+    record_digest,
+    weights_to_record,
+)
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.streaming import combine_streaming
 from wardround.strategies.weighting import Voice, weigh
@@ -62,6 +71,8 @@ class Memory:
         Digest of the weights that this process gave the sites, by round.
     unanswered
         Messages that have no answer yet, by identity. A process that is started again cannot ask for these any more.
+    baselines
+        What answers are measured from, by round, where the plan has a codec.
     remembered
         What the rule of weighting carries on, by site.
     """
@@ -70,6 +81,7 @@ class Memory:
     seen: set[str] = field(default_factory=set)
     given: dict[int, str] = field(default_factory=dict)
     unanswered: dict[str, Asked] = field(default_factory=dict)
+    baselines: dict[int, Baseline] = field(default_factory=dict)
     remembered: Mapping[str, float] = field(default_factory=dict)
 
     def learn(self, record: RoundRecord) -> None:
@@ -97,6 +109,8 @@ def train(desk: Desk, number: int, weights: Weights, memory: Memory) -> tuple[Ro
     spool = desk.journal.open_round(number, _start(plan, weights))
     oldest = number - (desk.settings.max_staleness if desk.settings.late == "use" else 0)
     memory.unanswered = {name: asked for name, asked in memory.unanswered.items() if asked.round >= oldest}
+    open_rounds = {asked.round for asked in memory.unanswered.values()}
+    memory.baselines = {round: one for round, one in memory.baselines.items() if round in open_rounds}
     left = desk.settings.retries
     while True:
         attempt = _Attempt(desk, plan, weights, memory, spool)
@@ -118,6 +132,10 @@ class _Attempt:
     def __init__(self, desk: Desk, plan: RoundPlan, weights: Weights, memory: Memory, spool: OpenRound) -> None:
         self._desk, self._plan, self._weights, self._memory, self._spool = desk, plan, weights, memory, spool
         self._number = plan.round
+        self._sent: ArrayRecord | None = None
+        if (plan.codec, plan.codec_down) != ("none", "none"):
+            self._sent = write_down(weights, plan.codec_down)
+            memory.baselines[plan.round] = Baseline.of(weights, self._sent, plan.codec, plan.codec_down)
         self._refused: dict[str, str] = {}
         self._missing: dict[str, str] = {}
         self._blamed: set[str] = set()
@@ -300,22 +318,29 @@ class _Attempt:
             self._memory.unanswered = {name: one for name, one in unanswered.items() if one.site not in busy}
         # A strategy says the same to all whom it chooses; who was chosen before a crash is told that as well.
         usual = next(iter(chosen.values()), RecordDict())
-        contents = {node: chosen.get(node, usual) for node in free}
+        encoded = {id(one): self._encoded(one) for one in [*chosen.values(), usual]}
+        contents = {node: encoded[id(chosen.get(node, usual))] for node in free}
         sizes = {id(content): payload(content) for content in contents.values()}
         now = desk.pace.now()
         asked = {node: Asked(site, node, number, sizes[id(contents[node])], now) for node, site in free.items()}
         return [desk.message(node, number, "train", content) for node, content in contents.items()], asked
 
+    def _encoded(self, content: RecordDict) -> RecordDict:
+        """A strategy's message with its weights as the plan's codec has them."""
+        if self._sent is None or ARRAYS not in content:
+            return content
+        return RecordDict({name: self._sent if name == ARRAYS else other for name, other in content.items()})
+
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
         seconds = desk.pace.now() - asked.since
-        refusal = desk.refusal(answer, site, asked.round, "train", self._weights)
+        baseline = self._memory.baselines.get(asked.round) or Baseline(self._weights, self._weights, PLAIN)
+        refusal = desk.refusal(answer, site, asked.round, "train", baseline.given, baseline.allowed)
         if refusal is None and answer.reply is not None:
             content = answer.reply.content
             about = report(content, asked.bytes_down, seconds)
-            # Who has learnt nothing sends back what it was given.
-            if about.weights_digest in self._memory.seen and about.weights_digest != self._memory.given[asked.round]:
+            if self._is_replayed(asked.round, about.weights_digest, arrays_in(content), baseline):
                 logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
                 refusal = Refusal("replayed", absent=False, blameless=False)
             else:
@@ -324,7 +349,7 @@ class _Attempt:
                 rounds_late = number - asked.round
                 weight = examples * self._staleness(asked.round) if rounds_late else examples
                 arrays = arrays_in(content)
-                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about):
+                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about, baseline.read):
                     if not rounds_late:
                         self._refused.pop(site, None)
                         self._missing.pop(site, None)
@@ -345,6 +370,13 @@ class _Attempt:
         if not refusal.blameless:
             self._blamed.add(site)
         desk.tell("refused", number, site, reason=refusal.code)
+
+    def _is_replayed(self, round: int, weights_digest: str, arrays: ArrayRecord, baseline: Baseline) -> bool:
+        """Whether these arrays were sent before. Who has learnt nothing sends back what it was given."""
+        if weights_digest not in self._memory.seen or weights_digest == self._memory.given[round]:
+            return False
+        # What did not change looks the same in every round, written as a change.
+        return baseline.allowed == PLAIN or not baseline.is_unchanged(arrays)
 
 
 def _start(plan: RoundPlan, weights: Weights) -> str:

@@ -90,7 +90,9 @@ _Kind = TypeVar("_Kind", ArrayRecord, MetricRecord, ConfigRecord)
 Metrics = Mapping[str, float | list[float]]
 """Named scalars."""
 
-_NUMPY = "numpy.ndarray"
+NUMPY = "numpy.ndarray"
+"""Encoding of an array that travels as it is."""
+
 _NUMBERS = "biuf"
 _LONGEST_HEADER = 10_000
 # As NumPy writes it, and no more: a comment in a header would be room for a text.
@@ -109,10 +111,17 @@ class Update:
         Names, shapes and dtypes of the weights that it was given.
     metrics
         Names of :data:`TRAIN_METRICS`; ``num-examples`` is the site's weight in the average.
+    encoded
+        How the weights travel, where the plan has a codec: `weights` are what is read of it.
     """
 
     weights: Weights
     metrics: Metrics
+    encoded: ArrayRecord | None = None
+
+    def record(self) -> ArrayRecord:
+        """What travels of the weights."""
+        return weights_to_record(self.weights) if self.encoded is None else self.encoded
 
 
 def weights_to_record(weights: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
@@ -164,7 +173,7 @@ def decode(array: Array) -> npt.NDArray[Any]:
     ValueError
         If they do not, or if the array would hold anything but numbers.
     """
-    if array.stype != _NUMPY:
+    if array.stype != NUMPY:
         raise ValueError("it is not a NumPy array")
     start = _data_start(array.data)
     shape, fortran, dtype = _header(array.data[:start])

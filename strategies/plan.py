@@ -31,6 +31,8 @@ Synthesis = Literal["off", "medsad", "genseg"]
 Memory = Literal["reservoir", "generative", "both"]
 Expansion = Literal["geodesic", "contrasted"]
 LabelKind = Literal["dense", "slices", "scribbles", "points"]
+Codec = Literal["none", "lossless", "fp16", "bf16", "int8", "topk"]
+CodecDown = Literal["none", "lossless", "fp16", "bf16"]
 Personal = Literal["none", "ditto", "apfl"]
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?]{1,200}$")]
 
@@ -220,6 +222,15 @@ class RoundPlan(BaseModel):
     local_keys
         Patterns of arrays of the network that never travel, as in :mod:`wardround.strategies.local_keys`: each site
         has its own, with which it draws, evaluates and predicts. None by default.
+    codec
+        How a site's weights travel to the coordinator. ``none``: as they are; ``lossless``: to the last bit in fewer
+        bytes; the others send the change: ``fp16`` or ``bf16`` in half precision, ``int8`` in 255 steps, ``topk`` the
+        largest of these. What ``int8`` and ``topk`` leave out is kept at the site and sent with its next update. Small
+        arrays and integers travel to the last bit under each. See :mod:`wardround.strategies.codecs`.
+    codec_down
+        How the global weights travel to the sites: ``none``, ``lossless``, or in half precision.
+    codec_share
+        Share of the entries of an array that ``topk`` sends, 0 … 1.
     patch
         Voxels of a training patch along i, j, k; None means whole volumes up to the site's limit.
     amp
@@ -307,6 +318,9 @@ class RoundPlan(BaseModel):
     personal_adaptive: bool = True
     head_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     local_keys: Annotated[tuple[Pattern, ...], Field(max_length=64)] = ()
+    codec: Codec = "none"
+    codec_down: CodecDown = "none"
+    codec_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     patch: tuple[int, int, int] | None = None
     amp: bool = True
     deadline_s: Annotated[float, Field(gt=0, le=366 * 24 * 3600)] = 3600.0

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
 from wardround.errors import ReplyRefused
+from wardround.strategies.codecs.record import PLAIN, read_array
 from wardround.strategies.codes import ABSENT_CODES, BLAMED_CODES, SITE_CODES, known
 from wardround.strategies.contract import (
     ARRAYS,
@@ -28,7 +29,6 @@ from wardround.strategies.contract import (
     TRAIN_METRICS,
     TRUST,
     arrays_in,
-    decode,
     metrics_in,
 )
 
@@ -106,6 +106,8 @@ class ReplyLimits:
         Names that a site may send; each also with a label's number behind it (``dice-2``).
     max_values
         Longest list that a metric may be.
+    formats
+        Encodings that an array may have, by the plan's codec.
     """
 
     max_examples: float = 1e6
@@ -113,6 +115,7 @@ class ReplyLimits:
     train_metrics: frozenset[str] = TRAIN_METRICS
     evaluate_metrics: frozenset[str] = EVALUATE_METRICS
     max_values: int = 64
+    formats: frozenset[str] = PLAIN
 
     def metrics(self, kind: Kind) -> frozenset[str]:
         """The names allowed in a reply of this kind."""
@@ -255,7 +258,7 @@ def _check_arrays(arrays: ArrayRecord, reference: Mapping[str, npt.NDArray[Any]]
     square = 0.0
     for name, expected in reference.items():
         try:
-            array = decode(arrays[name])
+            array = read_array(arrays[name], limits.formats, expected)
         except ValueError as error:
             raise RefusedReply("encoding", f"array {name} cannot be read", str(error)) from error
         if array.dtype.kind != "f":

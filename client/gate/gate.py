@@ -31,6 +31,7 @@ from wardround.client.gate.update import (
     without_withheld,
 )
 from wardround.errors import GateRefused, StorageError, WardroundError
+from wardround.strategies.codecs.record import down_formats, up_formats
 from wardround.strategies.contract import ARRAYS, Weights, digest
 from wardround.strategies.plan import RoundPlan
 
@@ -179,7 +180,8 @@ class Gate:
                     raise _refused("missing-record")
                 policy = self._policy_now()
                 check_plan(plan, policy)
-                check_incoming(arrays, policy, reference(plan) if callable(reference) else reference)
+                looks = reference(plan) if callable(reference) else reference
+                check_incoming(arrays, policy, looks, down_formats(plan.codec_down))
                 line.sha256 = digest(content)
             self._write(line, "allowed", codes.ADMITTED)
 
@@ -232,7 +234,7 @@ class Gate:
                 raise _refused("missing-record")
             else:
                 check_plan(plan, policy)
-                check_outgoing(kind, content, policy, given or {}, cases)
+                check_outgoing(kind, content, policy, given or {}, cases, up_formats(plan.codec))
             line.bytes, line.sha256 = size_of(content), digest(content)
             with self._mutex:
                 waiting = self._load_waiting()

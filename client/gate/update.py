@@ -15,15 +15,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from wardround.client.gate.policy import Policy
 from wardround.errors import GateRefused
+from wardround.strategies.codecs.formats import is_plain
+from wardround.strategies.codecs.record import PLAIN, read_array
 from wardround.strategies.contract import (
     ARRAYS,
     CASES,
     EVALUATE_METRICS,
     METRICS,
     NUM_EXAMPLES,
+    NUMPY,
     TRAIN_METRICS,
     Weights,
-    decode,
 )
 from wardround.strategies.validation import Kind, RefusedReply, ReplyLimits, check_content
 
@@ -44,7 +46,9 @@ _ITEM_SIZES = {
 _LARGEST_STEP = 10**9
 
 
-def check_incoming(arrays: ArrayRecord, policy: Policy, reference: Reference | None) -> None:
+def check_incoming(
+    arrays: ArrayRecord, policy: Policy, reference: Reference | None, formats: frozenset[str] = PLAIN
+) -> None:
     """Refuse weights that are not those of a network: by name, size, shape, dtype, encoding, and not finite.
 
     Sizes are known before anything is decoded, and no more than one array is decoded at a time.
@@ -57,6 +61,8 @@ def check_incoming(arrays: ArrayRecord, policy: Policy, reference: Reference | N
         See `max_parameters_bytes`.
     reference
         What the network looks like; None where the site does not know it.
+    formats
+        Encodings that the plan's codec has.
 
     Raises
     ------
@@ -79,12 +85,14 @@ def check_incoming(arrays: ArrayRecord, policy: Policy, reference: Reference | N
             if arrays[name].dtype != dtype:
                 raise _refused("dtype", "an array has another dtype than in this site's network")
     for array in arrays.values():
-        decoded = _decoded(array)
+        decoded = _decoded(array, formats)
         if decoded.dtype.kind == "f" and not np.isfinite(decoded).all():
             raise _refused("not-finite", "an array holds NaN or infinity")
 
 
-def check_outgoing(kind: Kind, content: RecordDict, policy: Policy, given: Weights, cases: int) -> None:
+def check_outgoing(  # noqa: PLR0917
+    kind: Kind, content: RecordDict, policy: Policy, given: Weights, cases: int, formats: frozenset[str] = PLAIN
+) -> None:
     """Refuse an answer that holds more than the agreed arrays and the agreed scalars, or says too much about too few.
 
     Parameters
@@ -99,6 +107,8 @@ def check_outgoing(kind: Kind, content: RecordDict, policy: Policy, given: Weigh
         The weights that came in.
     cases
         How many cases stand behind the answer, by the site's own count; the answer may claim no more.
+    formats
+        Encodings that the plan's codec has. What is read of an array is what is checked.
 
     Raises
     ------
@@ -119,6 +129,7 @@ def check_outgoing(kind: Kind, content: RecordDict, policy: Policy, given: Weigh
         train_metrics=policy.train_metrics,
         evaluate_metrics=policy.evaluate_metrics,
         max_values=1,
+        formats=formats,
     )
     try:
         check_content(content, given, limits, kind)
@@ -127,7 +138,7 @@ def check_outgoing(kind: Kind, content: RecordDict, policy: Policy, given: Weigh
     arrays = content.get(ARRAYS)
     if isinstance(arrays, ArrayRecord):
         for name, array in arrays.items():
-            _check_nothing_hides(array, given[name])
+            _check_nothing_hides(array, given[name], formats)
 
 
 def without_withheld(kind: Kind, content: RecordDict, policy: Policy) -> RecordDict:
@@ -221,30 +232,34 @@ def _declared_size(array: Array) -> int:
     return max(_ITEM_SIZES[array.dtype] * math.prod(array.shape), len(array.data))
 
 
-def _decoded(array: Array) -> npt.NDArray[Any]:
+def _decoded(array: Array, formats: frozenset[str], given: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
     try:
-        return decode(array)
+        return read_array(array, formats, given)
     except ValueError:
         raise _refused("encoding", "an array's bytes are not what it declares") from None
 
 
-def _check_nothing_hides(array: Array, given: npt.NDArray[Any]) -> None:
-    """The header of the bytes must be the only one there is for such an array, and integers must not carry anything.
+def _check_nothing_hides(array: Array, given: npt.NDArray[Any], formats: frozenset[str]) -> None:
+    """The bytes must be the only ones there are for such an array, and integers must not carry anything.
 
     A counter, one integer alone, may go up; a larger array of integers is a table that training leaves alone.
     """
-    # Only shape and dtype make the header, and an array of that shape that owns no memory has them as well.
-    usual = np.broadcast_to(np.zeros((), given.dtype), given.shape)
-    header = io.BytesIO()
-    fields = np.lib.format.header_data_from_array_1_0(usual) | {"fortran_order": False}
-    np.lib.format.write_array_header_1_0(header, fields)
-    if not array.data.startswith(header.getvalue()):
-        raise _refused("encoding", "an array's header is not the usual one")
+    if not (_has_usual_header(array, given) if array.stype == NUMPY else is_plain(array)):
+        raise _refused("encoding", "an array is not written in the usual way")
     if given.dtype.kind == "f":
         return
-    decoded = _decoded(array)
+    decoded = _decoded(array, formats, given)
     if given.dtype.kind in "iu" and given.size == 1:
         if not 0 <= int(decoded.item()) - int(given.item()) <= _LARGEST_STEP:
             raise _refused("integer-changed", "a counter went back, or far ahead")
     elif not np.array_equal(decoded, given):
         raise _refused("integer-changed", "an array of integers changed")
+
+
+def _has_usual_header(array: Array, given: npt.NDArray[Any]) -> bool:
+    # Only shape and dtype make the header, and an array of that shape that owns no memory has them as well.
+    usual = np.broadcast_to(np.zeros((), given.dtype), given.shape)
+    header = io.BytesIO()
+    fields = np.lib.format.header_data_from_array_1_0(usual) | {"fortran_order": False}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return array.data.startswith(header.getvalue())

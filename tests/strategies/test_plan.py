@@ -95,6 +95,10 @@ def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None
         ("share_knobs", True),
         ("local_keys", ("model.[12]",)),
         ("local_keys", ("a", "a")),
+        ("codec", "zip"),
+        ("codec_down", "int8"),
+        ("codec_share", 0.0),
+        ("codec_share", 1.1),
         ("head_share", 0.5),
         ("head_share", 1.0),
         ("control_variates", 1),
@@ -150,7 +154,7 @@ def test_a_plan_of_an_earlier_version_means_what_it_did(plan: RoundPlan) -> None
     new |= {"regularisation_ramp", "augmentation", "expansion", "distill_weight", "distill_temperature", "memory"}
     new |= {"distill_certainty", "distill_head", "teachers", "contrast_weight", "contrast_temperature", "share_knobs"}
     new |= {"contrast_scales", "contrast_edges", "stored_logits", "synthesis", "synthesis_weight", "synthesis_share"}
-    new |= {"synthesis_updates", "synthesis_side"}
+    new |= {"synthesis_updates", "synthesis_side", "codec", "codec_down", "codec_share"}
     new |= {"local_keys", "head_share", "control_variates", "normalised_steps", "moon_weight", "moon_temperature"}
     new |= {"personal", "personal_weight", "personal_share", "personal_adaptive"}
     record = plan.to_record()
