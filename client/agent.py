@@ -26,6 +26,7 @@ from wardround.client.gate import codes
 from wardround.client.gate.gate import Gate
 from wardround.client.home import Participation, SiteHome
 from wardround.client.listener import Answer, Answering, Listener
+from wardround.client.secure import Book, SecureSite, Terms, read_identity
 from wardround.errors import GateRefused, PlanError, UsageError, WardroundError, for_log
 from wardround.files import lock_alone
 from wardround.strategies.codecs.record import read_down
@@ -38,6 +39,7 @@ from wardround.strategies.contract import (
     arrays_in,
     metrics_in,
     record_digest,
+    weights_from_record,
 )
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan
@@ -135,12 +137,14 @@ class Agent:
         self._state = threading.Condition()
         self._running: dict[str, Any] | None = None
         self._done: dict[str, _Done] = {}
+        self._secure: SecureSite | None = None
         self._one_question = threading.Lock()
         self._one_decision = threading.Lock()
         self._listener: Listener | None = None
         self._operations: dict[str, Answering] = {
             "train": lambda header, arrays: self._learn("train", header, arrays),
             "evaluate": lambda header, arrays: self._learn("evaluate", header, arrays),
+            "secure": self._exchange,
             "status": self._count,
             "admit-app": self._admit_app,
             "released": self._released,
@@ -240,7 +244,8 @@ class Agent:
                 done = self._find(kind, plan, record, given)
                 self._check()
                 content = self._gate.withhold(kind, done.content)
-                self._gate.release(kind, plan, content, given=given, cases=done.cases)
+                sealed = self._offer(plan, content, given, done) if kind == "train" and plan.secure else None
+                self._gate.release(kind, plan, content, given=given, cases=done.cases, sealed=sealed)
         except _Held as error:
             self._gate.note_error(kind, plan, error.code)
             raise
@@ -249,8 +254,47 @@ class Agent:
         except Exception as error:
             self._gate.note_error(kind, plan, type(error).__name__)
             raise
+        if sealed is not None:
+            return OK, dict(arrays_in(sealed))
         arrays = dict(arrays_in(content)) if kind == "train" else {}
         return {**OK, "metrics": dict(metrics_in(content))}, arrays
+
+    def _exchange(self, header: dict[str, Any], arrays: dict[str, Array]) -> Answer:
+        """One of the exchanges that follow learning under secure aggregation."""
+        plan = self._read_plan("train", header)
+        record = ArrayRecord(arrays)
+        try:
+            self._check()
+            self._gate.admit_message(plan, record)
+            with self._one_question:
+                content, cases = self._part.answer(header["exchange"], plan, record)
+                self._gate.release_message(plan, content, cases)
+        except GateRefused as error:
+            if error.code.startswith("secure-") or isinstance(error, _Held):
+                self._gate.note_error("train", plan, error.code)
+            raise
+        except Exception as error:
+            self._gate.note_error("train", plan, type(error).__name__)
+            raise
+        return OK, dict(arrays_in(content))
+
+    def _offer(self, plan: RoundPlan, content: RecordDict, given: Weights, done: _Done) -> RecordDict:
+        """Keys in place of an update, which stays here until it is masked."""
+        update = weights_from_record(arrays_in(content)), dict(metrics_in(content))
+        policy = self._gate.policy
+        terms = Terms(policy.min_secure_sites, policy.secure_peers)
+        try:
+            return self._part.offer(done.question, plan, update, given, done.cases, terms)
+        except GateRefused as error:
+            self._gate.note_error("train", plan, error.code)
+            raise
+
+    @property
+    def _part(self) -> SecureSite:
+        if self._secure is None:
+            book = Book(self._home.secure)
+            self._secure = SecureSite(self._site.name, lambda: read_identity(self._home.node_key), book)
+        return self._secure
 
     def _expected(self, plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]] | None:
         """What the arrays of this plan's network look like; None for a network that is not known here."""

@@ -34,6 +34,30 @@ def evaluate(message: Message, context: Context) -> Message:
     return _reply(message, context, "evaluate")
 
 
+@app.train("shares")
+def shares(message: Message, context: Context) -> Message:
+    """Secure aggregation: look at everybody's keys, and give everybody a share of this site's secrets."""
+    return _reply(message, context, "shares")
+
+
+@app.train("masked")
+def masked(message: Message, context: Context) -> Message:
+    """Secure aggregation: give the update under masks."""
+    return _reply(message, context, "masked")
+
+
+@app.train("confirm")
+def confirm(message: Message, context: Context) -> Message:
+    """Secure aggregation: sign who is in the sum."""
+    return _reply(message, context, "confirm")
+
+
+@app.train("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Secure aggregation: give what takes the masks of the sum away."""
+    return _reply(message, context, "unmask")
+
+
 @app.query("status")
 def status(message: Message, context: Context) -> Message:
     """Answer with counts only."""

@@ -8,7 +8,7 @@ there.
 import logging
 import time
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 
@@ -22,12 +22,17 @@ from wardround.strategies.contract import (
     Weights,
     arrays_in,
     plan_in,
+    record_digest,
 )
 from wardround.strategies.plan import RoundPlan
 
+if TYPE_CHECKING:
+    from wardround.client.secure import SecureSite
+
 log = logging.getLogger(__name__)
 
-Kind = Literal["train", "evaluate", "status"]
+Kind = Literal["train", "evaluate", "status", "shares", "masked", "confirm", "unmask"]
+"""What is asked of a site; the last four are the exchanges of secure aggregation."""
 
 PATIENCE_S = 120.0
 """For how long a courier waits for an agent that went away: whoever keeps it alive starts it again meanwhile."""
@@ -65,11 +70,23 @@ class AttachedSite:
         if kind == "status":
             return RecordDict({METRICS: MetricRecord(dict(self._site.status()))})
         plan = RoundPlan.from_record(plan_in(content))
+        if kind not in ("train", "evaluate"):
+            return _party(self._site).answer(kind, plan, arrays_in(content))[0]
         weights = read_down(arrays_in(content), plan.codec_down)
         if kind == "evaluate":
             return RecordDict({METRICS: MetricRecord(dict(self._site.evaluate(plan, weights)))})
+        if plan.secure:
+            return self._offer(plan, content, weights)
         update = self._site.train(plan, weights)
         return RecordDict({ARRAYS: update.record(), METRICS: MetricRecord(dict(update.metrics))})
+
+    def _offer(self, plan: RoundPlan, content: RecordDict, weights: Weights) -> RecordDict:
+        """Keys in place of an update, which waits until it is masked."""
+        from wardround.client.secure import Terms
+
+        question = f"{plan.digest()}/{record_digest(arrays_in(content))}"
+        update = self._site.train(plan, weights)
+        return _party(self._site).offer(question, plan, (update.weights, update.metrics), weights, 0, Terms())
 
 
 class AgentSite:
@@ -100,7 +117,8 @@ class AgentSite:
         ConnectionFailed
             If it stays away.
         """
-        header: dict[str, object] = {"op": kind}
+        is_exchange = kind not in ("train", "evaluate", "status")
+        header: dict[str, object] = {"op": "secure", "exchange": kind} if is_exchange else {"op": kind}
         arrays = {}
         if kind != "status":
             header["plan"] = dict(plan_in(content))
@@ -119,11 +137,16 @@ class AgentSite:
                 log.warning("%s", error)
                 time.sleep(_PAUSE_S)
                 continue
-            records = RecordDict({METRICS: MetricRecord(answer["metrics"])})
-            return RecordDict({ARRAYS: ArrayRecord(found), **records}) if kind == "train" else records
+            # Where updates are only added up, a site gives no scalars of its own.
+            records = {METRICS: MetricRecord(answer["metrics"])} if "metrics" in answer else {}
+            if kind in ("evaluate", "status"):
+                return RecordDict(records)
+            return RecordDict({ARRAYS: ArrayRecord(found), **records})
 
 
 _SITES: dict[str, SiteLike] = {}
+_PARTIES: "dict[int, SecureSite]" = {}
+"""What attached sites hold of secure aggregation, by the identity of the site."""
 
 
 def attach(name: str, site: SiteLike) -> None:
@@ -134,6 +157,20 @@ def attach(name: str, site: SiteLike) -> None:
 def detach_all() -> None:
     """Forget every attached site."""
     _SITES.clear()
+    _PARTIES.clear()
+
+
+def _party(site: SiteLike) -> "SecureSite":
+    """The part of an attached site in secure aggregation, with a key that lasts as long as it is attached."""
+    # Imported here: a courier to an agent needs none of it.
+    from wardround.client.secure import Book, SecureSite
+    from wardround.strategies.secure.identity import new_identity
+
+    if id(site) not in _PARTIES:
+        identity = new_identity()
+        name = next(name for name, attached in _SITES.items() if attached is site)
+        _PARTIES[id(site)] = SecureSite(name, lambda: identity, Book())
+    return _PARTIES[id(site)]
 
 
 def open_site(context: Context) -> Door:

@@ -13,6 +13,7 @@
         coordinator.crt      certificate of the coordinator's authority
         approvals.json       which app bundles may run here; the bundles themselves in bundles/
         ledger.jsonl         what came in and what left
+        secure.json          keys of other sites, and which sums with them were made known
         state.json           whether the site takes part; absent as long as it always has
         site/                cases, labels, memory and snapshots
         run/                 sockets and locks of running processes
@@ -243,6 +244,11 @@ class SiteHome:
     def ledger(self) -> Path:
         """What came in and what left."""
         return self.path / "ledger.jsonl"
+
+    @property
+    def secure(self) -> Path:
+        """Keys of other sites, and which sums with them were made known."""
+        return self.path / "secure.json"
 
     @property
     def state(self) -> Path:

@@ -97,13 +97,15 @@ class Book:
         GateRefused
             ``secure-set``.
         """
-        known = self._content["revealed"].get(plan.run)
-        if known and (plan.round < known[0] or (plan.round == known[0] and known[1] != _digest(survivors))):
-            raise refused("secure-set", "a sum of this round, or of a later one, was made known")
+        known = self._content["revealed"].get(plan.run, {}).get(str(plan.round))
+        if known not in (None, _digest(survivors)):
+            raise refused("secure-set", "the sum over other sites was made known in this round")
 
     def reveal(self, plan: RoundPlan, survivors: tuple[str, ...]) -> None:
         """Write down which sum is about to be made known."""
-        self._write("revealed", {**self._content["revealed"], plan.run: [plan.round, _digest(survivors)]})
+        revealed = self._content["revealed"]
+        rounds = {**revealed.get(plan.run, {}), str(plan.round): _digest(survivors)}
+        self._write("revealed", {**revealed, plan.run: rounds})
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         content = {**self._content, name: value}
@@ -255,4 +257,4 @@ def _fingerprints(identities: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _digest(survivors: tuple[str, ...]) -> str:
-    return hashlib.sha256(json.dumps(survivors).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(survivors).encode()).hexdigest()[:32]

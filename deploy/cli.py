@@ -78,7 +78,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
         str,
         typer.Option(
             help="How weights are combined, and what stays at sites: fedavg, fedprox, fedadam, fedyogi, fedavgm, "
-            "fedmedian, fedtrimmedavg, krum, fedbn or fedper."
+            "fedmedian, fedtrimmedavg, krum, fedbn, fedper, fedrep, scaffold, fednova, moon, ditto or apfl."
         ),
     ] = "fedavg",
     strategy_option: Annotated[
@@ -114,8 +114,18 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     distill: Annotated[
         str | None, typer.Option(help="What keeps the network from forgetting: off, lwf, certain, msmt.")
     ] = None,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="Secure aggregation: the coordinator learns the sum of the updates only.")
+    ] = False,
     codec: Annotated[
         str | None, typer.Option(help="How weights travel: none, lossless, fp16, bf16, int8, topk (none).")
+    ] = None,
+    privacy: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom noise protects: none; record, every case of a site; central, every site as a whole (none). "
+            "Settings are fields of the plan, or of the strategy dpfedavg, such as noise_multiplier."
+        ),
     ] = None,
     plan: options.Plan = None,
     engine: Annotated[str, typer.Option(help="'inprocess', or 'ray' for Flower's simulation engine.")] = "inprocess",
@@ -134,7 +144,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
     def settings() -> SimulationSettings:
         values: dict[str, Any] = {
             "rounds": rounds,
-            "strategy": strategy,
+            "strategy": presets.strategy_under(privacy, strategy),
             "strategy_options": options.pairs(strategy_option, "--strategy-option"),
             "weighting": weighting,
             "weighting_options": options.pairs(weighting_option, "--weighting-option"),
@@ -143,10 +153,12 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             | presets.preset(presets.MEMORY, memory, "--memory")
             | presets.preset(presets.DISTILL, distill, "--distill")
             | presets.preset(presets.CODEC, codec, "--codec")
+            | presets.preset(presets.PRIVACY, privacy, "--privacy")
             | options.pairs(plan, "--plan")
             | ({"slices_per_case": effort} if effort is not None else {})
             | ({"model": model} if model is not None else {})
-            | ({"prompts": prompts} if prompts is not None else {}),
+            | ({"prompts": prompts} if prompts is not None else {})
+            | ({"secure": True} if secure else {}),
             "site_prompts": options.pairs(options.names(site_prompts or ""), "--site-prompts", names=True),
             "strokes": strokes,
             "arms": ("federated", *_others(compare if compare is not None else "dense,local" if data is None else "")),

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.catalogue import make_strategy, plan_fields
+from wardround.strategies.central_privacy import check_central
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import LabelKind, RoundPlan
+from wardround.strategies.secure.fit import check_summable
 from wardround.strategies.weighting import check_weighable, make_weighting
 
 Arm = Literal["federated", "dense", "proxy", "slices-only", "pooled", "local"]
@@ -226,6 +228,12 @@ class SimulationSettings(FederationSettings):
         return each_once(values)
 
     @model_validator(mode="after")
+    def _sites_stay_in_one_process(self) -> "SimulationSettings":
+        if self.engine == "ray" and self.plan.get("secure"):
+            raise ValueError("secure needs the engine inprocess: on Ray a site forgets from one message to the next")
+        return self
+
+    @model_validator(mode="after")
     def _sites_stay_apart(self) -> "SimulationSettings":
         if self.site_prompts and "pooled" in self.arms:
             raise ValueError("site-prompts mean nothing where all cases are pooled; leave out the arm pooled")
@@ -248,6 +256,9 @@ class SimulationSettings(FederationSettings):
         changed = {name: value for name, value in asked.items() if name not in self.plan}
         if arm in SUPERVISION:
             changed["supervision"] = SUPERVISION[arm]
+        if arm in ALONE and self.plan.get("secure"):
+            # A sum of one is that one.
+            changed["secure"] = False
         return self.plan_with(changed, run=run, round=round, rounds=self.rounds, seed=seed, labels=labels)
 
 
@@ -276,7 +287,10 @@ def settings_from(values: Mapping[str, object]) -> SimulationSettings:
     settings = validated(SimulationSettings, values)
     plan = settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
     strategy = make_strategy(settings.strategy, **settings.strategy_options)
-    check_weighable(strategy, make_weighting(settings.weighting, **settings.weighting_options))
+    weighting = make_weighting(settings.weighting, **settings.weighting_options)
+    check_weighable(strategy, weighting)
+    check_central(strategy, plain=weighting.plain, secure=plan.secure)
+    check_summable(plan, strategy, weighting)
     check_what_torch_knows(settings, [plan])
     return settings
 

@@ -24,6 +24,7 @@ with dashes, besides
                        counts at once
 ``retries``            how often a round is tried again for which too few sites were there or answered, 3 if absent
 ``retry-wait-s``       seconds between two attempts, 30 if absent
+``exchange-s``         seconds to wait in each of the short exchanges of secure aggregation, 300 if absent
 ``keep-rounds``        last rounds whose weights stay on disk, to go back to, 5 if absent
 ====================== ==============================================================================================
 
@@ -56,6 +57,7 @@ from wardround.strategies.catalogue import make_strategy, plan_fields
 from wardround.strategies.contract import Weights
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan, plan_from_flat
+from wardround.strategies.secure.fit import check_summable
 from wardround.strategies.weighting import Weighting, check_weighable, make_weighting
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ _DEFAULTS: Mapping[str, str | int | float] = {
     "quarantine-rounds": 2,
     "retries": 3,
     "retry-wait-s": 30.0,
+    "exchange-s": 300.0,
     "keep-rounds": 5,
 }
 
@@ -148,6 +151,7 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
     strategy = make_strategy(loop["strategy"], **options)  # type: ignore[arg-type]  # make_strategy checks them
     weighting = make_weighting(loop["weighting"], **weighting_options)
     check_weighable(strategy, weighting)
+    check_summable(first, strategy, weighting, loop["late"])
     return RunSettings(
         first,
         LoopSettings(
@@ -162,6 +166,7 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
             quarantine_rounds=loop["quarantine-rounds"],
             retries=loop["retries"],
             retry_wait_s=loop["retry-wait-s"],
+            exchange_s=loop["exchange-s"],
         ),
         strategy,
         weighting,

@@ -126,12 +126,13 @@ class Desk:
             answered=answered,
         )
 
-    def message(self, node: int, number: int, kind: Kind, content: RecordDict) -> Message:
-        """A message to one site."""
+    def message(self, node: int, number: int, kind: Kind, content: RecordDict, action: str = "") -> Message:
+        """A message to one site; `action` says which of several of its kind."""
         settings = self.settings
         rounds = 1 + (settings.max_staleness if kind == "train" and settings.late == "use" else 0)
         ttl = rounds * settings.deadline_s + settings.retries * settings.retry_wait_s + _TTL_MARGIN_S
-        return Message(content, node, _TYPES[kind], ttl=ttl, group_id=str(number))
+        message_type = f"{_TYPES[kind]}.{action}" if action else _TYPES[kind]
+        return Message(content, node, message_type, ttl=ttl, group_id=str(number))
 
     def refusal(  # noqa: PLR0917
         self,
@@ -159,6 +160,13 @@ class Desk:
         formats
             Encodings that its arrays may have.
         """
+        limits = replace(self.settings.limits, formats=formats)
+        return self.judged(answer, site, number, _TYPES[kind], lambda reply: check_reply(reply, weights, limits, kind))
+
+    def judged(
+        self, answer: Answer, site: str, number: int, message_type: str, checking: Callable[[Message], None]
+    ) -> Refusal | None:
+        """Judge an answer by a check of its reply, which raises `RefusedReply`; None if it is good."""
         try:
             if answer.reply is None:
                 if answer.reason == "undecodable":
@@ -169,8 +177,8 @@ class Desk:
             if reason:
                 logger.warning("round %d: site %s does not take part (%s)", number, site, reason)
                 return Refusal(reason, absent=True, blameless=True, lost=is_lost(answer.reply))
-            check_origin(answer.reply, str(number), _TYPES[kind])
-            check_reply(answer.reply, weights, replace(self.settings.limits, formats=formats), kind)
+            check_origin(answer.reply, str(number), message_type)
+            checking(answer.reply)
         except RefusedReply as error:
             logger.warning("round %d: refused the reply of site %s (%s): %s", number, site, error.code, error)
             lost = answer.reply is not None and is_lost(answer.reply)

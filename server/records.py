@@ -124,6 +124,9 @@ class RoundRecord:
         Of every site that has to answer for something, after this round.
     attempts
         How often the round was tried until it was closed.
+    summed
+        Under secure aggregation, ``num-examples`` of all sites together, and of every other scalar its sum and how many
+        sites gave it; the reports of the sites hold none.
     shares
         Site → its share of the combined weights, 0 … 1, where a rule of weighting was asked for.
     remembered
@@ -142,6 +145,7 @@ class RoundRecord:
     attempts: int = 1
     shares: Mapping[str, float] = field(default_factory=dict)
     remembered: Mapping[str, float] = field(default_factory=dict)
+    summed: Metrics = field(default_factory=dict)
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:
@@ -188,6 +192,7 @@ def read_round(folder: Path, number: int) -> RoundRecord:
             body.get("attempts", 1),
             body.get("shares", {}),
             body.get("remembered", {}),
+            _metrics(body.get("summed", {})),
         )
 
 

@@ -23,6 +23,7 @@ from wardround.strategies.catalogue import describe, load_strategy_state
 from wardround.strategies.combine import conform
 from wardround.strategies.contract import Metrics, Weights
 from wardround.strategies.plan import RoundPlan
+from wardround.strategies.secure.fit import check_summable
 from wardround.strategies.weighting import BY_EXAMPLES, Weighting, check_weighable
 
 __all__ = ["Event", "LoopSettings", "RunResult", "run_rounds"]
@@ -121,6 +122,7 @@ def run_rounds(  # noqa: PLR0917
         weighting,
     )
     check_weighable(strategy, weighting)
+    check_summable(desk.plan(1), strategy, weighting, settings.late)
     journal.begin(
         {
             "plan": desk.plan(1).model_dump(mode="json", exclude={"round", "deadline_s"}),

@@ -78,6 +78,11 @@ class Summed:
     missing: Mapping[str, str]
     blamed: frozenset[str]
 
+    @property
+    def sites(self) -> int:
+        """How many are in the sum."""
+        return len(self.reports)
+
     def arrays(self, names: Iterable[str]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Arrays of the mean, one after the other."""
         for name in names:

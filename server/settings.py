@@ -43,6 +43,8 @@ class LoopSettings:
         How often a round is tried again for which too few sites were there or answered. What was accepted stays.
     retry_wait_s
         Seconds between two attempts.
+    exchange_s
+        Seconds to wait in each of the short exchanges that follow learning under secure aggregation.
     """
 
     rounds: int
@@ -57,13 +59,15 @@ class LoopSettings:
     quarantine_rounds: int = 2
     retries: int = 0
     retry_wait_s: float = 30.0
+    exchange_s: float = 300.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.quorum < 1 or self.evaluate_every < 0 or not self.deadline_s > 0:
+        patience = min(self.deadline_s, self.exchange_s)
+        if self.rounds < 1 or self.quorum < 1 or self.evaluate_every < 0 or not patience > 0:
             raise PlanError(
                 "the round loop cannot run like this",
                 f"rounds={self.rounds}, quorum={self.quorum}, deadline-s={self.deadline_s}",
-                "rounds, quorum and deadline must be positive, evaluate-every at least 0",
+                "rounds, quorum and deadlines must be positive, evaluate-every at least 0",
             )
         least = {"max-staleness": 1, "quarantine-after": 0, "quarantine-rounds": 1, "retries": 0}
         for name, lowest in least.items():

@@ -136,6 +136,11 @@ class OpenRound:
                 (temporary / _START).write_text(json.dumps({"round": number, "start": start}), encoding="utf-8")
         self._updates = {(update.site, update.round): update for update in _whole_updates(self._folder)}
 
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
+
     def updates(self) -> list[Accepted]:
         """The accepted updates, in the order of the sites' names: floating-point sums depend on it."""
         return [update for _, update in sorted(self._updates.items())]

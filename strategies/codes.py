@@ -26,6 +26,7 @@ ABSENT_CODES = frozenset(
         "not-received",
         "incomplete",
         "app-crashed",
+        "secure-unknown",
     }
 )
 """The site could not take part, or its answer was lost on the way. It did nothing wrong and is asked again."""
@@ -68,6 +69,15 @@ SITE_CODES = (
             "plan-knobs",
             "plan-control",
             "plan-deadline",
+            "plan-secure",
+            "secure-again",
+            "secure-keys",
+            "secure-peer",
+            "secure-range",
+            "secure-session",
+            "secure-set",
+            "secure-signatures",
+            "secure-too-few",
             "too-large",
             "too-few-cases",
             "integer-changed",

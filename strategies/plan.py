@@ -235,6 +235,19 @@ class RoundPlan(BaseModel):
         Voxels of a training patch along i, j, k; None means whole volumes up to the site's limit.
     amp
         Mixed precision where the device is a GPU.
+    secure
+        Whether the coordinator is to learn the sum of the sites' updates and of their scalars, and nothing of one
+        site's: see :mod:`wardround.strategies.secure`.
+    secure_threshold
+        More than this share of the sites that gave keys must stay to the end, 0.5 … 1. The rest may drop out, and as
+        many may work together with the coordinator against the others without learning anything of one of them.
+    secure_bits
+        Binary places of a change under secure aggregation: the mean is off by 2⁻ᵇ⁻¹ at most.
+    secure_clip
+        Largest change of one weight in a round under secure aggregation. A site that changes one further says so and
+        sends nothing.
+    secure_examples
+        Largest ``num-examples`` of a site under secure aggregation. Each of the last three has its price in bytes.
     deadline_s
         Seconds after which an answer is no longer waited for.
 
@@ -323,6 +336,11 @@ class RoundPlan(BaseModel):
     codec_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     patch: tuple[int, int, int] | None = None
     amp: bool = True
+    secure: bool = False
+    secure_threshold: Annotated[float, Field(ge=0.5, le=1)] = 2 / 3
+    secure_bits: Annotated[int, Field(ge=8, le=32)] = 20
+    secure_clip: Annotated[float, Field(gt=0, le=1024)] = 8.0
+    secure_examples: Annotated[int, Field(ge=1, le=2**24)] = 2**16
     deadline_s: Annotated[float, Field(gt=0, le=366 * 24 * 3600)] = 3600.0
 
     @field_validator("allocation", "patch", mode="before")
@@ -379,6 +397,8 @@ class RoundPlan(BaseModel):
             raise ValueError("contrast-edges must be among contrast-scales")
         if self.share_knobs and self.synthesis != "genseg":
             raise ValueError("share-knobs needs synthesis genseg: there is nothing else to share")
+        if self.secure and self.codec != "none":
+            raise ValueError("secure needs codec none: masked numbers cannot be made fewer or coarser")
         if self.head_share and not self.local_keys:
             raise ValueError("head-share needs local-keys: there is nothing that could learn alone")
         if self.personal != "none" and self.local_keys:

@@ -49,6 +49,7 @@ Code = Literal[
     "other-round",
     "other-type",
     "replayed",
+    "secure",
 ]
 
 # Flower, or the site's launcher, knows no more than that the site is gone, or its answer.
@@ -145,9 +146,20 @@ def check_reply(
     RefusedReply
         With the first check that failed.
     """
+    refuse_error(reply)
+    check_content(reply.content, reference, limits, kind)
+
+
+def refuse_error(reply: Message) -> None:
+    """Refuse a reply that is an error.
+
+    Raises
+    ------
+    RefusedReply
+        With the site's code, where it gave one that is known.
+    """
     if reply.has_error():
         raise _error_reply(reply)
-    check_content(reply.content, reference, limits, kind)
 
 
 def check_content(

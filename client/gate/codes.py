@@ -74,6 +74,19 @@ _CONTENT = {
     "malformed": "it is not built as agreed",
     "not-released": "it was not released, was changed since, or was sent already",
 }
+_SECURE = {
+    "plan-secure": "the policy lets updates leave only under secure aggregation",
+    "secure-again": "the site was asked something else before in this secure aggregation",
+    "secure-keys": "keys or shares of another site are not what they should be",
+    "secure-peer": "another site is unknown, or has another key than it is known by",
+    "secure-range": "the update does not fit into the numbers of secure aggregation",
+    "secure-session": "this secure aggregation is not the one that the site takes part in",
+    "secure-set": "a sum over other sites was made known in this round",
+    "secure-signatures": "not enough other sites agree on who is in the sum",
+    "secure-too-few": "too few sites are left for a sum",
+    "secure-unknown": "the site holds no update for this secure aggregation, as after a restart",
+    "secure": "the answer does not keep the protocol of secure aggregation",
+}
 _LEDGER = {
     "torn-line-dropped": "the last line was torn by a crash and was dropped",
     "set-aside": "the ledger before this one was set aside",
@@ -109,6 +122,7 @@ MEANING = {
     **_BUNDLE,
     **_PLAN,
     **_CONTENT,
+    **_SECURE,
     **_LEDGER,
     **_SITE,
 }

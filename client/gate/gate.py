@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 MessageKind = Literal["train", "evaluate", "query"]
 
+_LONGEST_MESSAGE = 2**24
+"""Bytes of a message of secure aggregation: keys and shares of many sites."""
+
 RELEASE_LASTS_S = 24 * 3600.0
 """An answer that was released and not sent within this time may not leave any more."""
 
@@ -194,6 +197,7 @@ class Gate:
         given: Weights | None = None,
         cases: int = 0,
         epsilon: float | None = None,
+        sealed: RecordDict | None = None,
     ) -> str:
         """Let an answer leave, once. What leaves must be this very content: :meth:`released` asks for its digest.
 
@@ -210,11 +214,13 @@ class Gate:
             The answer's ``num-examples`` may not be larger.
         epsilon
             ε spent by it; None where no differential privacy was used.
+        sealed
+            What leaves in its place under secure aggregation: `content` is what is judged, and stays.
 
         Returns
         -------
         str
-            The digest of `content`.
+            The digest of what leaves.
 
         Raises
         ------
@@ -235,12 +241,52 @@ class Gate:
             else:
                 check_plan(plan, policy)
                 check_outgoing(kind, content, policy, given or {}, cases, up_formats(plan.codec))
-            line.bytes, line.sha256 = size_of(content), digest(content)
-            with self._mutex:
-                waiting = self._load_waiting()
-                entry = self._write(line, "allowed", codes.RELEASED)
-                waiting.setdefault(line.sha256, []).append(entry)
-            return line.sha256
+            return self._let_out(line, content if sealed is None else sealed)
+
+    def admit_message(self, plan: RoundPlan, arrays: ArrayRecord) -> None:
+        """Let a message of secure aggregation in. What it says is for the site's party in it to judge.
+
+        Raises
+        ------
+        GateRefused
+            With the code of the first check that failed.
+        """
+        content = RecordDict({ARRAYS: arrays})
+        line = _Line("in", "train", plan, size_of(content))
+        with self._judging(line):
+            self._check_kind("train")
+            check_plan(plan, self._policy_now())
+            if line.bytes > _LONGEST_MESSAGE:
+                raise _refused("too-large")
+            line.sha256 = digest(content)
+            self._write(line, "allowed", codes.ADMITTED)
+
+    def release_message(self, plan: RoundPlan, content: RecordDict, cases: int) -> str:
+        """Let a message of secure aggregation leave, once: made by the site itself, of an update that was judged.
+
+        Returns
+        -------
+        str
+            The digest of `content`.
+
+        Raises
+        ------
+        GateRefused
+            With the code of the first check that failed.
+        """
+        line = _Line("out", "train", plan, cases=cases)
+        with self._judging(line):
+            self._check_kind("train")
+            check_plan(plan, self._policy_now())
+            return self._let_out(line, content)
+
+    def _let_out(self, line: _Line, content: RecordDict) -> str:
+        line.bytes, line.sha256 = size_of(content), digest(content)
+        with self._mutex:
+            waiting = self._load_waiting()
+            entry = self._write(line, "allowed", codes.RELEASED)
+            waiting.setdefault(line.sha256, []).append(entry)
+        return line.sha256
 
     def withhold(self, kind: Literal["train", "evaluate"], content: RecordDict) -> RecordDict:
         """`content` without the agreed scalars that the site's policy has taken out. What leaves is for :meth:`release`

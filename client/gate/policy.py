@@ -66,6 +66,13 @@ class Policy(BaseModel):
         Largest absolute value of a metric.
     train_metrics, evaluate_metrics
         Scalars that may leave; at most those of :mod:`wardround.strategies.contract`.
+    require_secure
+        Whether updates leave only under secure aggregation.
+    min_secure_sites
+        So many sites must be in the sum of a secure aggregation.
+    secure_peers
+        Site → fingerprint of its key: who may take part in a secure aggregation with this one. Empty for whoever comes
+        first under a name; a key that changes later is refused either way.
     allow_evaluate
         Whether the site scores models on its held-back cases.
     allow_status
@@ -100,6 +107,9 @@ class Policy(BaseModel):
     max_metric: Annotated[float, Field(gt=0)] = 1e9
     train_metrics: frozenset[str] = TRAIN_METRICS
     evaluate_metrics: frozenset[str] = EVALUATE_METRICS
+    require_secure: bool = False
+    min_secure_sites: Annotated[int, Field(ge=2, le=1000)] = 3
+    secure_peers: dict[str, Annotated[str, Field(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]] = Field(default_factory=dict)
     allow_evaluate: bool = True
     allow_status: bool = True
     approval_days: Annotated[int, Field(ge=1, le=3660)] = 180
@@ -207,6 +217,13 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
             "set share-control in policy.toml, or ask for another plan",
             code="plan-control",
         )
+    if policy.require_secure and not plan.secure:
+        raise GateRefused(
+            "the plan has updates leave one by one",
+            "this site lets them out under secure aggregation only",
+            "set secure in the plan, or require-secure in policy.toml to false",
+            code="plan-secure",
+        )
     slices = max(plan.slices_per_case, sum(plan.allocation or ()))
     making = plan.synthesis != "off" or plan.memory != "reservoir"  # What a generator would cost counts where one is.
     limits: tuple[tuple[str, float, float, str], ...] = (
@@ -283,6 +300,9 @@ max-metric = 1e9
 share-knobs = false
 # Whether mean gradients of a round (control variates of SCAFFOLD) may travel with the network.
 share-control = false
+# Whether updates leave only inside a sum of several sites (secure aggregation), and how many these must be.
+require-secure = false
+min-secure-sites = 3
 # Whether this site scores models on held-back cases, and whether it says how many cases it holds.
 allow-evaluate = true
 allow-status = true
@@ -291,6 +311,11 @@ train-metrics = [
 TRAIN]
 evaluate-metrics = [
 EVALUATE]
+
+# Whose keys are trusted in a secure aggregation, as `wardround site status` shows them at each site; without any line,
+# whoever comes first under a name.
+# [secure-peers]
+# north = "SHA256:…"
 """.replace("TRAIN", "".join(f'  "{name}",\n' for name in sorted(TRAIN_METRICS))).replace(
     "EVALUATE", "".join(f'  "{name}",\n' for name in sorted(EVALUATE_METRICS))
 )

@@ -85,7 +85,7 @@ class Sum:
     Parameters
     ----------
     mean
-        Σ nᵢwᵢ / Σ nᵢ; floats as float64, integers and booleans rounded and in their own dtype.
+        Σ nᵢwᵢ / Σ nᵢ as float64, also of integers and booleans.
     examples
         Σ nᵢ.
     totals
@@ -183,8 +183,7 @@ def decode(words: Words, given: Weights, scale: Scale, sites: int, width: int) -
                 raise ValueError("a weight changed further on average than any site may change it")
             mean[name] = np.asarray(before.astype(np.float64) + change)
         else:
-            whole = before.astype(np.int64) + np.rint(part / examples).astype(np.int64)
-            mean[name] = np.asarray(whole).astype(before.dtype)
+            mean[name] = np.asarray(before.astype(np.float64) + part / examples)
     return Sum(mean, examples, totals)
 
 

@@ -69,9 +69,9 @@ class Reference:
         return self.out / "arms" / "federated-seed0"
 
 
-def simulate(out: Path, *, sites: int, rounds: int) -> Reference:
+def simulate(out: Path, *more: str, sites: int, rounds: int) -> Reference:
     """Run the simulation that a federation is held against, as small as it can be: on phantoms."""
-    arguments = ["--sites", str(sites), "--cases", str(rounds), "--tests", "1", "--shape", "24,24,24"]
+    arguments = [*more, "--sites", str(sites), "--cases", str(rounds), "--tests", "1", "--shape", "24,24,24"]
     return _simulate(out, *arguments, "--rounds", str(rounds), "--effort", "4", "--plan", "updates_per_case=4")
 
 
