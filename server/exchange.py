@@ -184,7 +184,7 @@ def exchange(
     """
     start = pace.now()
     nodes = [message.metadata.dst_node_id for message in messages]
-    pushed = _push(grid, messages)
+    pushed = push(grid, messages)
     del messages
     for node in nodes:
         if node not in pushed.values():
@@ -214,7 +214,7 @@ def _look(grid: Grid, identity: str, node: int) -> Answer | None:
     return Answer(node, reply, reason, identity)
 
 
-def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
+def push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
     """Push messages; identities of those that were taken, with their nodes, in order."""
     if not messages:
         return {}

@@ -131,6 +131,8 @@ class RoundRecord:
         Site → its share of the combined weights, 0 … 1, where a rule of weighting was asked for.
     remembered
         What that rule carries on, by site; empty for a rule without a memory.
+    outstanding
+        In buffered rounds: site → the round that it was still at work on when this one closed.
     """
 
     round: int
@@ -146,6 +148,7 @@ class RoundRecord:
     shares: Mapping[str, float] = field(default_factory=dict)
     remembered: Mapping[str, float] = field(default_factory=dict)
     summed: Metrics = field(default_factory=dict)
+    outstanding: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:
@@ -193,6 +196,7 @@ def read_round(folder: Path, number: int) -> RoundRecord:
             body.get("shares", {}),
             body.get("remembered", {}),
             _metrics(body.get("summed", {})),
+            body.get("outstanding", {}),
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from wardround.server.buffered import settings_for, train_buffered
 from wardround.server.desk import Desk, Event
 from wardround.server.evaluation import evaluate
 from wardround.server.exchange import Pace, check
@@ -19,6 +20,7 @@ from wardround.server.journal import Journal, RoundRecord
 from wardround.server.settings import LoopSettings
 from wardround.server.standing import quarantined
 from wardround.server.training import Memory, train, weights_digest
+from wardround.strategies.buffered import FedBuff
 from wardround.strategies.catalogue import describe, load_strategy_state
 from wardround.strategies.combine import conform
 from wardround.strategies.contract import Metrics, Weights
@@ -109,6 +111,8 @@ def run_rounds(  # noqa: PLR0917
     Interrupted
         If `stop` said so.
     """
+    if isinstance(strategy, FedBuff):
+        settings = settings_for(strategy, settings)
     desk = Desk(
         grid,
         strategy,
@@ -146,7 +150,8 @@ def run_rounds(  # noqa: PLR0917
             records[-1] = _evaluate(desk, records[-1], weights, memory)
     for number in range(len(records) + 1, settings.rounds + 1):
         check(stop)
-        record, weights = train(desk, number, weights, memory)
+        close = train_buffered if isinstance(strategy, FedBuff) else train
+        record, weights = close(desk, number, weights, memory)
         records.append(_evaluate(desk, record, weights, memory))
     last = records[-1].evaluation
     return RunResult(weights, records, last.sites if last else {})
@@ -157,6 +162,8 @@ def _evaluate(desk: Desk, record: RoundRecord, weights: Weights, memory: Memory)
     if not desk.settings.evaluates(record.round):
         return record
     without = quarantined(memory.standing, record.round + 1, desk.settings)
-    if desk.settings.late == "use":
+    # What sites work on when buffered rounds end is of no use any more, and their scores are.
+    is_over = record.round == desk.settings.rounds and isinstance(desk.strategy, FedBuff)
+    if desk.settings.late == "use" and not is_over:
         without |= memory.busy()
     return evaluate(desk, record, weights, without, final=record.round == desk.settings.rounds)

@@ -192,6 +192,11 @@ class OpenRound:
         self._updates[site, round] = Accepted(site, round, examples, report, path)
         return True
 
+    def discard(self, update: Accepted) -> None:
+        """Forget an update that is of no use: its site is asked again."""
+        update.path.unlink(missing_ok=True)
+        del self._updates[update.site, update.round]
+
     @property
     def failed(self) -> int:
         """How many attempts were given up."""

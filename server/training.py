@@ -76,6 +76,8 @@ class Memory:
         What answers are measured from, by round, where the plan has a codec.
     remembered
         What the rule of weighting carries on, by site.
+    outstanding
+        Site → the round that it was at work on when the last one closed, in buffered rounds.
     """
 
     standing: Mapping[str, Standing] = field(default_factory=dict)
@@ -84,10 +86,12 @@ class Memory:
     unanswered: dict[str, Asked] = field(default_factory=dict)
     baselines: dict[int, Baseline] = field(default_factory=dict)
     remembered: Mapping[str, float] = field(default_factory=dict)
+    outstanding: Mapping[str, int] = field(default_factory=dict)
 
     def learn(self, record: RoundRecord) -> None:
         """Take in a closed round."""
         self.standing, self.remembered = record.standing, record.remembered
+        self.outstanding = record.outstanding
         reports = [*record.sites.values(), *(late.report for late in record.late.values() if late.report)]
         self.seen |= {one.weights_digest for one in reports if one.weights_digest}
 
@@ -107,7 +111,7 @@ def train(desk: Desk, number: int, weights: Weights, memory: Memory) -> tuple[Ro
         If what they sent cannot be combined.
     """
     plan = desk.plan(number)
-    spool = desk.journal.open_round(number, _start(plan, weights))
+    spool = desk.journal.open_round(number, start_of(plan, weights))
     oldest = number - (desk.settings.max_staleness if desk.settings.late == "use" else 0)
     memory.unanswered = {name: asked for name, asked in memory.unanswered.items() if asked.round >= oldest}
     open_rounds = {asked.round for asked in memory.unanswered.values()}
@@ -343,7 +347,7 @@ class _Attempt:
         if refusal is None and answer.reply is not None:
             content = answer.reply.content
             about = report(content, asked.bytes_down, seconds)
-            if self._is_replayed(asked.round, about.weights_digest, arrays_in(content), baseline):
+            if is_replayed(self._memory, asked.round, about.weights_digest, arrays_in(content), baseline):
                 logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
                 refusal = Refusal("replayed", absent=False, blameless=False)
             else:
@@ -374,15 +378,16 @@ class _Attempt:
             self._blamed.add(site)
         desk.tell("refused", number, site, reason=refusal.code)
 
-    def _is_replayed(self, round: int, weights_digest: str, arrays: ArrayRecord, baseline: Baseline) -> bool:
-        """Whether these arrays were sent before. Who has learnt nothing sends back what it was given."""
-        if weights_digest not in self._memory.seen or weights_digest == self._memory.given[round]:
-            return False
-        # What did not change looks the same in every round, written as a change.
-        return baseline.allowed == PLAIN or not baseline.is_unchanged(arrays)
+
+def is_replayed(memory: Memory, round: int, digest: str, arrays: ArrayRecord, baseline: Baseline) -> bool:
+    """Whether these arrays, with that digest, were sent before. Who has learnt nothing sends back what it was given."""
+    if digest not in memory.seen or digest == memory.given[round]:
+        return False
+    # What did not change looks the same in every round, written as a change.
+    return baseline.allowed == PLAIN or not baseline.is_unchanged(arrays)
 
 
-def _start(plan: RoundPlan, weights: Weights) -> str:
+def start_of(plan: RoundPlan, weights: Weights) -> str:
     """What an update of this round depends on. A deadline may differ where a run is resumed."""
     digest = hashlib.sha256(plan.model_dump_json(exclude={"deadline_s"}).encode())
     digest.update(weights_digest(weights).encode())
