@@ -267,12 +267,17 @@ class Agent:
             self._check()
             self._gate.admit_message(plan, record)
             with self._one_question:
-                content, cases = self._part.answer(header["exchange"], plan, record)
+                try:
+                    content, cases = self._part.answer(header["exchange"], plan, record)
+                except GateRefused as error:
+                    self._gate.note_error("train", plan, error.code)
+                    raise
                 self._gate.release_message(plan, content, cases)
-        except GateRefused as error:
-            if error.code.startswith("secure-") or isinstance(error, _Held):
-                self._gate.note_error("train", plan, error.code)
+        except _Held as error:
+            self._gate.note_error("train", plan, error.code)
             raise
+        except GateRefused:
+            raise  # It is written down.
         except Exception as error:
             self._gate.note_error("train", plan, type(error).__name__)
             raise

@@ -22,6 +22,7 @@ from wardround.client.gate.policy import Policy, check_plan, load_policy
 from wardround.client.home import SiteHome
 from wardround.client.secure import Book, SecureSite, Terms, read_identity
 from wardround.deploy.grid import InProcessGrid
+from wardround.deploy.provisioning import keys
 from wardround.errors import GateRefused, RoundError, StorageError
 from wardround.server.journal import Journal
 from wardround.server.rounds import LoopSettings, RunResult, run_rounds
@@ -250,6 +251,8 @@ def test_the_identity_is_the_key_of_the_node(tmp_path: Path) -> None:
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     identity = read_identity(path)
     assert identity.public == key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    shown = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    assert fingerprint(identity.public) == keys.fingerprint(shown)
     with pytest.raises(StorageError, match="doctor"):
         read_identity(tmp_path / "absent")
 

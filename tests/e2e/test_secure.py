@@ -40,7 +40,7 @@ def test_a_federation_adds_up_under_masks(reference: Reference, tmp_path: Path) 
         text = home.policy.read_text().replace("require-secure = false", "require-secure = true")
         home.policy.write_text(f"{text}\n[secure-peers]\n{pinned}")
     with federation.serving():
-        federation.run("open", "--plan", "secure=false", "--retries", "0", code=6)
+        federation.run("open", "--plan", "secure=false", "--setting", "retries=0", code=6)
         federation.run("masked")
     for number in range(1, ROUNDS + 1):
         assert federation.weights("masked", number) == reference.weights(number)
