@@ -9,15 +9,16 @@ from wardround.client.home import SiteHome
 from wardround.client.intake import STORE
 from wardround.client.removal import finish_removal
 from wardround.client.round_cases import RoundCases
-from wardround.client.site import Site
+from wardround.client.site import Charging, Site
 
 
 @contextmanager
-def open_live_site(home: SiteHome) -> Iterator[Site]:
+def open_live_site(home: SiteHome, charge: Charging | None = None) -> Iterator[Site]:
     """The site below `home`, with the annotator and the device that its settings name.
 
     Its rounds learn from what people drew and accepted (or a reviewer approved, where the settings say so), and from
-    the labels that were imported with the other cases.
+    the labels that were imported with the other cases. Steps of rounds that keep cases private are charged to `charge`;
+    without it such rounds are refused.
 
     Raises
     ------
@@ -38,6 +39,7 @@ def open_live_site(home: SiteHome) -> Iterator[Site]:
             device=settings.device,
             cases_per_round=settings.cases_per_round,
             round_cases=cases,
+            charge=charge,
         )
         try:
             yield site

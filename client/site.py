@@ -31,6 +31,17 @@ from wardround.client.learning.replay import ReplayMemory
 from wardround.client.learning.round import Interaction, Observer, OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Arrays, SiteState, Snapshots
+from wardround.client.private_round import (
+    Answered,
+    Charging,
+    charging_of,
+    is_private,
+    keep_answer,
+    kept_answer,
+    noise_of,
+    steps_of,
+    told,
+)
 from wardround.client.round_cases import RoundCases
 from wardround.errors import DataError, NoTrainingCases
 from wardround.files import remove_folder, sweep, write_text
@@ -38,7 +49,7 @@ from wardround.strategies.codecs.feedback import written
 from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import LabelKind, RoundPlan
 
-__all__ = ["REFERENCE", "Interaction", "Observer", "Site"]
+__all__ = ["REFERENCE", "Charging", "Interaction", "Observer", "Site"]
 
 
 class Site:
@@ -64,6 +75,9 @@ class Site:
     round_cases
         Of a live site: which cases its rounds learn from, and what people drew on them. `annotator` answers where
         nobody drew.
+    charge
+        Pays for the steps of rounds that keep cases private. Without it a simulated site counts them in its folder, and
+        a live one takes no part in such rounds.
 
     Raises
     ------
@@ -79,6 +93,7 @@ class Site:
         device: str = "auto",
         cases_per_round: int = 20,
         round_cases: RoundCases | None = None,
+        charge: Charging | None = None,
     ) -> None:
         self._folder = folder
         try:
@@ -98,6 +113,7 @@ class Site:
         self._annotator = annotator
         self._observer = observer
         self._cases_per_round = cases_per_round
+        self._charge = charge or charging_of(folder, simulated=not live)
         sweep(folder, deep=False)
         sweep(folder / "memory")
         sweep(folder / "evaluations")
@@ -123,9 +139,10 @@ class Site:
         device: str = "auto",
         cases_per_round: int = 20,
         round_cases: RoundCases | None = None,
+        charge: Charging | None = None,
     ) -> "Site":
         """Open the site in `folder` and repair what a crash may have left there."""
-        return cls(folder, annotator, observer, device, cases_per_round, round_cases)
+        return cls(folder, annotator, observer, device, cases_per_round, round_cases, charge)
 
     def close(self) -> None:
         """Release the store."""
@@ -221,6 +238,9 @@ class Site:
         folder = self._kept(plan.run)
         snapshots = Snapshots(folder / "state")
         state = snapshots.before(plan.round, plan.replay_capacity)
+        if is_private(plan) and (known := kept_answer(folder, plan, weights)) is not None:
+            again = written(known.weights, weights, plan, state.local)
+            return Update(again.weights, known.metrics, again.record)
         learner = self._learner(plan, weights, state.local)
         cases = self._cases(plan, state.round, folder)
         seed = _seed(plan, self.name)
@@ -246,33 +266,26 @@ class Site:
             else:
                 _live_through(work, session, drawing)
             self._keep_label(session)
-        dreaming.rehearse(work, max(1, len(cases)), between)
+        self._learn_on(work, dreaming, len(cases), seed)
         work.note_kernel(np.random.default_rng(seed.spawn(1)[0]))
         work.note_terms()
 
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
-        moments = learner.optimiser_state()
         standing, local = work.standing, learner.local() | dreaming.local() | kept_own(plan, learner.weights())
-        leaving = written(without_own(plan, learner.leaving()) | dreaming.weights(), weights, plan, state.local)
+        leaves = without_own(plan, learner.leaving()) | dreaming.weights()
+        leaving = written(leaves, weights, plan, state.local)
         local |= leaving.left
         memory.forget(self._gone(memory))  # A case may have been removed meanwhile.
-        snapshots.save(SiteState(plan.round, memory.reservoir, moments, history, effort, standing, local))
+        snapshots.save(
+            SiteState(plan.round, memory.reservoir, learner.optimiser_state(), history, effort, standing, local)
+        )
         self._progress = (memory.reservoir.seen, plan.round)
         memory.discard_unnamed(*state.reservoir.kept)
-        metrics: dict[str, float | list[float]] = {
-            "num-examples": float(memory.reservoir.seen),
-            "cases": float(len(cases)),
-            "updates": float(work.updates),
-            "loss": work.loss,
-            "rejected": float(work.rejected),
-            "trust": work.standing.trust,
-            **{f"effort-{name}": paid for name, paid in effort.items()},
-            **{f"seconds-{name}": spent for name, spent in work.seconds.items()},
-        }
-        if work.kernel is not None:
-            metrics |= scalars(work.kernel)
-        metrics |= dreaming.metrics()
+        metrics = _metrics(work, len(cases), effort) | dreaming.metrics()
+        if is_private(plan):
+            metrics = told(metrics)
+            keep_answer(folder, plan, weights, Answered(leaves, metrics))
         return Update(leaving.weights, metrics, leaving.record)
 
     def evaluate(
@@ -321,6 +334,16 @@ class Site:
         write_text(self._folder / "evaluation.json", text)
         means = {f"dice-{n}": _mean([row["dice"][str(n)] for row in rows]) for n in range(1, plan.labels)}
         return {"num-examples": float(len(rows)), "dice": _mean(list(means.values())), **means}
+
+    def _learn_on(self, work: OnlineRound, dreaming: Dreaming, cases: int, seed: np.random.SeedSequence) -> None:
+        """What is learnt after the last case of a round: from memory, or all of it where cases are kept private."""
+        if not is_private(work.plan):
+            dreaming.rehearse(work, max(1, cases), work.between)
+            return
+        steps = steps_of(work.plan, cases)
+        if steps:
+            self._charge(work.plan, steps)  # Before the first of them.
+            work.learn_privately(steps, noise_of(seed, simulated=self._arrivals is None))
 
     def _kept(self, run: str) -> Path:
         """Where snapshots and memory of a run lie."""
@@ -395,6 +418,22 @@ def _live_through(work: OnlineRound, session: CaseSession, drawing: Drawing) -> 
         session.unfinished = number < len(groups)
         work.step(session, drawn)
     work.accept(session)
+
+
+def _metrics(work: OnlineRound, cases: int, effort: Mapping[str, float]) -> dict[str, float | list[float]]:
+    """The scalars of a round of so many new cases."""
+    kernel = {} if work.kernel is None else scalars(work.kernel)
+    return {
+        "num-examples": float(work.memory.reservoir.seen),
+        "cases": float(cases),
+        "updates": float(work.updates),
+        "loss": work.loss,
+        "rejected": float(work.rejected),
+        "trust": work.standing.trust,
+        **{f"effort-{name}": paid for name, paid in effort.items()},
+        **{f"seconds-{name}": spent for name, spent in work.seconds.items()},
+        **kernel,
+    }
 
 
 def _kind(name: object) -> LabelKind | None:

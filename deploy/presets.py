@@ -41,6 +41,14 @@ CODEC: Mapping[str, Mapping[str, Any]] = {
 """How weights travel, both ways."""
 
 
+PRIVACY: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "record": {"privacy": "record", "validation_cases": 0, "model_vote": 0.0},
+    "central": {},
+}
+"""Whom noise protects: nobody, every case of a site, or every site as a whole, which is the strategy ``dpfedavg``."""
+
+
 def preset(table: Mapping[str, Mapping[str, Any]], name: str | None, option: str) -> dict[str, Any]:
     """Fields of the plan for a name; none for None.
 
@@ -56,3 +64,20 @@ def preset(table: Mapping[str, Mapping[str, Any]], name: str | None, option: str
             f"{option} {name} is not understood", "it has no such value", f"choose one of {', '.join(table)}"
         )
     return dict(table[name])
+
+
+def strategy_under(privacy: str | None, strategy: str) -> str:
+    """The strategy that a kind of privacy asks for; the one that was chosen where it asks for none.
+
+    Raises
+    ------
+    UsageError
+        If another one was chosen.
+    """
+    if privacy != "central":
+        return strategy
+    if strategy not in ("fedavg", "dpfedavg"):
+        raise UsageError(
+            "--privacy central does not go with this strategy", "its mean is one of its own", "leave --strategy out"
+        )
+    return "dpfedavg"

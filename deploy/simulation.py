@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from wardround.client import door
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
@@ -37,6 +38,7 @@ from wardround.server.app import initial_weights
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy
+from wardround.strategies.central_privacy import DPFedAvg
 from wardround.strategies.contract import Update, Weights
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.weighting import make_weighting
@@ -164,7 +166,7 @@ def run_loop(
     with Journal(arm.folder / "journal") as journal:
         run_rounds(
             grid,
-            make_strategy(arm.strategy, **arm.strategy_options),
+            arm_strategy(arm),
             lambda number: arm.plan.model_copy(update={"round": number}),
             initial_weights(arm.plan),
             journal,
@@ -174,6 +176,15 @@ def run_loop(
             stop=stop,
             weighting=make_weighting(arm.weighting, **arm.weighting_options),
         )
+
+
+def arm_strategy(arm: Arm) -> Strategy:
+    """The strategy of an arm. Central noise is that of its seed: a simulation is repeated, and protects nobody."""
+    strategy = make_strategy(arm.strategy, **arm.strategy_options)
+    if isinstance(strategy, DPFedAvg):
+        strategy.sites = strategy.sites or len(arm.sites)
+        strategy.foreseeable(f"central {arm.seed}".encode())
+    return strategy
 
 
 def open_site(

@@ -54,6 +54,7 @@ from wardround.server.grids import ParcelGrid
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy, plan_fields
+from wardround.strategies.central_privacy import check_central
 from wardround.strategies.contract import Weights
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan, plan_from_flat
@@ -151,6 +152,7 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
     strategy = make_strategy(loop["strategy"], **options)  # type: ignore[arg-type]  # make_strategy checks them
     weighting = make_weighting(loop["weighting"], **weighting_options)
     check_weighable(strategy, weighting)
+    check_central(strategy, plain=weighting.plain, late=loop["late"], secure=first.secure)
     check_summable(first, strategy, weighting, loop["late"])
     return RunSettings(
         first,

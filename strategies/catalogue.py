@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import (
 
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.buffered import FedBuff
+from wardround.strategies.central_privacy import DPFedAvg
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
 from wardround.strategies.local_keys import HEAD, NORMALISATION
 from wardround.strategies.nova import FedNova
@@ -75,6 +76,16 @@ _CATALOGUE: Mapping[str, _Entry] = {
     "fedmedian": _Entry(FedMedian),
     "fedtrimmedavg": _Entry(FedTrimmedAvg, {"beta": _Option(0.34, 0.0, 0.4999)}),
     "krum": _Entry(Krum, {"num_malicious_nodes": _Option(1, 0, 1000)}),
+    "dpfedavg": _Entry(
+        DPFedAvg,
+        {
+            "noise_multiplier": _Option(1.0, 1e-9, 1e4),
+            "clip_norm": _Option(1.0, 1e-9, 1e4),
+            "sites": _Option(0, 0, 100_000),
+            "examples_cap": _Option(0.0, 0.0, 1e9),
+            "delta": _Option(1e-5, 1e-12, 0.1),
+        },
+    ),
     "fedbuff": _Entry(
         FedBuff,
         {
@@ -122,6 +133,8 @@ def make_strategy(name: str, **options: float | int) -> Strategy:
     fedtrimmedavg    ``beta=0.34``: Yin et al. 2018: per weight the mean without the ⌊beta · sites⌋ lowest and highest;
                      sites count the same
     krum             ``num_malicious_nodes=1``: Blanchard et al. 2017: the one update that is nearest to the others
+    dpfedavg         ``noise_multiplier=1, clip_norm=1, sites=0, examples_cap=0, delta=1e-5``: McMahan et al. 2018:
+                     sites are private as a whole; :mod:`wardround.strategies.central_privacy`
     fedbuff          ``buffer=0, concurrency=0, server_learning_rate=1, staleness_exponent=0.5, max_staleness=50``:
                      Nguyen et al. 2022: nobody waits for the slowest; :mod:`wardround.strategies.buffered`
     fedbn, fedper    (none) fedavg of what travels; normalisation, or the last stage, stays at each site:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from wardround.errors import PlanError
+from wardround.strategies.record_privacy import check_record_privacy
 
 Supervision = Literal["proxy", "dense", "partial"]
 Prompts = Literal["slices", "scribbles", "points"]
@@ -34,6 +35,7 @@ LabelKind = Literal["dense", "slices", "scribbles", "points"]
 Codec = Literal["none", "lossless", "fp16", "bf16", "int8", "topk"]
 CodecDown = Literal["none", "lossless", "fp16", "bf16"]
 Personal = Literal["none", "ditto", "apfl"]
+Privacy = Literal["none", "record"]
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?]{1,200}$")]
 
 # Steepness of the voxel weight in the proxy's confidence: a voxel that is right in 19 of 20 cases counts 0.44, one in 4
@@ -231,6 +233,17 @@ class RoundPlan(BaseModel):
         How the global weights travel to the sites: ``none``, ``lossless``, or in half precision.
     codec_share
         Share of the entries of an array that ``topk`` sends, 0 … 1.
+    privacy
+        ``record``: what leaves a site is differentially private for each of its cases, see
+        :meth:`wardround.client.learning.round.OnlineRound.learn_privately`; nothing is learnt while a case is drawn,
+        `updates_per_case` steps for each new case follow at the end of the round, and `batch_size` is the number of
+        windows of a case in a step. ``none``: it is not.
+    noise_multiplier
+        σ: standard deviation of the noise in a step over `clip_norm`.
+    clip_norm
+        C: the gradient of a case, over all its windows and all weights together, is cut to this Euclidean norm.
+    sample_rate
+        q: probability with which each remembered case takes part in a step, 0 … 1.
     patch
         Voxels of a training patch along i, j, k; None means whole volumes up to the site's limit.
     amp
@@ -334,6 +347,10 @@ class RoundPlan(BaseModel):
     codec: Codec = "none"
     codec_down: CodecDown = "none"
     codec_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    privacy: Privacy = "none"
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e4)] = 1.0
+    clip_norm: Annotated[float, Field(gt=0, le=1e4)] = 1.0
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     patch: tuple[int, int, int] | None = None
     amp: bool = True
     secure: bool = False
@@ -397,6 +414,8 @@ class RoundPlan(BaseModel):
             raise ValueError("contrast-edges must be among contrast-scales")
         if self.share_knobs and self.synthesis != "genseg":
             raise ValueError("share-knobs needs synthesis genseg: there is nothing else to share")
+        if self.privacy == "record":
+            check_record_privacy(dict(self))
         if self.secure and self.codec != "none":
             raise ValueError("secure needs codec none: masked numbers cannot be made fewer or coarser")
         if self.head_share and not self.local_keys:

@@ -32,6 +32,10 @@ _ASKED: Mapping[str, tuple[_Test, str]] = {
     ),
     "replay_capacity": (lambda value: value >= 1, "must be 1 at least: steps are sampled from what is remembered"),
     "memory": (_is("reservoir"), "must be reservoir: a generator learns from cases without noise"),
+    "personal": (_is("none"), "must be none: a network apart would share the bound on what a case may say"),
+    "head_share": (_is(0), "must be 0: which weights a step leaves out was not tried under noise"),
+    "control_variates": (_is(False), "must be off: what a site says of its gradients was not tried under noise"),
+    "moon_weight": (_is(0), "must be 0: it was not tried under noise"),
     "synthesis": (_is("off"), "must be off: a generator learns from cases without noise"),
 }
 

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedProx, FedTrimmedAvg, FedYogi, Strategy
 
+from wardround.strategies.central_privacy import DPFedAvg, private_mean
 from wardround.strategies.combine import combine, conform
 from wardround.strategies.contract import ARRAYS, METRICS, NUM_EXAMPLES, Weights, weights_to_record
 from wardround.strategies.shaped import Shaped
@@ -53,7 +54,7 @@ class Contribution(Protocol):
 
 def needs(strategy: Strategy) -> Need:
     """How many updates a strategy needs in memory at once. Only Flower's own classes are known to need few."""
-    if type(strategy) in (*_MEAN, *_FROM_MEAN) or isinstance(strategy, Shaped):
+    if type(strategy) in (*_MEAN, *_FROM_MEAN) or isinstance(strategy, (Shaped, DPFedAvg)):
         return "one"
     return "one array of all" if type(strategy) in _BY_ARRAY else "all"
 
@@ -85,6 +86,8 @@ def combine_streaming(
         If the strategy cannot combine them, or the result is not finite.
     """
     need = needs(strategy)
+    if isinstance(strategy, DPFedAvg):
+        return conform(private_mean(contributions, weights, strategy, round), weights)
     if need == "one":
         with np.errstate(all="ignore"):  # What overflows is found by conform(), and named.
             mean = _weighted_mean(contributions, list(weights))

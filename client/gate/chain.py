@@ -49,7 +49,8 @@ class LedgerEntry(BaseModel):
     cases
         How many cases stand behind what leaves.
     epsilon
-        ε spent by it; None where no differential privacy was used.
+        ε that the site's cases have spent by then, this round included, at the policy's δ; None where no differential
+        privacy was used.
     verdict
         ``allowed`` or ``refused``.
     code

@@ -19,6 +19,9 @@ RELEASED = "released"
 SENT = "sent"
 """A released answer was handed over to be sent."""
 
+CHARGED = "charged"
+"""Steps were charged to the privacy budget; they are taken now."""
+
 APPROVED = "approved"
 """Somebody at the site let a bundle run."""
 REVOKED = "revoked"
@@ -87,6 +90,12 @@ _SECURE = {
     "secure-unknown": "the site holds no update for this secure aggregation, as after a restart",
     "secure": "the answer does not keep the protocol of secure aggregation",
 }
+_PRIVACY = {
+    "plan-privacy": "the policy has a privacy budget, and the plan does not keep cases private",
+    "budget-spent": "the steps would cost more than is left of the privacy budget",
+    "budget-unreadable": "what was spent of the privacy budget is not known",
+    "not-charged": "the round was not charged to the privacy budget",
+}
 _LEDGER = {
     "torn-line-dropped": "the last line was torn by a crash and was dropped",
     "set-aside": "the ledger before this one was set aside",
@@ -117,12 +126,14 @@ MEANING = {
     ADMITTED: "came in",
     RELEASED: "checked; may leave, once",
     SENT: "handed over to be sent",
+    CHARGED: "steps were charged to the privacy budget",
     APPROVED: "somebody at the site let this bundle run",
     REVOKED: "somebody at the site took the approval of this bundle back",
     **_BUNDLE,
     **_PLAN,
     **_CONTENT,
     **_SECURE,
+    **_PRIVACY,
     **_LEDGER,
     **_SITE,
 }

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from wardround.client.gate import codes
 from wardround.client.gate.approvals import Approvals
+from wardround.client.gate.budget import Accountant, Budget, Charge, Charges
 from wardround.client.gate.ledger import Direction, Kind, Ledger, LedgerDamaged, LedgerEntry, Verdict
 from wardround.client.gate.policy import Policy, check_plan, load_policy
 from wardround.client.gate.update import (
@@ -34,6 +35,7 @@ from wardround.errors import GateRefused, StorageError, WardroundError
 from wardround.strategies.codecs.record import down_formats, up_formats
 from wardround.strategies.contract import ARRAYS, Weights, digest
 from wardround.strategies.plan import RoundPlan
+from wardround.strategies.record_privacy import PRIVATE_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,9 @@ MessageKind = Literal["train", "evaluate", "query"]
 
 _LONGEST_MESSAGE = 2**24
 """Bytes of a message of secure aggregation: keys and shares of many sites."""
+
+BUDGET = "privacy.json"
+"""File of the privacy budget in a site's home."""
 
 RELEASE_LASTS_S = 24 * 3600.0
 """An answer that was released and not sent within this time may not leave any more."""
@@ -68,16 +73,25 @@ class Gate:
         The site's home, with ``policy.toml`` in it. A site without a policy lets nothing in or out.
     clock
         Seconds since 1970.
+    accountant
+        Turns charges into ε; without one, plans that keep cases private are refused.
 
     Attributes
     ----------
+    budget
+        What the site's cases have spent of their privacy.
     ledger
         Every line. Besides this object only who decides on a bundle writes there, by the command line.
     approvals
         Bundles that somebody approved.
     """
 
-    def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, home: Path, clock: Callable[[], float] = time.time, accountant: Accountant | None = None
+    ) -> None:
+        self.budget = Budget(home / BUDGET, clock)
+        self._accountant = accountant
+        self._charged: int | None = None
         self.ledger = Ledger(home / "ledger.jsonl", clock)
         self.approvals = Approvals(home, clock, self.ledger)
         self._clock = clock
@@ -183,6 +197,8 @@ class Gate:
                     raise _refused("missing-record")
                 policy = self._policy_now()
                 check_plan(plan, policy)
+                if kind == "train" and plan.privacy == "record":
+                    self._afford(policy, plan, 1)
                 looks = reference(plan) if callable(reference) else reference
                 check_incoming(arrays, policy, looks, down_formats(plan.codec_down))
                 line.sha256 = digest(content)
@@ -240,6 +256,10 @@ class Gate:
                 raise _refused("missing-record")
             else:
                 check_plan(plan, policy)
+                if kind == "train" and plan.privacy == "record":
+                    # Whatever else a site tells of its training was worked out without noise.
+                    policy = policy.model_copy(update={"train_metrics": policy.train_metrics & PRIVATE_METRICS})
+                    line.epsilon = self._epsilon_of(policy, plan)
                 check_outgoing(kind, content, policy, given or {}, cases, up_formats(plan.codec))
             return self._let_out(line, content if sealed is None else sealed)
 
@@ -287,6 +307,87 @@ class Gate:
             entry = self._write(line, "allowed", codes.RELEASED)
             waiting.setdefault(line.sha256, []).append(entry)
         return line.sha256
+
+    def charge(self, plan: RoundPlan, steps: int) -> float:
+        """Charge a round's steps to the privacy budget, before the first of them is taken.
+
+        Parameters
+        ----------
+        plan
+            Of the round, with ``privacy record``.
+        steps
+            Exactly as many will be taken, or fewer.
+
+        Returns
+        -------
+        float
+            ε spent by then, at the policy's δ. It is on the disk.
+
+        Raises
+        ------
+        GateRefused
+            ``budget-spent`` if it would be more than the policy allows, ``budget-unreadable`` if nobody can say; then
+            nothing was charged.
+        """
+        line = _Line("none", "train", plan)
+        with self._judging(line):
+            charges, line.epsilon = self._afford(self._policy_now(), plan, steps)
+            try:
+                self.budget.write(charges)
+            except StorageError as error:
+                log.error("%s", error)
+                raise _refused("budget-unreadable") from None
+            self._write(line, "allowed", codes.CHARGED)
+            self._charged = (self._charged or 0) + 1
+            return line.epsilon
+
+    def spent(self) -> float:
+        """ε that the site's cases have spent, at the policy's δ.
+
+        Raises
+        ------
+        GateRefused
+            If it is not known.
+        """
+        return self._epsilon(self._policy_now(), self._charges())
+
+    def _afford(self, policy: Policy, plan: RoundPlan, steps: int) -> tuple[Charges, float]:
+        """The charges with these steps, and what they come to, if the policy allows it."""
+        self._charges()
+        charges = self.budget.with_charge(plan.run, plan.round, plan.noise_multiplier, plan.sample_rate, steps)
+        epsilon = self._epsilon(policy, charges)
+        if policy.max_epsilon is not None and not epsilon <= policy.max_epsilon:
+            raise _refused("budget-spent")
+        return charges, epsilon
+
+    def _epsilon(self, policy: Policy, charges: Sequence[Charge]) -> float:
+        if self._accountant is None:
+            raise _refused("budget-unreadable")
+        epsilon = self._accountant(charges, policy.delta, policy.accountant)
+        if not 0 <= epsilon < math.inf:
+            raise _refused("budget-spent")
+        return epsilon
+
+    def _epsilon_of(self, policy: Policy, plan: RoundPlan) -> float:
+        """ε spent so far, this round included."""
+        charges = self._charges()
+        if not any((charge.run, charge.round) == (plan.run, plan.round) for charge in charges):
+            raise _refused("not-charged")
+        return self._epsilon(policy, charges)
+
+    def _charges(self) -> Charges:
+        """Every charge; refused if the file holds fewer than the ledger, as where it was removed or put back."""
+        try:
+            charges = self.budget.charges()
+            if self._charged is None:
+                self._charged = sum(entry.code == codes.CHARGED for entry in self.ledger.entries())
+        except StorageError as error:
+            log.error("%s", error)
+            raise _refused("budget-unreadable") from None
+        if len(charges) < self._charged:
+            log.error("the privacy budget holds fewer charges than the ledger; bring %s back", self.budget.path)
+            raise _refused("budget-unreadable")
+        return charges
 
     def withhold(self, kind: Literal["train", "evaluate"], content: RecordDict) -> RecordDict:
         """`content` without the agreed scalars that the site's policy has taken out. What leaves is for :meth:`release`

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from wardround.client.gate.budget import Method
 from wardround.errors import GateRefused, UsageError
 from wardround.strategies.contract import EVALUATE_METRICS, TRAIN_METRICS
 from wardround.strategies.plan import FORMERLY_PARTIAL, RoundPlan, Supervision
@@ -73,6 +74,13 @@ class Policy(BaseModel):
     secure_peers
         Site → fingerprint of its key: who may take part in a secure aggregation with this one. Empty for whoever comes
         first under a name; a key that changes later is refused either way.
+    max_epsilon
+        ε that the cases of this site may spend, over all runs together; where it is set, plans that do not keep cases
+        private are refused. None for no bound, and no such demand.
+    delta
+        At which ε is worked out.
+    accountant
+        ``rdp``: an upper bound at once; ``prv``: a tighter one, which takes seconds.
     allow_evaluate
         Whether the site scores models on its held-back cases.
     allow_status
@@ -110,6 +118,9 @@ class Policy(BaseModel):
     require_secure: bool = False
     min_secure_sites: Annotated[int, Field(ge=2, le=1000)] = 3
     secure_peers: dict[str, Annotated[str, Field(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]] = Field(default_factory=dict)
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None
+    delta: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
+    accountant: Method = "rdp"
     allow_evaluate: bool = True
     allow_status: bool = True
     approval_days: Annotated[int, Field(ge=1, le=3660)] = 180
@@ -224,6 +235,13 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
             "set secure in the plan, or require-secure in policy.toml to false",
             code="plan-secure",
         )
+    if policy.max_epsilon is not None and plan.privacy != "record":
+        raise GateRefused(
+            "the plan does not keep cases private",
+            "this site has a privacy budget, and lets nothing out that is not charged to it",
+            "ask for a plan with privacy record, or take max-epsilon out of policy.toml",
+            code="plan-privacy",
+        )
     slices = max(plan.slices_per_case, sum(plan.allocation or ()))
     making = plan.synthesis != "off" or plan.memory != "reservoir"  # What a generator would cost counts where one is.
     limits: tuple[tuple[str, float, float, str], ...] = (
@@ -303,6 +321,12 @@ share-control = false
 # Whether updates leave only inside a sum of several sites (secure aggregation), and how many these must be.
 require-secure = false
 min-secure-sites = 3
+# How much ε the cases of this site may spend, over all runs together, at which δ, and whether it is worked out by
+# Rényi divergences ("rdp") or more tightly by the distribution of the loss ("prv"). With max-epsilon, plans without
+# record-level privacy are refused; without it they are not, and what is spent is counted all the same.
+# max-epsilon = 8.0
+delta = 1e-5
+accountant = "rdp"
 # Whether this site scores models on held-back cases, and whether it says how many cases it holds.
 allow-evaluate = true
 allow-status = true
@@ -312,8 +336,8 @@ TRAIN]
 evaluate-metrics = [
 EVALUATE]
 
-# Whose keys are trusted in a secure aggregation, as `wardround site status` shows them at each site; without any line,
-# whoever comes first under a name.
+# Whose keys are trusted in a secure aggregation, as `ssh-keygen -lf keys/node.pub` shows them at each site; without any
+# line, whoever comes first under a name.
 # [secure-peers]
 # north = "SHA256:…"
 """.replace("TRAIN", "".join(f'  "{name}",\n' for name in sorted(TRAIN_METRICS))).replace(

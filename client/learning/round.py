@@ -18,6 +18,7 @@ from wardround.client.annotation.propagation import ProxyMask
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.kernel_health import WINDOWS, health_of, tell
 from wardround.client.learning.learner import Checkpoint, OnlineLearner
+from wardround.client.learning.private_steps import PrivateSteps
 from wardround.client.learning.replay import ReplayMemory, Sample
 from wardround.client.learning.safeguard import PATIENCE, Safeguard
 from wardround.client.learning.schedule import interactive_updates, learning_rate, rehearsal_updates
@@ -26,6 +27,7 @@ from wardround.client.learning.state import Standing
 from wardround.client.learning.stored_logits import centred_logits
 from wardround.client.supervision.attentive import KernelHealth
 from wardround.errors import UsageError
+from wardround.strategies.noise import Noise
 from wardround.strategies.plan import RoundPlan
 
 log = logging.getLogger(__name__)
@@ -223,7 +225,7 @@ class OnlineRound:
         """
         if self._accepted is not None:
             raise UsageError("another case is open", "a round learns from one case at a time", "accept or abandon it")
-        session.trust = self.standing.trust
+        session.trust = 0.0 if self._private else self.standing.trust
         check_rng = self.check_rng.bit_generator.state
         with self.phase("predict"):
             safeguard = Safeguard.before_case(
@@ -268,6 +270,8 @@ class OnlineRound:
         """How many updates follow the last answer of `session`."""
         assert session.disagreement is not None
         # A person may draw more often than the plan has rounds: each further step gets as much as the last.
+        if self._private:
+            return 0
         number = min(len(session.steps), self.plan.annotation_rounds) - 1
         return interactive_updates(self.plan, number, self.standing.ratio(session.disagreement))
 
@@ -339,7 +343,8 @@ class OnlineRound:
             kept = not patient or accepted.safeguard.fall(self.learner, self._step_aside) <= self.plan.rollback_drop
         if kept:
             self._remember(session)
-            self.standing = self.standing.accepting(session.agreement, session.disagreement)
+            if not self._private:
+                self.standing = self.standing.accepting(session.agreement, session.disagreement)
         else:
             self.learner.restore(accepted.learner)
             self.standing = self.standing.refusing()
@@ -386,6 +391,36 @@ class OnlineRound:
             return
         self._update(lambda: self._recalled(0), updates, learning_rate(self.plan))
 
+    def learn_privately(self, updates: int, noise: Noise) -> None:
+        """Take `updates` from all that is remembered, so that what is learnt is private for each case.
+
+        This is all that a round learns where the plan says ``privacy record``: while cases are drawn, nothing is. A
+        case could otherwise not be sampled: the one at hand would be in every step. Every case that is remembered by
+        now, new or old, takes part in each step with the same probability, by itself.
+
+        A case then reaches the weights through its own gradient alone. Trust in the model, which other cases earned, is
+        0 throughout; no case is judged by others; the number of steps follows from the number of cases.
+
+        Parameters
+        ----------
+        updates
+            As were charged.
+        noise
+            Chooses the cases, and is added to the sums.
+        """
+        plan, names = self.plan, self.memory.recalled
+        steps = PrivateSteps(plan.noise_multiplier, plan.clip_norm, plan.sample_rate, len(names), noise)
+
+        def records(sampled: Sequence[int]) -> Sequence[Sequence[Sample]]:
+            return [[self.memory.sample(names[number])] * plan.batch_size for number in sampled]
+
+        def done() -> None:
+            self.updates += 1
+            self._step_aside()
+
+        with self.phase("update"):
+            self.learner.update_privately(records, updates, learning_rate(plan), self.rng, steps, done)
+
     def note_kernel(self, rng: np.random.Generator) -> None:
         """See in :attr:`kernel`, and tell in the log, whether attention says anything by the weights as they are.
 
@@ -406,6 +441,10 @@ class OnlineRound:
         for term in self.learner.terms:
             for remark in term.remarks():
                 log.warning("round %d at site %s: %s", self.plan.round, self.site, remark)
+
+    @property
+    def _private(self) -> bool:
+        return self.plan.privacy == "record"
 
     @property
     def is_open(self) -> bool:

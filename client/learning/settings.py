@@ -75,7 +75,8 @@ class LearningSettings:
             plan.batch_size,
             proximal_mu=plan.proximal_mu,
             patch=plan.patch,
-            amp=plan.amp,
+            # Half precision loses small gradients unless they are scaled, and scales follow from what a case holds.
+            amp=plan.amp and plan.privacy == "none",
             augmentation=augmentation_named(plan.augmentation),
             regularisation=Regularisation(
                 crf=plan.crf_weight,

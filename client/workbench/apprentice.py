@@ -112,7 +112,7 @@ class Apprentice:
             found = None
         plan, weights = (self._fallback, None) if found is None else found
         # The site's rounds count from 1; whoever draws between them learns at the rate of the last one.
-        changes: dict[str, object] = {"round": max(1, plan.round), "prompts": plan.asked_for}
+        changes: dict[str, object] = {"round": max(1, plan.round), "prompts": plan.asked_for, "privacy": "none"}
         # A person waits for every update, and a bench begins anew with each round's weights: it has no teachers.
         changes |= dict.fromkeys(("distill_weight", "contrast_weight", "stored_logits", "moon_weight"), 0.0)
         # Nothing that is learnt here leaves, nor is it compared with what others learn.

@@ -200,7 +200,8 @@ def run(  # noqa: PLR0917 - one parameter an option
         str,
         typer.Option(
             help="How weights are combined, and what stays at sites: fedavg, fedprox, fedadam, fedyogi, fedavgm, "
-            "fedmedian, fedtrimmedavg, krum, fedbn or fedper."
+            "fedmedian, fedtrimmedavg, krum, fedbn, fedper, fedrep, scaffold, fednova, moon, ditto, apfl "
+            "or dpfedavg (central privacy)."
         ),
     ] = "fedavg",
     strategy_option: Annotated[

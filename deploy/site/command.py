@@ -294,6 +294,22 @@ def audit(  # noqa: PLR0917 - one parameter an option
 
 
 @app.command()
+def privacy(home: Home = _HOME, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Show what the site's cases have spent of their privacy, and what the policy allows."""
+    from wardround.client.gate.policy import load_policy
+    from wardround.deploy.site.privacy import described, runs_table, spending
+
+    place = _home(home)
+    about = spending(place, load_policy(place.policy))
+    if as_json:
+        _console().print_json(data=about)
+        return
+    _console().print(described(about))
+    if about["runs"]:
+        _console().print(runs_table(about["runs"]))
+
+
+@app.command()
 def approve(  # noqa: PLR0917 - one parameter an option
     bundle: Annotated[str | None, typer.Argument(help="SHA-256 of a bundle, or its beginning.")] = None,
     home: Home = _HOME,

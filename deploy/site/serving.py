@@ -4,10 +4,12 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from wardround.client.agent import Agent, only_agent
+from wardround.client.gate.budget import Charge, Method
 from wardround.client.gate.gate import Gate
 from wardround.client.home import SiteHome
 from wardround.client.live import open_live_site
@@ -46,8 +48,9 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
     with ExitStack() as stack:
         stack.enter_context(only_agent(home))
         sweep_pulled(home)
-        site = stack.enter_context(open_live_site(home))
-        agent = Agent(home, site, Gate(home.path), uplink=(lambda: _supernode(home)) if connect else None)
+        gate = Gate(home.path, accountant=_accountant)
+        site = stack.enter_context(open_live_site(home, gate.charge))
+        agent = Agent(home, site, gate, uplink=(lambda: _supernode(home)) if connect else None)
         stack.callback(agent.close)
         agent.open()
         if home.settings.status_port:
@@ -61,6 +64,13 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
             agent.wait()
         except KeyboardInterrupt:
             log.info("asked to stop")
+
+
+def _accountant(charges: Sequence[Charge], delta: float, method: Method) -> float:
+    # Imported here: a site without a privacy budget does not wait for opacus.
+    from wardround.client.learning.accountant import epsilon_of
+
+    return epsilon_of(charges, delta, method)
 
 
 def _supernode(home: SiteHome) -> Keeper:

@@ -92,7 +92,7 @@ def test_the_round_number_reaches_fedadam(reply: Reply) -> None:
     assert late["w"][0] < first["w"][0]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name != "dpfedavg"])
 def test_dtypes_shapes_and_order_are_those_of_the_network(name: str, reply: Reply) -> None:
     start: Weights = {
         "half": np.ones((2, 2), np.float16),

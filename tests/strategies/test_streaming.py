@@ -59,7 +59,7 @@ def begun(name: str) -> Strategy:
 
 
 @pytest.mark.parametrize("sites", [1, 2, 5])
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name != "dpfedavg"])
 def test_the_bits_are_those_of_all_replies_at_once(name: str, sites: int, reply: Reply) -> None:
     given = updates(sites)
     messages = [reply(one.weights, {"num-examples": one.examples}) for one in given]
@@ -107,6 +107,7 @@ def test_what_a_strategy_needs_is_said() -> None:
         "fedmedian": "one array of all",
         "fedtrimmedavg": "one array of all",
         "krum": "all",
+        "dpfedavg": "one",
         "fedbn": "one",
         "fedper": "one",
         "fedrep": "one",
