@@ -95,6 +95,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
         str | None,
         typer.Option(help="Arms beside the federation: any of dense,local,pooled,slices-only (phantoms: dense,local)."),
     ] = None,
+    slow: options.Slow = None,
     seeds: options.Seeds = "0",
     effort: Annotated[int | None, typer.Option(help="Slices that are drawn on each case.")] = None,
     prompts: Annotated[
@@ -161,6 +162,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             | ({"prompts": prompts} if prompts is not None else {})
             | ({"secure": True} if secure else {}),
             "site_prompts": options.pairs(options.names(site_prompts or ""), "--site-prompts", names=True),
+            "slow": options.pairs(options.names(slow or ""), "--slow", names=True),
             "strokes": strokes,
             "arms": ("federated", *_others(compare if compare is not None else "dense,local" if data is None else "")),
             "seeds": options.numbers(seeds, "--seeds"),

@@ -3,7 +3,7 @@
 import itertools
 import re
 import zlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class ArmRun:
         How weights are combined; plain averaging where there is one site only.
     weighting, weighting_options
         How much each site counts.
+    slow
+        Site → seconds for a round under a simulated clock, where that is not one; empty for real time.
     engine, device
         Where it runs.
     evaluate_every
@@ -89,6 +91,7 @@ class ArmRun:
     strategy_options: Mapping[str, float | int] | None = None
     weighting: str = "examples"
     weighting_options: Mapping[str, float | int] = field(default_factory=dict)
+    slow: Mapping[str, float] = field(default_factory=dict)
     engine: str = "inprocess"
     device: str = "auto"
     evaluate_every: int = 0
@@ -144,14 +147,26 @@ def simulation_layout(out: Path, settings: SimulationSettings, dataset: Dataset)
         As :func:`split`.
     """
     federation = capped_split(dataset, settings)
-    if strangers := sorted(settings.site_prompts.keys() - federation.sites.keys()):
+    check_sites("site-prompts", settings.site_prompts, federation)
+    check_sites("slow", settings.slow, federation)
+    labels = len(dataset.label_names)
+    return Layout(holdings(federation, settings.arms), tuple(_runs(out, settings, federation, labels)), federation)
+
+
+def check_sites(option: str, named: Iterable[str], federation: Federation) -> None:
+    """Refuse names of sites that the split does not have.
+
+    Raises
+    ------
+    UsageError
+        Naming the first.
+    """
+    if strangers := sorted(set(named) - federation.sites.keys()):
         raise UsageError(
-            f"site-prompts: there is no site {strangers[0]!r}",
+            f"{option}: there is no site {strangers[0]!r}",
             f"the split has {', '.join(federation.sites)}",
             "name sites of the split",
         )
-    labels = len(dataset.label_names)
-    return Layout(holdings(federation, settings.arms), tuple(_runs(out, settings, federation, labels)), federation)
 
 
 def capped_split(dataset: Dataset, settings: FederationSettings) -> Federation:
@@ -255,6 +270,7 @@ def _runs(out: Path, settings: SimulationSettings, federation: Federation, label
                     strategy_options=settings.strategy_options if combined or settings.strategy == "fedavg" else None,
                     weighting=settings.weighting if combined else "examples",
                     weighting_options=settings.weighting_options if combined else {},
+                    slow=settings.slow if combined else {},
                     engine=settings.engine,
                     device=settings.device,
                     examples=arm == settings.arms[0] and seed == settings.seeds[0],

@@ -22,6 +22,10 @@ Strokes = Annotated[
     str,
     typer.Option(help="'expert': strokes that the data set names, where it names any; 'simulated': made from labels."),
 ]
+Slow = Annotated[
+    str | None,
+    typer.Option(help="Simulated clock: sites that take longer than the one second of all others, as north=10."),
+]
 Jobs = Annotated[int | None, typer.Option(help="Runs at once; by default one a core, if memory allows.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the experiment; must be new or empty.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with the experiment in this folder.")]

@@ -232,6 +232,7 @@ def _write_run(run: ArmRun, out: Path, dataset: Dataset, *, elsewhere: bool) -> 
         "strategy_options": run.strategy_options or {},
         "weighting": run.weighting,
         "weighting_options": dict(run.weighting_options),
+        "slow": dict(run.slow),
         "engine": run.engine,
         "device": run.device,
         "evaluate_every": run.evaluate_every,

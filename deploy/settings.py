@@ -177,11 +177,22 @@ class FederationSettings(ExperimentSettings):
         At most so many; the first ones of the split.
     rounds
         Rounds of the federation; the streamed cases are dealt over them evenly.
+    slow
+        Site → seconds that it takes for a round under a simulated clock, on which all others take one; empty for no
+        such clock.
     """
 
     cases_per_site: int | None = Field(None, ge=1)
     tests_per_site: int | None = Field(None, ge=1)
     rounds: int = Field(5, ge=1, le=100_000)
+    slow: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("slow")
+    @classmethod
+    def _some_time(cls, slow: dict[str, float]) -> dict[str, float]:
+        if not all(0 < seconds <= 1e6 for seconds in slow.values()):
+            raise ValueError("a site takes more than 0 seconds, at most a million")
+        return slow
 
     def flat(self) -> dict[str, bool | int | float | str | None]:
         """As the base has it; caps on a data set's cases mean nothing for phantoms."""
@@ -226,6 +237,12 @@ class SimulationSettings(FederationSettings):
     @classmethod
     def _arms_once(cls, values: tuple[Arm, ...]) -> tuple[Arm, ...]:
         return each_once(values)
+
+    @model_validator(mode="after")
+    def _time_is_simulated_here(self) -> "SimulationSettings":
+        if self.slow and self.engine == "ray":
+            raise ValueError("slow needs the engine inprocess: Ray has no simulated clock")
+        return self
 
     @model_validator(mode="after")
     def _sites_stay_in_one_process(self) -> "SimulationSettings":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from wardround.client.cases.dataset import Dataset
 from wardround.deploy.compare.settings import CompareSettings
-from wardround.deploy.dealing import ArmRun, Layout, capped_split, dealt, holdings
+from wardround.deploy.dealing import ArmRun, Layout, capped_split, check_sites, dealt, holdings
 
 
 def compare_layout(out: Path, settings: CompareSettings, dataset: Dataset) -> Layout:
@@ -16,6 +16,7 @@ def compare_layout(out: Path, settings: CompareSettings, dataset: Dataset) -> La
         As :func:`wardround.deploy.dealing.split`.
     """
     federation = capped_split(dataset, settings)
+    check_sites("slow", settings.slow, federation)
     labels = len(dataset.label_names)
     runs = []
     for seed in settings.seeds:
@@ -35,6 +36,7 @@ def compare_layout(out: Path, settings: CompareSettings, dataset: Dataset) -> La
                         strategy_options=own.options if combined else None,
                         weighting=own.weighting if combined else "examples",
                         weighting_options=own.weighting_options if combined else {},
+                        slow=settings.slow if combined else {},
                         device=settings.device,
                         strokes=settings.strokes,
                     )
