@@ -1,16 +1,21 @@
 """A site under strategies that ask something of it: what it keeps, what it sends, what it evaluates and draws with."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
-from wardround.client.learning.learner import OnlineLearner
+from wardround.client.learning.latest import LatestModel
+from wardround.client.learning.learner import LearningSettings, OnlineLearner
+from wardround.client.learning.replay import Reservoir, Sample
+from wardround.client.learning.state import SiteState, Snapshots
 from wardround.client.site import REFERENCE, Site
 from wardround.models.catalogue import build
 from wardround.models.weights import CONTROL, STEPS, load_arrays, weights_of
@@ -200,3 +205,61 @@ def test_fedrep_moves_its_two_parts_by_turns(make: Make, monkeypatch: pytest.Mon
     head, body = (True, False), (False, True)
     assert set(moved) == {head, body}
     assert moved[-2:] == [head, body], "rehearsal: two updates, the head first"
+
+
+@pytest.mark.parametrize("kind", ["ditto", "fedper"])
+def test_people_draw_with_what_their_site_kept(make: Make, tmp_path: Path, kind: str) -> None:
+    make().close()
+    settings = json.loads((tmp_path / "north" / "site.json").read_text())
+    live = {name: value for name, value in settings.items() if name not in ("schedule", "test")}
+    (tmp_path / "north" / "site.json").write_text(json.dumps(live))
+    asked = plan(strategy=kind)
+    given = initial_weights(asked)
+    whole = weights_of(build(asked.model, asked.labels, 9))
+    prefix = "ditto/network." if kind == "ditto" else "personal/"
+    own = {name: array for name, array in whole.items() if name not in given or kind == "ditto"}
+    local: Any = {f"{prefix}{name}": array for name, array in own.items()}
+    Snapshots(tmp_path / "north" / "runs" / "test" / "state").save(SiteState(1, Reservoir(4), local=local))
+    make().evaluate(asked, given)
+    found = LatestModel(tmp_path / "north" / "model").read()
+    assert found is not None
+    assert same(found[1], {**given, **own})
+
+
+def test_a_checkpoint_holds_what_strategies_note(make: Make) -> None:
+    """A case whose updates are taken back leaves nothing: neither in control variates, nor in a site's own network."""
+    asked = plan(strategy="scaffold", normalised_steps=2, personal="apfl")
+    learner = OnlineLearner(LearningSettings.of(asked), torch.device("cpu"))
+    learner.load(initial_weights(asked))
+    image = np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32)
+    target = np.stack([image > 1, image <= 1, image > 9]).astype(np.float16)
+    sample = Sample("case", image, target, np.ones(image.shape, np.float16))
+
+    def learn() -> None:
+        learner.update(lambda: [sample], 1, 1e-2, np.random.default_rng(1))
+
+    learn()
+    checkpoint, before = learner.checkpoint(), (learner.leaving(), learner.local())
+    learn()
+    assert not any(same(one, other) for one, other in zip(before, (learner.leaving(), learner.local()), strict=True))
+    learner.restore(checkpoint)
+    assert all(same(one, other) for one, other in zip(before, (learner.leaving(), learner.local()), strict=True))
+
+
+def test_a_network_of_the_sites_own_is_clipped_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    clipped: list[set[int]] = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils,
+        "clip_grad_norm_",
+        lambda given, most: (clipped.append({id(p) for p in given}), clip(given, most)),
+    )
+    asked = plan(strategy="ditto")
+    learner = OnlineLearner(LearningSettings.of(asked), torch.device("cpu"))
+    learner.load(initial_weights(asked))
+    image = np.zeros((8, 8, 8), np.float32)
+    sample = Sample("c", image, np.stack([image + 1, image, image]).astype(np.float16), np.ones((8, 8, 8), np.float16))
+    learner.update(lambda: [sample], 1, 1e-2, np.random.default_rng(1))
+    (term,) = learner.terms
+    shared, own = ({id(p) for p in module.parameters()} for module in (learner._network, term.own))
+    assert clipped == [shared, own]

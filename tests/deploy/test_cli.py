@@ -1,6 +1,7 @@
 """The command line: every mistake ends in problem, cause and fix, with the exit code of its kind and no traceback."""
 
 import errno
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from wardround import __version__, files
 from wardround.deploy import cli
+from wardround.strategies.catalogue import names
 
 TINY = ["--sites", "2", "--cases", "2", "--tests", "1", "--shape", "24,24,24", "--rounds", "2"]
 
@@ -33,6 +35,13 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int,
     return shown
 
 
+def test_the_help_names_every_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["simulate"], ["coordinator", "run"]):
+        assert cli.run([*command, "--help"]) == 0
+        words = set(re.findall(r"\w+", capsys.readouterr().out))
+        assert set(names()) <= words
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
@@ -49,6 +58,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--compare", "magic"], "arms"),
         (["--strategy", "fedmagic"], "fedmagic"),
         (["--strategy", "fedprox", "--strategy-option", "speed=3"], "speed"),
+        (["--strategy", "fedper", "--plan", "local_keys=decoder.*"], "no array"),
+        (["--strategy", "ditto", "--plan", "local_keys=model.2.*"], "choose one"),
+        (["--strategy", "ditto", "--strategy-option", "personal_weight=-1"], "personal_weight"),
         (["--strategy-option", "eta"], "name=value"),
         (["--weighting", "fairest"], "fairest"),
         (["--weighting", "qffl", "--weighting-option", "rate=3"], "rate"),
