@@ -28,6 +28,7 @@ from wardround.client.cases.dataset import load_dataset, read_scribbles
 from wardround.client.cases.nifti import read_labels
 from wardround.client.cases.volume import Volume
 from wardround.client.site import Interaction, Site
+from wardround.deploy.clock import CLOCK, ClockedGrid, SimulatedClock
 from wardround.deploy.grid import InProcessGrid
 from wardround.deploy.observer import TruthObserver
 from wardround.deploy.preparation import ARM, DONE
@@ -35,8 +36,10 @@ from wardround.deploy.progress import Progress
 from wardround.errors import DataError, Interrupted, RoundError, UsageError
 from wardround.files import write_text
 from wardround.server.app import initial_weights
+from wardround.server.exchange import Pace
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
+from wardround.strategies.buffered import FedBuff
 from wardround.strategies.catalogue import make_strategy
 from wardround.strategies.central_privacy import DPFedAvg
 from wardround.strategies.contract import Update, Weights
@@ -60,6 +63,7 @@ class Arm:
     strategy_options: Mapping[str, float]
     weighting: str
     weighting_options: Mapping[str, float]
+    slow: Mapping[str, float]
     engine: str
     device: str
     evaluate_every: int
@@ -89,6 +93,7 @@ class Arm:
                 strategy_options=content["strategy_options"],
                 weighting=content.get("weighting", "examples"),
                 weighting_options=content.get("weighting_options", {}),
+                slow=content.get("slow", {}),
                 engine=content["engine"],
                 device=content["device"],
                 evaluate_every=content.get("evaluate_every", 0),
@@ -147,12 +152,14 @@ def run_loop(
     *,
     listen: Callable[[Progress], None] | None,
     stop: Callable[[], bool],
+    pace: Pace | None = None,
 ) -> None:
-    """The round loop of an arm over any Flower grid. Every site must answer: without one it is another run."""
+    """The round loop of an arm over any Flower grid. Every site must answer, or as many as the strategy waits for."""
     rounds = arm.plan.rounds
+    strategy = arm_strategy(arm)
     settings = LoopSettings(
         rounds=rounds,
-        quorum=len(arm.sites),
+        quorum=min(strategy.size(len(arm.sites)), len(arm.sites)) if isinstance(strategy, FedBuff) else len(arm.sites),
         deadline_s=arm.plan.deadline_s,
         evaluate_every=arm.evaluate_every,
     )
@@ -166,7 +173,7 @@ def run_loop(
     with Journal(arm.folder / "journal") as journal:
         run_rounds(
             grid,
-            arm_strategy(arm),
+            strategy,
             lambda number: arm.plan.model_copy(update={"round": number}),
             initial_weights(arm.plan),
             journal,
@@ -174,6 +181,7 @@ def run_loop(
             site_name=site_name,
             on_event=on_event,
             stop=stop,
+            pace=pace,
             weighting=make_weighting(arm.weighting, **arm.weighting_options),
         )
 
@@ -254,7 +262,8 @@ def peak_memory_mb() -> float:
 
 def _run_in_process(arm: Arm, listen: Callable[[Progress], None] | None, stop: Callable[[], bool]) -> float:
     """Returns the seconds that evaluation took."""
-    grid = InProcessGrid(app, arm.sites)
+    clock = SimulatedClock(arm.folder / CLOCK, arm.slow) if arm.slow else None
+    grid = InProcessGrid(app, arm.sites) if clock is None else ClockedGrid(app, arm.sites, clock)
     sites: list[_Watched] = []
     stream = _Stream(arm)
 
@@ -270,7 +279,14 @@ def _run_in_process(arm: Arm, listen: Callable[[Progress], None] | None, stop: C
         for name in arm.sites:
             sites.append(_Watched(open_site(arm, name, listen=heard, stop=stop)))
             door.attach(name, sites[-1])
-        run_loop(arm, grid, grid.site_name, listen=listen, stop=lambda: stop() or failure() is not None)
+        run_loop(
+            arm,
+            grid,
+            grid.site_name,
+            listen=listen,
+            stop=lambda: stop() or failure() is not None,
+            pace=clock.pace() if clock is not None else None,
+        )
     except (KeyboardInterrupt, Interrupted, RoundError) as error:
         if (first := failure()) is not None:
             raise first from None
@@ -281,7 +297,8 @@ def _run_in_process(arm: Arm, listen: Callable[[Progress], None] | None, stop: C
         door.detach_all()
         for site in sites:
             site.close()
-    return sum(site.evaluate_seconds for site in sites)
+    # Under a simulated clock evaluation takes no time.
+    return sum(site.evaluate_seconds for site in sites) if clock is None else 0.0
 
 
 class _Watched:
