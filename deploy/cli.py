@@ -78,7 +78,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
         str,
         typer.Option(
             help="How weights are combined, and what stays at sites: fedavg, fedprox, fedadam, fedyogi, fedavgm, "
-            "fedmedian, fedtrimmedavg, krum, fedbn, fedper, fedrep, scaffold, fednova, moon, ditto, apfl "
+            "fedmedian, fedtrimmedavg, krum, fedbuff, fedbn, fedper, fedrep, scaffold, fednova, moon, ditto, apfl "
             "or dpfedavg (central privacy)."
         ),
     ] = "fedavg",
