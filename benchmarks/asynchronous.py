@@ -109,7 +109,7 @@ def curve_of(run: ArmRun, data: Path) -> Curve:
         assert label is not None
         truth = np.asarray(read_labels(label).array, dtype=np.uint8)
         tests.append((read_image(dataset.cases[case].image), truth))
-    learner = OnlineLearner(LearningSettings.of(run.plan), "cpu")
+    learner = OnlineLearner(LearningSettings.of(run.plan), torch.device("cpu"))
 
     def score(progress: Progress) -> None:
         if progress.phase == "train" or progress.site or str(progress.round) in known:

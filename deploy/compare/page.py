@@ -14,7 +14,7 @@ from wardround.deploy.report.tables import Table
 _DICE = (
     "Dice is the overlap of thresholded label maps on the original grid, averaged over the labels of a test case, then "
     "over test cases; test cases are read by the last weights of a run only. All arms of a seed start from the same "
-    "weights and see the same cases of each site in the same order."
+    "weights and see the same cases of each site in the same order. What is called best is best on these very cases."
 )
 _INTERVALS = (
     "Intervals of Dice are 95 % intervals over seeds (Student's t): the cases are the same, so they say nothing about "
@@ -55,7 +55,7 @@ def write_compare_report(folder: Path) -> Path:
 
 def _render(results: Results, light: Drawings, dark: Drawings) -> str:
     notes = "".join(f"<p class='note'>{html.text(line)}</p>" for line in (_DICE, _INTERVALS, _BESIDE))
-    marked = [row.name for row in rows(results) if row.combines]
+    marked = [row.name for row in rows(results) if row.combines][:1]
     parts = [_head(results), html.tile_row(_tiles(results)), html.warning(open_runs(results))]
     parts += [html.figure(drawing, dark.get(name)) for name, drawing in light.items()]
     parts.append(html.section("All arms", html.table(compare_table(results), marked) + notes))
