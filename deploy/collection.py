@@ -15,7 +15,7 @@ from typing import Any
 from wardround import __version__
 from wardround.deploy.preparation import DONE, EXPERIMENT, INDEX, stored_settings
 from wardround.errors import DataError
-from wardround.server.journal import RoundRecord, read_rounds
+from wardround.server.journal import RoundRecord, SiteReport, read_rounds
 
 PHASES = ("predict", "annotate", "propagate", "update")
 
@@ -103,7 +103,7 @@ def _arm(runs: Sequence[_Run], tests: Mapping[str, Sequence[str]]) -> Record:
     """One record of all runs of an arm under one seed: several only where every site has a model of its own."""
     interactions = [row for run in runs for row in run.interactions]
     final = _final_steps(interactions)
-    reports = [report for run in runs for record in run.rounds for report in record.sites.values()]
+    reports = [report for run in runs for record in run.rounds for report in _reports(record).values()]
     seconds = {phase: _total(report.metrics.get(f"seconds-{phase}") for report in reports) for phase in PHASES}
     aggregate = _total(record.seconds.get("aggregate") for run in runs for record in run.rounds)
     rounds_total = _total(value for run in runs for record in run.rounds for value in record.seconds.values())
@@ -168,7 +168,7 @@ def _rounds(runs: Sequence[_Run], final: Iterable[Record]) -> list[Record]:
             )
             target["seconds"] += sum(record.seconds.values())
             target["refused"] |= {**record.refused, **record.missing}
-            for site, report in record.sites.items():
+            for site, report in _reports(record).items():
                 target["sites"][site] = {
                     "loss": report.metrics.get("loss"),
                     "kernel_ratio": report.metrics.get("kernel-ratio"),
@@ -181,6 +181,12 @@ def _rounds(runs: Sequence[_Run], final: Iterable[Record]) -> list[Record]:
                     "cases": int(_total([report.metrics.get("cases")])),
                 }
     return [merged[number] for number in sorted(merged)]
+
+
+def _reports(record: RoundRecord) -> dict[str, SiteReport]:
+    """What was combined in a round, by site, also of an earlier one; a site that sent both is told by its newer one."""
+    late = {site: one.report for site, one in record.late.items() if one.report is not None}
+    return {**late, **record.sites}
 
 
 def _final_steps(interactions: Iterable[Record]) -> list[Record]:
