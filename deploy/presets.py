@@ -27,8 +27,8 @@ DISTILL: Mapping[str, Mapping[str, Any]] = {
     "msmt": {"distill_weight": 0.4, "distill_head": True, "contrast_weight": 0.1, "teachers": "both"},
 }
 """What keeps a network from forgetting: nothing, learning without forgetting, or multi-scale multi-task distillation
-with the settings of its authors (Tian et al. 2022) and the federation's network as a second teacher; ``certain`` is the
-part of it that was worth something beside a memory, distillation by certainty."""
+with the settings of its authors (Tian et al. 2022) and the federation's network as a second teacher; ``certain`` is
+distillation by certainty alone, the part of it that costs little."""
 
 CODEC: Mapping[str, Mapping[str, Any]] = {
     "none": {},
