@@ -145,7 +145,7 @@ def usual_weights(plan: RoundPlan, weights: Weights, local: Mapping[str, npt.NDA
         return {**weights, **own}
     alpha = float(local.get(f"apfl/{_ALPHA}", np.float32(plan.personal_share)))
     mixed = {
-        name: np.asarray(alpha * array + (1 - alpha) * weights[name], dtype=array.dtype)
+        name: np.asarray(alpha * array.astype(np.float64) + (1 - alpha) * weights[name], dtype=array.dtype)
         for name, array in own.items()
         if array.dtype.kind == "f"
     }

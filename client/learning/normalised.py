@@ -60,7 +60,7 @@ class Normalised(Term):
             if not steps or array.dtype.kind != "f":
                 return array
             start = self._start[name].astype(np.float64)
-            return np.asarray(start + (array - start) / steps, dtype=array.dtype)
+            return np.asarray(start + (array.astype(np.float64) - start) / steps, dtype=array.dtype)
 
         found = {name: divided(name, array) for name, array in weights.items()}
         return found | {STEPS: np.array([steps], np.float32)}
