@@ -88,7 +88,6 @@ _SECURE = {
     "secure-signatures": "not enough other sites agree on who is in the sum",
     "secure-too-few": "too few sites are left for a sum",
     "secure-unknown": "the site holds no update for this secure aggregation, as after a restart",
-    "secure": "the answer does not keep the protocol of secure aggregation",
 }
 _PRIVACY = {
     "plan-privacy": "the policy has a privacy budget, and the plan does not keep cases private",

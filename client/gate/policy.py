@@ -322,6 +322,9 @@ share-control = false
 require-secure = false
 min-secure-sites = 3
 # How much ε the cases of this site may spend, over all runs together, at which δ, and whether it is worked out by
+# Whose keys are trusted there, as `ssh-keygen -lf keys/node.pub` shows them at each site: { north = "SHA256:…" }.
+# Where none is named, whoever comes first under a name.
+secure-peers = {}
 # Rényi divergences ("rdp") or more tightly by the distribution of the loss ("prv"). With max-epsilon, plans without
 # record-level privacy are refused; without it they are not, and what is spent is counted all the same.
 # max-epsilon = 8.0
@@ -335,11 +338,6 @@ train-metrics = [
 TRAIN]
 evaluate-metrics = [
 EVALUATE]
-
-# Whose keys are trusted in a secure aggregation, as `ssh-keygen -lf keys/node.pub` shows them at each site; without any
-# line, whoever comes first under a name.
-# [secure-peers]
-# north = "SHA256:…"
 """.replace("TRAIN", "".join(f'  "{name}",\n' for name in sorted(TRAIN_METRICS))).replace(
     "EVALUATE", "".join(f'  "{name}",\n' for name in sorted(EVALUATE_METRICS))
 )

@@ -239,9 +239,8 @@ def test_a_damaged_book_is_named(tmp_path: Path) -> None:
 
 def test_the_policy_names_peers(tmp_path: Path, template: Path) -> None:
     found = fingerprint(new_identity().public)
-    (tmp_path / "policy.toml").write_text(
-        (template / "policy.toml").read_text() + f'\n[secure-peers]\nnorth = "{found}"\n'
-    )
+    text = (template / "policy.toml").read_text()
+    (tmp_path / "policy.toml").write_text(text.replace("secure-peers = {}", f'secure-peers = {{ north = "{found}" }}'))
     assert load_policy(tmp_path / "policy.toml").secure_peers == {"north": found}
 
 

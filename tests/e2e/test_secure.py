@@ -35,10 +35,10 @@ def test_a_simulation_learns_the_same_as_in_the_open(reference: Reference, tmp_p
 
 def test_a_federation_adds_up_under_masks(reference: Reference, tmp_path: Path) -> None:
     federation = Federation(tmp_path, reference, local_options())
-    pinned = "".join(f'{name} = "{of(home.keys / "node.pub")}"\n' for name, home in federation.sites.items())
+    pinned = ", ".join(f'{name} = "{of(home.keys / "node.pub")}"' for name, home in federation.sites.items())
     for home in federation.sites.values():
         text = home.policy.read_text().replace("require-secure = false", "require-secure = true")
-        home.policy.write_text(f"{text}\n[secure-peers]\n{pinned}")
+        home.policy.write_text(text.replace("secure-peers = {}", f"secure-peers = {{ {pinned} }}"))
     with federation.serving():
         federation.run("open", "--plan", "secure=false", "--setting", "retries=0", code=6)
         federation.run("masked")
