@@ -12,6 +12,7 @@ from flwr.common.constant import ErrorCode
 
 from wardround.errors import Interrupted, PlanError, RoundError
 from wardround.server.bases import BASES, Bases
+from wardround.server.grids import ParcelGrid
 from wardround.server.journal import Journal, read_open, read_rounds
 from wardround.server.rounds import Event, LoopSettings, RunResult, run_rounds
 from wardround.strategies.catalogue import make_strategy
@@ -59,7 +60,7 @@ class Scene:
         pace = replace(self.clock.pace(), first=0.25, longest=0.25)
         with Journal(self.folder) as journal:
             return run_rounds(
-                self.grid,
+                changes.pop("front", lambda grid: grid)(self.grid),
                 make_strategy(strategy, **(self.options if strategy == "fedbuff" else {})),
                 changes.pop("plans", self.plan),
                 self.initial,
@@ -96,6 +97,15 @@ def test_nobody_waits_for_the_slowest(scene: Scene) -> None:
     assert report.report is not None
     assert result.rounds[0].outstanding == {"d": 1}
     assert set(result.evaluation) == set("abcd")
+
+
+def test_weights_in_pieces_make_no_difference(scene: Scene) -> None:
+    whole = scene.run()
+    scene.folder, scene.clock.seconds = scene.folder.parent / "pieces", 0.0
+    scene.ready.clear()
+    pieces = scene.run(front=ParcelGrid)
+    assert same(pieces.weights, whole.weights)
+    assert [record.sites.keys() for record in pieces.rounds] == [record.sites.keys() for record in whole.rounds]
 
 
 def test_synchronous_rounds_do(scene: Scene) -> None:
