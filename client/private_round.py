@@ -7,13 +7,14 @@ the first answer is not known for certain.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from wardround.client.gate.budget import Budget
 from wardround.client.learning.schedule import rehearsal_updates
+from wardround.client.learning.state import Arrays, SiteState
 from wardround.errors import DataError
 from wardround.models.weights import load_arrays, save_arrays
 from wardround.strategies.contract import Metrics, Weights, record_digest, weights_to_record
@@ -28,6 +29,7 @@ SPENT = "privacy.json"
 """In the folder of a simulated site: what its cases were charged. A live site's gate has such a file of its own."""
 
 _ANSWER = "answer.safetensors"
+_ONLY_PRIVATE = "private/only"
 _ARRAY, _METRIC, _QUESTION = "array/", "metric/", "question"
 
 
@@ -115,6 +117,21 @@ def kept_answer(folder: Path, plan: RoundPlan, given: Weights) -> Answered | Non
         for part in (_ARRAY, _METRIC)
     }
     return Answered(parts[_ARRAY], {name: float(array) for name, array in parts[_METRIC].items()})
+
+
+def begun_with(state: SiteState, plan: RoundPlan) -> SiteState:
+    """The state that a round begins with: a private one takes over nothing that a round without noise left.
+
+    Moments of the optimiser, heads and what a codec left out are free of cases only if every round before was private.
+    """
+    if not is_private(plan) or _ONLY_PRIVATE in state.local:
+        return state
+    return replace(state, optimiser={}, local={})
+
+
+def mark_of(plan: RoundPlan) -> Arrays:
+    """What a private round leaves in the site's state, so that the next one may go on from it."""
+    return {_ONLY_PRIVATE: np.ones(1)} if is_private(plan) else {}
 
 
 def _question(plan: RoundPlan, given: Weights) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":

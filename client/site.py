@@ -34,10 +34,12 @@ from wardround.client.learning.state import Arrays, SiteState, Snapshots
 from wardround.client.private_round import (
     Answered,
     Charging,
+    begun_with,
     charging_of,
     is_private,
     keep_answer,
     kept_answer,
+    mark_of,
     noise_of,
     steps_of,
     told,
@@ -237,7 +239,7 @@ class Site:
             raise DataError("the site has no annotator", "it was opened to evaluate only", "open it with an annotator")
         folder = self._kept(plan.run)
         snapshots = Snapshots(folder / "state")
-        state = snapshots.before(plan.round, plan.replay_capacity)
+        state = begun_with(snapshots.before(plan.round, plan.replay_capacity), plan)
         if is_private(plan) and (known := kept_answer(folder, plan, weights)) is not None:
             again = written(known.weights, weights, plan, state.local)
             return Update(again.weights, known.metrics, again.record)
@@ -272,10 +274,10 @@ class Site:
 
         effort = {name: state.effort.get(name, 0.0) + paid for name, paid in work.effort.items()}
         history = (*state.history, *work.history)
-        standing, local = work.standing, learner.local() | dreaming.local() | kept_own(plan, learner.weights())
+        standing, local = work.standing, learner.local() | dreaming.local() | kept_own(plan, learner.weights)
         leaves = without_own(plan, learner.leaving()) | dreaming.weights()
         leaving = written(leaves, weights, plan, state.local)
-        local |= leaving.left
+        local |= leaving.left | mark_of(plan)
         memory.forget(self._gone(memory))  # A case may have been removed meanwhile.
         snapshots.save(
             SiteState(plan.round, memory.reservoir, learner.optimiser_state(), history, effort, standing, local)
@@ -391,7 +393,7 @@ class Site:
     ) -> OnlineLearner:
         """A learner that begins with global weights, or with those that the site evaluates and draws with."""
         learner = OnlineLearner(LearningSettings.of(plan), self._device)
-        whole = with_own(plan, weights, learner.weights(), local or {})
+        whole = with_own(plan, weights, learner.weights, local or {})
         used = usual_weights(plan, whole, local or {})
         learner.load(used if usual else whole)
         if self._model is not None:

@@ -133,6 +133,8 @@ class RoundRecord:
         What that rule carries on, by site; empty for a rule without a memory.
     outstanding
         In buffered rounds: site → the round that it was still at work on when this one closed.
+    epsilon
+        Of central privacy, by the end of the round; None without.
     """
 
     round: int
@@ -149,6 +151,7 @@ class RoundRecord:
     remembered: Mapping[str, float] = field(default_factory=dict)
     summed: Metrics = field(default_factory=dict)
     outstanding: Mapping[str, int] = field(default_factory=dict)
+    epsilon: float | None = None
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:
@@ -197,6 +200,7 @@ def read_round(folder: Path, number: int) -> RoundRecord:
             body.get("remembered", {}),
             _metrics(body.get("summed", {})),
             body.get("outstanding", {}),
+            body.get("epsilon"),
         )
 
 

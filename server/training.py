@@ -15,6 +15,7 @@ from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined
 from wardround.server.summing import sum_up
 from wardround.strategies.catalogue import forget_arrays, strategy_state
+from wardround.strategies.central_privacy import central_epsilon
 from wardround.strategies.codecs.record import PLAIN, Baseline, write_down
 from wardround.strategies.contract import (
     ARRAYS,
@@ -272,6 +273,7 @@ class _Attempt:
             attempts=self._spool.failed + 1,
             shares=shares,
             remembered=remembered,
+            epsilon=central_epsilon(desk.strategy, number),
         )
         desk.journal.write(record, combined, strategy_state(desk.strategy))
         memory.learn(record)

@@ -96,6 +96,14 @@ class DPFedAvg(FedAvg):
         return gaussian_epsilon(self.noise_multiplier, rounds, self.delta)
 
 
+def central_epsilon(strategy: Strategy, rounds: int) -> float | None:
+    """ε of so many rounds at the strategy's δ; None for a strategy without noise, and where there is no bound."""
+    if not isinstance(strategy, DPFedAvg):
+        return None
+    epsilon = strategy.epsilon(rounds)
+    return epsilon if math.isfinite(epsilon) else None
+
+
 def check_central(strategy: Strategy, *, plain: bool = True, late: str = "refuse", secure: bool = False) -> None:
     """Refuse what would break the bound on what one site changes.
 

@@ -356,7 +356,7 @@ class Gate:
         self._charges()
         charges = self.budget.with_charge(plan.run, plan.round, plan.noise_multiplier, plan.sample_rate, steps)
         epsilon = self._epsilon(policy, charges)
-        if policy.max_epsilon is not None and not epsilon <= policy.max_epsilon:
+        if not epsilon <= policy.max_epsilon:
             raise _refused("budget-spent")
         return charges, epsilon
 

@@ -4,6 +4,7 @@ A limit that the file does not name has the value below; a name that is not know
 does not leave a door open.
 """
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated
@@ -76,7 +77,7 @@ class Policy(BaseModel):
         first under a name; a key that changes later is refused either way.
     max_epsilon
         ε that the cases of this site may spend, over all runs together; where it is set, plans that do not keep cases
-        private are refused. None for no bound, and no such demand.
+        private are refused. Infinite for no bound, and no such demand.
     delta
         At which ε is worked out.
     accountant
@@ -118,7 +119,7 @@ class Policy(BaseModel):
     require_secure: bool = False
     min_secure_sites: Annotated[int, Field(ge=2, le=1000)] = 3
     secure_peers: dict[str, Annotated[str, Field(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]] = Field(default_factory=dict)
-    max_epsilon: Annotated[float, Field(gt=0)] | None = None
+    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=True)] = math.inf
     delta: Annotated[float, Field(gt=0, le=0.1)] = 1e-5
     accountant: Method = "rdp"
     allow_evaluate: bool = True
@@ -235,11 +236,11 @@ def check_plan(plan: RoundPlan, policy: Policy) -> None:
             "set secure in the plan, or require-secure in policy.toml to false",
             code="plan-secure",
         )
-    if policy.max_epsilon is not None and plan.privacy != "record":
+    if policy.max_epsilon < math.inf and plan.privacy != "record":
         raise GateRefused(
             "the plan does not keep cases private",
             "this site has a privacy budget, and lets nothing out that is not charged to it",
-            "ask for a plan with privacy record, or take max-epsilon out of policy.toml",
+            "ask for a plan with privacy record, or set max-epsilon in policy.toml to inf",
             code="plan-privacy",
         )
     slices = max(plan.slices_per_case, sum(plan.allocation or ()))
@@ -321,13 +322,13 @@ share-control = false
 # Whether updates leave only inside a sum of several sites (secure aggregation), and how many these must be.
 require-secure = false
 min-secure-sites = 3
-# How much ε the cases of this site may spend, over all runs together, at which δ, and whether it is worked out by
 # Whose keys are trusted there, as `ssh-keygen -lf keys/node.pub` shows them at each site: { north = "SHA256:…" }.
 # Where none is named, whoever comes first under a name.
 secure-peers = {}
-# Rényi divergences ("rdp") or more tightly by the distribution of the loss ("prv"). With max-epsilon, plans without
-# record-level privacy are refused; without it they are not, and what is spent is counted all the same.
-# max-epsilon = 8.0
+# How much ε the cases of this site may spend, over all runs together, at which δ, and whether it is worked out by
+# Rényi divergences ("rdp") or more tightly by the distribution of the loss ("prv"). With a number, such as 8.0, plans
+# without record-level privacy are refused; with inf they are not, and what is spent is counted all the same.
+max-epsilon = inf
 delta = 1e-5
 accountant = "rdp"
 # Whether this site scores models on held-back cases, and whether it says how many cases it holds.

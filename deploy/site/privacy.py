@@ -1,5 +1,6 @@
 """What a site's cases have spent of their privacy, as a table and as words."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def spending(home: SiteHome, policy: Policy) -> dict[str, Any]:
         by_run.setdefault(charge.run, []).append(charge)
     return {
         "spent": spent,
-        "max-epsilon": policy.max_epsilon,
+        "max-epsilon": policy.max_epsilon if policy.max_epsilon < math.inf else None,
         "delta": policy.delta,
         "accountant": policy.accountant,
         "runs": [

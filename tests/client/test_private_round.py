@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import MetricRecord, RecordDict
 
 from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.client.cases.store import CaseStore
 from wardround.client.gate.budget import Budget
+from wardround.client.gate.gate import Gate
+from wardround.client.learning.accountant import epsilon_of
+from wardround.client.learning.learner import OnlineLearner
 from wardround.client.learning.replay import ReplayMemory, Sample
 from wardround.client.learning.round import OnlineRound
 from wardround.client.private_round import SPENT, steps_of
@@ -19,7 +23,7 @@ from wardround.client.site import Site
 from wardround.errors import GateRefused
 from wardround.models.catalogue import build
 from wardround.models.weights import weights_of
-from wardround.strategies.contract import Update, Weights
+from wardround.strategies.contract import ARRAYS, METRICS, Update, Weights
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.record_privacy import PRIVATE_METRICS
 
@@ -145,6 +149,41 @@ def test_a_crash_in_the_middle_has_paid_already(tmp_path: Path, monkeypatch: pyt
     assert len(Budget(tmp_path / "north" / SPENT).charges()) == 2
 
 
+@pytest.mark.parametrize("before", ["none", "record"])
+def test_a_private_round_takes_over_no_moments_of_one_without_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    taken: list[dict[str, object]] = []
+    monkeypatch.setattr(OnlineLearner, "load_optimiser_state", lambda self, arrays: taken.append(dict(arrays)))
+    hospital = site(tmp_path / "north")
+    hospital.train(plan(1, privacy="record"), START)
+    hospital.train(plan(2, privacy=before), START)
+    hospital.train(plan(3, rounds=3), START)
+    assert not taken[0]
+    assert taken[1]
+    assert bool(taken[2]) == (before == "record")
+
+
 def test_steps_follow_from_the_number_of_cases() -> None:
     assert steps_of(plan(updates_per_case=10), 3) == 30
     assert steps_of(plan(updates_per_case=10, rehearsal=0.5), 0) == 5
+
+
+def test_a_gate_counts_what_a_site_takes_and_says_so_in_its_ledger(tmp_path: Path) -> None:
+    """Site, gate and opacus together: as many rounds as the policy's ε allows, and not one more."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "policy.toml").write_text("max-epsilon = 3.0\nmin-cases = 1\n")
+    gate = Gate(home, accountant=epsilon_of)
+    hospital = site(tmp_path / "north", charge=gate.charge)
+    found = plan(1, noise_multiplier=4.0)
+    update = hospital.train(found, START)
+    content = RecordDict({ARRAYS: update.record(), METRICS: MetricRecord(dict(update.metrics))})
+    gate.release("train", found, content, given=START, cases=2)
+    expected = epsilon_of(gate.budget.charges(), 1e-5)
+    assert 1 < expected < 3
+    assert list(gate.ledger.entries())[-1].epsilon == pytest.approx(expected)
+    with pytest.raises(GateRefused) as refused:
+        hospital.train(plan(2, noise_multiplier=0.5), update.weights)
+    assert refused.value.code == "budget-spent"
+    assert gate.spent() == pytest.approx(expected)

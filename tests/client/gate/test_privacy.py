@@ -31,7 +31,7 @@ def private(plan: RoundPlan) -> RoundPlan:
 @pytest.fixture
 def bounded(home: Path, clock: Clock) -> Gate:
     """A gate whose policy allows an ε of 1."""
-    (home / "policy.toml").write_text(POLICY_TEMPLATE.replace("# max-epsilon = 8.0", "max-epsilon = 1.0"))
+    (home / "policy.toml").write_text(POLICY_TEMPLATE.replace("max-epsilon = inf", "max-epsilon = 1.0"))
     return Gate(home, clock, counted)
 
 
