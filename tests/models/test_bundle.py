@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.networks.nets import UNet
 
 from wardround.client.learning.inference import normalise, predict
 from wardround.errors import PlanError, StorageError, UsageError
-from wardround.models.bundle import Origin, write_bundle
+from wardround.models.bundle import Origin, _inference, write_bundle
 from wardround.models.catalogue import architecture, build
 from wardround.models.weights import OPERATORS, weights_of
 
@@ -134,3 +135,10 @@ def test_what_travels_beside_the_weights_is_left_out(tmp_path: Path) -> None:
     weights = weights_of(build(MODEL, 3, seed=5))
     write_bundle(tmp_path / "bundle", MODEL, LABELS, weights | {OPERATORS: np.zeros((3, 3), np.float32)}, ORIGIN)
     assert set(torch.load(tmp_path / "bundle" / "models" / "model.pt", weights_only=True)) == set(weights)
+
+
+def test_a_network_whose_normalisation_learns_is_described_with_it() -> None:
+    described = _inference("unet2d-small-affine", 3)["network_def"]
+    network = UNet(**{name: value for name, value in described.items() if name != "_target_"})
+    network.load_state_dict(build("unet2d-small-affine", 3, seed=0).state_dict())
+    assert any(name.endswith("adn.N.weight") for name in network.state_dict())
