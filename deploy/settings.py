@@ -305,7 +305,7 @@ def settings_from(values: Mapping[str, object]) -> SimulationSettings:
     plan = settings.round_plan(settings.arms[0], settings.seeds[0], run="check", round=1, labels=2)
     strategy = make_strategy(settings.strategy, **settings.strategy_options)
     weighting = make_weighting(settings.weighting, **settings.weighting_options)
-    check_weighable(strategy, weighting)
+    check_weighable(strategy, weighting, plan)
     check_central(strategy, plain=weighting.plain, secure=plan.secure)
     check_summable(plan, strategy, weighting)
     check_what_torch_knows(settings, [plan])

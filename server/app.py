@@ -151,7 +151,7 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
     first = plan_from_flat({**{name.replace("_", "-"): value for name, value in asked.items()}, **plan, "round": 1})
     strategy = make_strategy(loop["strategy"], **options)  # type: ignore[arg-type]  # make_strategy checks them
     weighting = make_weighting(loop["weighting"], **weighting_options)
-    check_weighable(strategy, weighting)
+    check_weighable(strategy, weighting, first)
     check_central(strategy, plain=weighting.plain, late=loop["late"], secure=first.secure)
     check_summable(first, strategy, weighting, loop["late"])
     return RunSettings(

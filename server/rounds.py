@@ -125,7 +125,7 @@ def run_rounds(  # noqa: PLR0917
         pace or Pace(),
         weighting,
     )
-    check_weighable(strategy, weighting)
+    check_weighable(strategy, weighting, desk.plan(1))
     check_summable(desk.plan(1), strategy, weighting, settings.late)
     journal.begin(
         {

@@ -40,6 +40,8 @@ from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum, Strategy
 from wardround.errors import UsageError
 from wardround.strategies.contract import EFFORT_CONTOUR, LOSS, NUM_EXAMPLES, TRUST, Metrics
 from wardround.strategies.options import Option, chosen
+from wardround.strategies.plan import RoundPlan
+from wardround.strategies.record_privacy import PRIVATE_METRICS
 
 Memory = Mapping[str, float]
 """What a rule remembers of each site."""
@@ -191,16 +193,19 @@ def _q_fair(now: _Round, options: Mapping[str, float | int], memory: Memory) -> 
 class _Rule:
     weigh: Callable[[_Round, Mapping[str, float | int], Memory], _Raw]
     options: Mapping[str, Option]
+    looks_at: frozenset[str] = frozenset()
 
 
 _RULES: Mapping[str, _Rule] = {
     "examples": _Rule(_examples, {_MAX_SHARE: Option(1.0, 0.01, 1.0), _MIN_SHARE: Option(0.0, 0.0, 1.0)}),
     "equal": _Rule(_equal, _BOUNDS),
-    "effort": _Rule(_effort, {"exponent": Option(0.5, 0.0, 4.0), **_BOUNDS}),
-    "trust": _Rule(_trust, {"floor": Option(0.25, 0.0, 1.0), **_BOUNDS}),
-    "worst-site": _Rule(_worst_site, {"emphasis": Option(0.3, 0.0, 1.0), "decay": Option(0.5, 0.0, 0.999), **_BOUNDS}),
-    "afl": _Rule(_agnostic, {"rate": Option(0.1, 0.0, 10.0), **_BOUNDS}),
-    "qffl": _Rule(_q_fair, {"q": Option(1.0, 0.0, 20.0), **_BOUNDS}),
+    "effort": _Rule(_effort, {"exponent": Option(0.5, 0.0, 4.0), **_BOUNDS}, frozenset({EFFORT_CONTOUR})),
+    "trust": _Rule(_trust, {"floor": Option(0.25, 0.0, 1.0), **_BOUNDS}, frozenset({TRUST})),
+    "worst-site": _Rule(
+        _worst_site, {"emphasis": Option(0.3, 0.0, 1.0), "decay": Option(0.5, 0.0, 0.999), **_BOUNDS}, frozenset({LOSS})
+    ),
+    "afl": _Rule(_agnostic, {"rate": Option(0.1, 0.0, 10.0), **_BOUNDS}, frozenset({LOSS})),
+    "qffl": _Rule(_q_fair, {"q": Option(1.0, 0.0, 20.0), **_BOUNDS}, frozenset({LOSS})),
 }
 
 
@@ -228,19 +233,33 @@ BY_EXAMPLES = make_weighting()
 """Flower's own: by ``num-examples``, without bounds."""
 
 
-def check_weighable(strategy: Strategy, weighting: Weighting) -> None:
-    """Refuse a rule beside a strategy that counts all sites alike.
+def check_weighable(strategy: Strategy, weighting: Weighting, plan: RoundPlan | None = None) -> None:
+    """Refuse a rule where it could have no effect.
+
+    Parameters
+    ----------
+    strategy, weighting
+        Of the run.
+    plan
+        Of one of its rounds.
 
     Raises
     ------
     UsageError
-        If the strategy would not look at the weights.
+        If the strategy counts all sites alike, or the plan keeps back what the rule looks at.
     """
     if isinstance(strategy, (FedMedian, FedTrimmedAvg, Krum)) and not weighting.plain:
         raise UsageError(
             f"weighting {weighting.rule} has no effect with {type(strategy).__name__}",
             "it counts all sites alike, whatever they tell",
             "leave out the weighting, or choose a strategy that takes a weighted mean",
+        )
+    hidden = _RULES[weighting.rule].looks_at - PRIVATE_METRICS
+    if plan is not None and plan.privacy == "record" and hidden:
+        raise UsageError(
+            f"weighting {weighting.rule} does not go with privacy record",
+            f"no site would tell its {' or '.join(sorted(hidden))}: it says something of the cases",
+            "choose examples or equal",
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from wardround.errors import UsageError
 from wardround.strategies.catalogue import make_strategy
+from wardround.strategies.plan import RoundPlan
 from wardround.strategies.weighting import (
     BY_EXAMPLES,
     Voice,
@@ -168,6 +169,18 @@ def test_the_order_of_the_sites_does_not_matter() -> None:
 def test_what_cannot_work_is_refused_by_name(rule: str, options: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         make_weighting(rule, **options)
+
+
+@pytest.mark.parametrize("rule", rules())
+def test_what_a_private_plan_keeps_back_no_rule_looks_at(rule: str) -> None:
+    given = {"run": "r", "round": 1, "rounds": 1, "seed": 0, "model": "unet3d-small", "labels": 2}
+    private = RoundPlan(**given, privacy="record", validation_cases=0, model_vote=0.0)
+    check_weighable(make_strategy("fedavg"), make_weighting(rule), RoundPlan(**given))
+    if rule in ("examples", "equal"):
+        check_weighable(make_strategy("fedavg"), make_weighting(rule), private)
+        return
+    with pytest.raises(UsageError, match="privacy record"):
+        check_weighable(make_strategy("fedavg"), make_weighting(rule), private)
 
 
 @pytest.mark.parametrize("strategy", ["fedmedian", "fedtrimmedavg", "krum"])
