@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wardround.deploy.dealing import LOCAL, POOLED
 from wardround.deploy.settings import (
+    ALONE,
     SET_BY_EXPERIMENT,
     SUPERVISION,
     FederationSettings,
@@ -16,7 +17,9 @@ from wardround.deploy.settings import (
 )
 from wardround.errors import UsageError
 from wardround.strategies.catalogue import make_strategy, names, option_names, plan_fields
+from wardround.strategies.central_privacy import check_central
 from wardround.strategies.plan import RoundPlan
+from wardround.strategies.secure.fit import check_summable
 from wardround.strategies.weighting import check_weighable, make_weighting, rules
 
 PlanFields = dict[str, bool | int | float | str | tuple[int, int, int] | None]
@@ -101,6 +104,9 @@ class CompareSettings(FederationSettings):
         fields: dict[str, Any] = {name: value for name, value in asked.items() if name not in self.plan} | own.plan
         if arm in SUPERVISION:
             fields["supervision"] = SUPERVISION[arm]
+        if arm in ALONE and self.plan.get("secure"):
+            # A sum of one is that one.
+            fields["secure"] = False
         return self.plan_with(fields, run=run, round=0, rounds=self.rounds, seed=seed, labels=labels)
 
     def flat(self) -> dict[str, bool | int | float | str | None]:
@@ -165,9 +171,15 @@ def compare_settings_from(values: Mapping[str, object]) -> CompareSettings:
         If the fields of an arm's plan do not fit together.
     """
     settings = validated(CompareSettings, values)
-    for arm in settings.arms.values():
+    plans = {
+        arm: settings.round_plan(arm, settings.seeds[0], run="check", labels=2)
+        for arm in (*settings.arms, *settings.beside)
+    }
+    for name, arm in settings.arms.items():
         strategy = make_strategy(arm.strategy, **arm.options)
-        check_weighable(strategy, make_weighting(arm.weighting, **arm.weighting_options))
-    arms = (*settings.arms, *settings.beside)
-    check_what_torch_knows(settings, [settings.round_plan(arm, 0, run="check", labels=2) for arm in arms])
+        weighting = make_weighting(arm.weighting, **arm.weighting_options)
+        check_weighable(strategy, weighting, plans[name])
+        check_central(strategy, plain=weighting.plain, secure=plans[name].secure)
+        check_summable(plans[name], strategy, weighting)
+    check_what_torch_knows(settings, list(plans.values()))
     return settings
