@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from wardround.errors import Interrupted, PlanError, RoundError
@@ -16,7 +16,8 @@ from wardround.server.grids import ParcelGrid
 from wardround.server.journal import Journal, read_open, read_rounds
 from wardround.server.rounds import Event, LoopSettings, RunResult, run_rounds
 from wardround.strategies.catalogue import make_strategy
-from wardround.strategies.contract import PLAN, Weights
+from wardround.strategies.codecs.record import read_down, write_up
+from wardround.strategies.contract import PLAN, Weights, arrays_in, weights_from_record, weights_to_record
 from wardround.strategies.plan import RoundPlan
 
 ROUNDS = 8
@@ -297,6 +298,39 @@ def test_no_more_sites_work_at_a_time_than_asked_for(scene: Scene) -> None:
     assert max(at_work) <= 2
     # Nobody is left out for good.
     assert {site for record in result.rounds for site in (*record.sites, *record.late)} >= {"a", "b", "c"}
+
+
+def test_a_late_answer_under_a_codec_is_read_by_what_its_site_was_given(scene: Scene, tmp_path: Path) -> None:
+    """Written as changes without loss, nothing differs; also after a start in the middle."""
+    whole = scene.run()
+
+    class Coded:
+        def __init__(self, site: Any) -> None:
+            self.site = site
+
+        def __call__(self, message: Message) -> Message:
+            given = read_down(arrays_in(message.content), "lossless")
+            # One content is sent to many: it is not changed.
+            content = RecordDict({PLAN: message.content[PLAN], "arrays": weights_to_record(given)})
+            reply = self.site(Message(content, metadata=message.metadata))
+            if message.metadata.message_type == "train":
+                moved = weights_from_record(arrays_in(reply.content))
+                reply.content["arrays"] = write_up(moved, given, "lossless", 1.0)
+            return reply
+
+    scene.folder, scene.clock.seconds = tmp_path / "coded", 0.0
+    scene.ready.clear()
+    for slow in scene.sites.values():
+        assert isinstance(slow, Slow)
+        slow.site = Coded(slow.site)
+
+    def plans(number: int) -> RoundPlan:
+        return scene.plan(number).model_copy(update={"codec": "lossless", "codec_down": "lossless"})
+
+    left = iter(range(90))
+    with pytest.raises(Interrupted):
+        scene.run(plans=plans, stop=lambda: next(left, None) is None)
+    assert same(scene.run(plans=plans).weights, whole.weights)
 
 
 def test_masked_updates_cannot_be_buffered(scene: Scene) -> None:
