@@ -4,7 +4,7 @@ They begin as the plan's seed draws them, learn with the rest in every round, an
 federation: to learn, to evaluate and to draw. A site keeps them in its snapshot, as ``personal/<array>``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,12 @@ from wardround.strategies.plan import RoundPlan
 _KEPT = "personal/"
 
 
-def with_own(plan: RoundPlan, weights: Weights, fresh: Arrays, local: Mapping[str, npt.NDArray[np.generic]]) -> Weights:
+def with_own(
+    plan: RoundPlan,
+    weights: Weights,
+    fresh: Callable[[], Arrays],
+    local: Mapping[str, npt.NDArray[np.generic]],
+) -> Weights:
     """The arrays of a whole network, and what came beside them.
 
     Parameters
@@ -27,17 +32,23 @@ def with_own(plan: RoundPlan, weights: Weights, fresh: Arrays, local: Mapping[st
     weights
         That travelled.
     fresh
-        A new network of the plan, by name.
+        Gives a new network of the plan, by name; asked only where something stays at the site.
     local
         What the site kept of an earlier round; what it does not have is taken from `fresh`.
     """
-    own = {name: local.get(f"{_KEPT}{name}", fresh[name]) for name in sorted(staying(fresh, plan.local_keys))}
+    if not plan.local_keys:
+        return weights
+    new = fresh()
+    own = {name: local.get(f"{_KEPT}{name}", new[name]) for name in sorted(staying(new, plan.local_keys))}
     return {**weights, **own}
 
 
-def kept_own(plan: RoundPlan, weights: Arrays) -> Arrays:
-    """What the site keeps of a network's arrays after a round."""
-    return {f"{_KEPT}{name}": weights[name] for name in sorted(staying(weights, plan.local_keys))}
+def kept_own(plan: RoundPlan, weights: Callable[[], Arrays]) -> Arrays:
+    """What the site keeps of the arrays of a network after a round; asked for only where that is anything."""
+    if not plan.local_keys:
+        return {}
+    learnt = weights()
+    return {f"{_KEPT}{name}": learnt[name] for name in sorted(staying(learnt, plan.local_keys))}
 
 
 def without_own(plan: RoundPlan, weights: Arrays) -> Arrays:
