@@ -52,7 +52,7 @@ class Scale:
     @property
     def largest_whole(self) -> int:
         """Largest change of an integer, in absolute value."""
-        return math.ceil(self.clip) * 2**self.bits
+        return math.ceil(self.clip) << self.bits
 
     @property
     def largest_scalar(self) -> float:

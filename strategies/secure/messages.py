@@ -65,7 +65,8 @@ class Offer:
     @classmethod
     def make(cls, site: str, identity: Identity, pairs: tuple[Pair, Pair], seed: bytes, context: bytes) -> "Offer":
         """Sign an offer of a pair to seal with and one to mask with."""
-        parts = (identity.public, *(pair.public for pair in pairs), commitment_of(seed))
+        sealing, masking = pairs
+        parts = (identity.public, sealing.public, masking.public, commitment_of(seed))
         return cls(site, *parts, identity.sign(_offered(site, parts, context)))
 
     def is_genuine(self, context: bytes) -> bool:

@@ -157,12 +157,12 @@ def unmask(total: Words, revealed: Mapping[str, bytes], reckoning: Reckoning, wi
     for site in reckoning.survivors:
         commitment = offers[site].commitment
         shares = {point: seeds[site] for point, (seeds, _) in read.items()}
-        seed = _joined(shares, reckoning.threshold, lambda seed, known=commitment: commitment_of(seed) == known)
+        seed = _joined(shares, reckoning.threshold, commitment_of, commitment)
         masks.append((self_key(seed, reckoning.session), -1))
     for site in reckoning.dropped:
         masking = offers[site].masking
         shares = {point: keys[site] for point, (_, keys) in read.items()}
-        key = _joined(shares, reckoning.threshold, lambda key, known=masking: Pair.of(key).public == known)
+        key = _joined(shares, reckoning.threshold, lambda key: Pair.of(key).public, masking)
         for other in reckoning.survivors:
             masks.append((pair_key(key, offers[other].masking, reckoning.session), -sign(other, site)))
     words: Words = np.array(total)
@@ -170,13 +170,13 @@ def unmask(total: Words, revealed: Mapping[str, bytes], reckoning: Reckoning, wi
     return words
 
 
-def _joined(shares: Mapping[int, bytes], threshold: int, is_it: Callable[[bytes], bool]) -> bytes:
-    """The secret behind shares of which a few may be false."""
+def _joined(shares: Mapping[int, bytes], threshold: int, mark: Callable[[bytes], bytes], known: bytes) -> bytes:
+    """The secret behind shares of which a few may be false; its mark is known."""
     for chosen in islice(combinations(sorted(shares), threshold), _TRIES):
         try:
             secret = join({point: shares[point] for point in chosen})
         except ValueError:
             continue
-        if is_it(secret):
+        if mark(secret) == known:
             return secret
     raise ValueError("shares that were revealed do not fit together")
