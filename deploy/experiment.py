@@ -26,6 +26,7 @@ from wardround.deploy.collection import collect
 from wardround.deploy.dealing import ArmRun
 from wardround.deploy.imagined import keep_imagined
 from wardround.deploy.preparation import Settings, prepare
+from wardround.deploy.privacy import privacy_lines
 from wardround.errors import Interrupted, StorageError, UsageError, WardroundError
 from wardround.files import storage_error
 
@@ -123,6 +124,8 @@ def show(out: Path, console: Console) -> None:
         for row in table.rows:
             printed.add_row(*row)
         console.print(printed)
+    for line in privacy_lines(out):
+        console.print(line, highlight=False)
     console.print(f"report: {page}")
 
 

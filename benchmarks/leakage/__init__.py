@@ -1,0 +1,1 @@
+"""What a model gives away of the cases that it learnt from: attacks, and the cases that they are tried on."""
