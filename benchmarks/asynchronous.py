@@ -3,8 +3,9 @@
 Both arms see the same phantoms under a simulated clock: a site has learnt from a round's cases after a second, the
 slow one after ten. *synchronous* is fedavg, which waits for it; *buffered* is FedBuff (Nguyen et al. 2022), which does
 not, and of whose slow site the cases of the rounds in between are left out. After every round the global weights are
-scored on the test cases of all sites, at no cost. The time of an arm is that of the first round from which it stays at
-least as good as the last weights of *synchronous*; where it never is, the table says by how much it fell short.
+scored on the test cases of all sites, at no cost. Equal Dice is, for each seed, that of the worse of both last
+weights; the time of an arm is that of the first round from which it stays at least as good. What the other arm gained
+beyond stands in the column of the last weights.
 
 Run::
 
@@ -16,7 +17,6 @@ An interrupted run goes on with the same command.
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,7 @@ def curve_of(run: ArmRun, data: Path) -> Curve:
 
 
 def reached(curve: Curve, level: float) -> float:
-    """Seconds after which a curve stays at `level` or above; infinite where it never does."""
+    """Seconds after which a curve stays at `level` or above; infinite where it ends below."""
     when = float("inf")
     for seconds, dice in reversed(curve):
         if dice < level:
@@ -136,28 +136,23 @@ def reached(curve: Curve, level: float) -> float:
 
 
 def table_of(curves: dict[str, list[Curve]]) -> Table:
-    """A row an arm: how long it took, how good it ended, and when it was as good as synchronous rounds at their end."""
-    levels = [curve[-1][1] for curve in curves[SYNCHRONOUS]]
-    whole = [curve[-1][0] for curve in curves[SYNCHRONOUS]]
+    """A row an arm: how long it took, how good it ended, and when it was as good as both are at their ends."""
+    levels = [min(curve[-1][1] for curve in both) for both in zip(*curves.values(), strict=True)]
+    waited = [reached(curve, level) for curve, level in zip(curves[SYNCHRONOUS], levels, strict=True)]
     rows = []
     for arm, found in curves.items():
         times = [reached(curve, level) for curve, level in zip(found, levels, strict=True)]
-        shares = [time / end for time, end in zip(times, whole, strict=True)]
+        shares = [time / other for time, other in zip(times, waited, strict=True)]
         rows.append(
             (
                 arm,
                 f"{np.mean([curve[-1][0] for curve in found]):.0f}",
                 OverSeeds.of([curve[-1][1] for curve in found]).text(),
-                _numbers(times, 0),
-                _numbers(shares, 2),
+                ", ".join(f"{time:.0f}" for time in times),
+                ", ".join(f"{share:.2f}" for share in shares),
             )
         )
     return Table(("arm", "seconds in all", "Dice [95 %]", "seconds to equal Dice", "of synchronous"), tuple(rows))
-
-
-def _numbers(values: Sequence[float], digits: int) -> str:
-    """Each seed's value: a mean would hide a seed that never gets there."""
-    return ", ".join(f"{value:.{digits}f}" if np.isfinite(value) else "not reached" for value in values)
 
 
 if __name__ == "__main__":

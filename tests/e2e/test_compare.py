@@ -98,6 +98,18 @@ def test_a_mistake_ends_with_its_exit_code_and_no_folder(tmp_path: Path, command
         assert not out.exists()
 
 
+def test_the_time_to_equal_dice_is_that_from_which_a_curve_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from asynchronous import BUFFERED as buffered
+    from asynchronous import SYNCHRONOUS, reached, table_of
+
+    assert reached([[1, 0.5], [2, 0.4], [3, 0.5], [4, 0.6]], 0.5) == 3
+    assert reached([[1, 0.5], [2, 0.4]], 0.5) == float("inf")
+    # Equal is 0.45, which waiting for everybody has after 20 s, and waiting for nobody after 3 s.
+    table = table_of({SYNCHRONOUS: [[[10, 0.3], [20, 0.5]]], buffered: [[[1, 0.46], [2, 0.2], [3, 0.45]]]})
+    assert table.rows == ((SYNCHRONOUS, "20", "0.500", "20", "1.00"), (buffered, "3", "0.450", "3", "0.15"))
+
+
 @pytest.mark.long
 def test_the_benchmark_prints_its_table_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "phantoms", "--out", str(tmp_path), "--seeds", "0"]
