@@ -285,7 +285,8 @@ class Agent:
 
     def _offer(self, plan: RoundPlan, content: RecordDict, given: Weights, done: _Done) -> RecordDict:
         """Keys in place of an update, which stays here until it is masked."""
-        update = weights_from_record(arrays_in(content)), dict(metrics_in(content))
+        scalars = {name: value for name, value in metrics_in(content).items() if not isinstance(value, list)}
+        update = weights_from_record(arrays_in(content)), scalars
         policy = self._gate.policy
         terms = Terms(policy.min_secure_sites, policy.secure_peers)
         try:

@@ -138,10 +138,9 @@ class AgentSite:
                 time.sleep(_PAUSE_S)
                 continue
             # Where updates are only added up, a site gives no scalars of its own.
-            records = {METRICS: MetricRecord(answer["metrics"])} if "metrics" in answer else {}
-            if kind in ("evaluate", "status"):
-                return RecordDict(records)
-            return RecordDict({ARRAYS: ArrayRecord(found), **records})
+            metrics = {METRICS: MetricRecord(answer["metrics"])} if "metrics" in answer else {}
+            arrays_too = {} if kind in ("evaluate", "status") else {ARRAYS: ArrayRecord(found)}
+            return RecordDict({**arrays_too, **metrics})
 
 
 _SITES: dict[str, SiteLike] = {}
