@@ -31,7 +31,6 @@ Losses are those that sites had while they trained. They are measured on differe
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,9 +123,8 @@ class _Round:
 
     def told(self, name: str, per: npt.ArrayLike = 1.0) -> _Floats:
         """``[sites]``: a metric by `per`, at least 0; where a site does not tell, the median of those who do, or 1."""
-        values = [metrics.get(name) for metrics in self.metrics]
-        known = [max(0.0, float(value)) if _is_number(value) else math.nan for value in values]
-        found = np.array(known) / np.asarray(per)
+        known = [_number(metrics.get(name)) for metrics in self.metrics]
+        found = np.maximum(known, 0.0) / np.asarray(per)
         there = found[np.isfinite(found)]
         return np.where(np.isfinite(found), found, np.median(there) if there.size else 1.0)
 
@@ -343,5 +341,6 @@ def _plausible(values: _Floats) -> _Floats:
     return np.clip(values, middle / _PLAUSIBLE, middle * _PLAUSIBLE)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: object) -> float:
+    """A finite number, or NaN for anything else that a site may have told."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from wardround.deploy.dealing import LOCAL, POOLED
 from wardround.deploy.settings import (
     ALONE,
     SET_BY_EXPERIMENT,
@@ -25,7 +24,6 @@ from wardround.strategies.weighting import check_weighable, make_weighting, rule
 PlanFields = dict[str, bool | int | float | str | tuple[int, int, int] | None]
 
 Beside = Literal["pooled", "local", "dense"]
-_BESIDE = (POOLED, LOCAL, "dense")
 _PLAIN = {"strategy": "fedavg"}
 
 
@@ -72,7 +70,7 @@ class CompareSettings(FederationSettings):
     command: ClassVar[str] = "compare"
 
     arms: dict[str, Combination] = Field(default_factory=lambda: {"fedavg": Combination()})
-    beside: tuple[Beside, ...] = (POOLED, LOCAL)
+    beside: tuple[Beside, ...] = ("pooled", "local")
 
     @model_validator(mode="after")
     def _arms_fit(self) -> "CompareSettings":

@@ -12,12 +12,12 @@ def compare_table(results: Results) -> Table:
     found = rows(results)
     sites = [site for site in site_names(results) if any(site in row.sites for row in found)]
     reference = next((row.against.reference for row in found if row.against), "")
-    headers = ("strategy", "Dice [95 %]", "worst site [95 %]", *sites)
+    headers: tuple[str, ...] = ("strategy", "Dice [95 %]", "worst site [95 %]", *sites)
     headers += (f"− {reference}, points",) if reference else ()
     headers += ("from the sites, MB", "seconds")
     body = []
     for row in found:
-        cells = (row.name, row.dice.text(), _worst(row))
+        cells: tuple[str, ...] = (row.name, row.dice.text(), _worst(row))
         cells += tuple(f"{row.sites[site].mean:.3f}" if site in row.sites else NOTHING for site in sites)
         cells += (row.against.text() if row.against else NOTHING,) if reference else ()
         sent = f"{row.bytes_up.mean / 1e6:.1f}" if row.bytes_up.known else NOTHING
