@@ -346,7 +346,7 @@ class RoundPlan(BaseModel):
     local_keys: Annotated[tuple[Pattern, ...], Field(max_length=64)] = ()
     codec: Codec = "none"
     codec_down: CodecDown = "none"
-    codec_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    codec_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     privacy: Privacy = "none"
     noise_multiplier: Annotated[float, Field(gt=0, le=1e4)] = 1.0
     clip_norm: Annotated[float, Field(gt=0, le=1e4)] = 1.0
