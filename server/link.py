@@ -55,6 +55,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.middleware.base import RequestResponseEndpoint
 
 from wardround.flower import replace
+from wardround.server.database import prepare_database
 from wardround.server.entrance import FLEET
 from wardround.server.home import CoordinatorHome
 
@@ -144,6 +145,7 @@ def application(home: CoordinatorHome) -> FastAPI:
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,
     )
+    prepare_database(home.database)
     replace(fleet_handlers, "activate_node", activate_node)
     replace(fleet_handlers, "push_messages", push_messages)
     replace(stock, "http_error_translator", translate_errors)

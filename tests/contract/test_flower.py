@@ -144,6 +144,8 @@ PARAMETERS = {
     "flwr.superlink.auth_plugin:ControlAuthnPlugin.validate_tokens_in_metadata": "self metadata",
     "flwr.superlink.auth_plugin:ControlAuthnPlugin.get_auth_tokens": "self device_code",
     "flwr.superlink.auth_plugin:ControlAuthnPlugin.refresh_tokens": "self metadata",
+    # server/database.py calls this.
+    "flwr.supercore.state.alembic.utils:run_migrations": "engine",
     # server/link.py calls these.
     "flwr.superlink.main:create_app": "config superlink_lifespan_class",
     "flwr.server.superlink.linkstate:LinkState.activate_node": "self node_id heartbeat_interval",
