@@ -158,4 +158,4 @@ def _is_kept(plan: RoundPlan, name: str, local: Mapping[str, npt.NDArray[np.gene
 
 def _loss(logits: Tensor, seen: Pass, dice: float) -> Tensor:
     batch = seen.batch
-    return segmentation_loss(logits.float(), batch.target, batch.weight, dice, batch.factors)
+    return segmentation_loss(logits.float(), batch.target, batch.weight, dice, batch.factors, batch.told)

@@ -41,6 +41,8 @@ class Batch:
         ``[N, *spatial]``, bool: voxels of which it was stored; None where `logits` is.
     factors
         ``[N]``, how much each sample counts as a whole; None where all count the same.
+    told
+        ``[N, C - 1]``, bool: of which structures anything is known in the sample that is cut; None where of all.
     """
 
     image: Tensor
@@ -53,6 +55,7 @@ class Batch:
     logits: Tensor | None = None
     known: Tensor | None = None
     factors: Tensor | None = None
+    told: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`, in the memory layout that convolutions like."""
@@ -60,10 +63,10 @@ class Batch:
         image = self.image.to(device).contiguous(memory_format=layout)
         target, weight = self.target.to(device), self.weight.to(device)
         drawn, inside, air = (voxels.to(device) for voxels in (self.drawn, self.inside, self.air))
-        logits, known, factors = (
-            None if part is None else part.to(device) for part in (self.logits, self.known, self.factors)
+        logits, known, factors, told = (
+            None if part is None else part.to(device) for part in (self.logits, self.known, self.factors, self.told)
         )
-        return Batch(image, target, weight, drawn, inside, air, self.spacings, logits, known, factors)
+        return Batch(image, target, weight, drawn, inside, air, self.spacings, logits, known, factors, told)
 
 
 def assemble(  # noqa: PLR0917
@@ -128,7 +131,9 @@ def assemble(  # noqa: PLR0917
     logits, known = (voxels_[:, 4:].contiguous(), voxels_[:, 3] > 0.5) if stored else (None, None)
     air = (found - 1).abs() < 0.5
     factors = torch.tensor([sample.factor for sample in samples]) if any(s.factor != 1 for s in samples) else None
-    return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, air, spacings, logits, known, factors)
+    told = np.stack([sample.told for sample in samples])
+    told_ = None if told.all() else torch.from_numpy(told)
+    return Batch(image_, target_, weights, undrawn < 0.5, found > 0.5, air, spacings, logits, known, factors, told_)
 
 
 def _window(sample: Sample, patch: tuple[int, int, int], rng: np.random.Generator) -> Box:

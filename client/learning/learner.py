@@ -266,7 +266,7 @@ class OnlineLearner:
         parameters = list(self._network.parameters())
         saved = [parameter.detach().clone() for parameter in parameters]
         logits = self._network(batch.image).float()
-        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice)
+        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice, told=batch.told)
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         try:
             with torch.no_grad():
@@ -425,7 +425,7 @@ class OnlineLearner:
                 logits = self._network(batch.image)
             attended = None if attention is None else attention.seen
         logits = logits.float()
-        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice, batch.factors)
+        loss = segmentation_loss(logits, batch.target, batch.weight, self.settings.dice, batch.factors, batch.told)
         if proximal:
             loss = loss + self._proximal()
         if self.regularisation.active:

@@ -13,6 +13,7 @@ policy              kept                                           recalled
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +70,19 @@ class Sample:
     padding: float = 1.0
     logits: npt.NDArray[np.float16] | None = None
     factor: float = 1.0
+
+    @cached_property
+    def told(self) -> npt.NDArray[np.bool_]:
+        """Of which structures anything is known, ``[C - 1]``.
+
+        Of every one where no voxel has weight 0; else of those that a voxel of weight is likely to be: another one may
+        lie where nothing is known.
+        """
+        known = self.weight > 0
+        if known.all():
+            return np.ones(len(self.target) - 1, dtype=np.bool_)
+        shown = np.unique(self.target[:, known].argmax(axis=0))
+        return np.isin(np.arange(1, len(self.target)), shown)
 
     def arrays(self) -> Arrays:
         """All but its name, to be kept in a file."""

@@ -199,6 +199,7 @@ class Apprentice:
             desk.anew = False
             self.work.forget(desk.session)
             self._seen = self.work.updates
+        self.work.memory.forget_removed()
         if frozen.steps:
             self.work.catch_up(frozen, updates)
         else:

@@ -51,30 +51,37 @@ def test_soft_dice_equals_a_loop_over_voxels() -> None:
     assert math.isclose(weighted_soft_dice(logits, target, weight).item(), sum(terms) / len(terms), rel_tol=1e-10)
 
 
-def test_a_structure_that_may_lie_in_unknown_voxels_is_not_counted_as_missing() -> None:
+def test_structures_of_which_nothing_is_known_are_left_out_and_samples_count_by_their_factors() -> None:
     logits, target, weight = example()
-    weight = weight * 0 + 1
-    target[0, 1] += target[0, 2]
-    target[0, 2] = 0
-    whole = weighted_soft_dice(logits, target, weight).item()
+    probability = torch.softmax(logits, 1)[:, 1:]
+    axes = (2, 3, 4)
+    overlap = (weight.unsqueeze(1) * probability * target[:, 1:]).sum(axes)
+    total = (weight.unsqueeze(1) * (probability + target[:, 1:])).sum(axes)
+    missing = (1 - (2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)).tolist()
+    factors = torch.tensor([1.0, 0.25], dtype=torch.float64)
+
+    def dice(told: list[list[bool]], factors: torch.Tensor | None = None) -> float:
+        return weighted_soft_dice(logits, target, weight, factors, torch.tensor(told)).item()
+
+    both = [sum(row) / 2 for row in missing]
+    assert dice([[True, False], [True, True]]) == pytest.approx((missing[0][0] + both[1]) / 2)
+    assert dice([[True, False], [True, True]], factors) == pytest.approx((missing[0][0] + both[1] / 4) / 1.25)
+    assert dice([[False, False], [True, True]], factors) == pytest.approx(both[1])
+    assert dice([[True, True], [True, True]], factors) == pytest.approx((both[0] + both[1] / 4) / 1.25)
+    assert dice([[False, False], [False, False]]) == 0
+
+
+def test_nothing_unlearns_a_structure_of_which_nothing_is_known() -> None:
+    logits, target, weight = example()
     logits.requires_grad_()
-    weight[0, 0, 0, 0] = 0
-    weighted_soft_dice(logits, target, weight).backward()
+    told = torch.tensor([[True, False], [True, True]])
+    weighted_soft_dice(logits, target, weight, told=told).backward()
     assert logits.grad is not None
-    probability = torch.softmax(logits.detach(), 1)
+    probability = torch.softmax(logits.detach(), 1)[0]
+    pull = (logits.grad[0] / probability)[:, 1:]
     # Nothing pulls the second structure down but what pulls the first one up.
-    first = logits.grad[0, 1] / probability[0, 1]
-    second = logits.grad[0, 2] / probability[0, 2]
-    background = logits.grad[0, 0] / probability[0, 0]
-    assert torch.allclose(second, background)
-    assert not torch.allclose(second, first)
-    # Where everything is known, it is known to be absent.
-    weight[0, 0, 0, 0] = 1
-    logits.grad = None
-    known = weighted_soft_dice(logits, target, weight)
-    known.backward()
-    assert known.item() == pytest.approx(whole)
-    assert (logits.grad[0, 2] / probability[0, 2] > logits.grad[0, 0] / probability[0, 0]).all()
+    assert torch.allclose(pull[2], pull[0])
+    assert not torch.allclose(pull[2], pull[1])
 
 
 def test_voxels_of_weight_zero_get_no_gradient_and_their_target_does_not_matter() -> None:
