@@ -23,7 +23,7 @@ MEMORY: Mapping[str, Mapping[str, Any]] = {
 DISTILL: Mapping[str, Mapping[str, Any]] = {
     "off": {},
     "lwf": {"distill_weight": 0.4, "distill_temperature": 2.0, "distill_certainty": False},
-    "certain": {"distill_weight": 0.4, "teachers": "both"},
+    "certain": {"distill_weight": 0.4},
     "msmt": {"distill_weight": 0.4, "distill_head": True, "contrast_weight": 0.1, "teachers": "both"},
 }
 """What keeps a network from forgetting: nothing, learning without forgetting, or multi-scale multi-task distillation
