@@ -38,10 +38,14 @@ class FedNova(Shaped):
 
     def shape(self, mean: Weights, weights: Weights, sites: int) -> Weights:
         """x after the round, and s̄."""
-        steps = float(np.clip(mean[STEPS], 0.0, self.most_steps).item()) if STEPS in mean else 1.0
+        # What is not believed is not sent on either: sites would start from it, and seem to change it beyond all norms.
+        believed = np.clip(mean[STEPS], 0.0, self.most_steps) if STEPS in mean else np.ones(())
+        steps = float(believed.item())
 
         def moved(name: str) -> Any:
-            if name == STEPS or weights[name].dtype.kind != "f":
+            if name == STEPS:
+                return believed
+            if weights[name].dtype.kind != "f":
                 return mean[name]
             start = weights[name].astype(np.float64)
             return start + steps * (mean[name] - start)

@@ -91,3 +91,5 @@ def test_what_sites_say_of_their_steps_is_believed_up_to_a_bound(told: float, be
     sent = [Sent(1, w=[2.0], control__steps=[told])]
     found = combine_streaming(make_strategy("fednova", most_steps=3.0), 1, sent, start)
     assert found["w"].tolist() == [1.0 + believed]
+    # Nor is more sent on: honest sites, whose few steps are far from it, would be refused for how much they changed.
+    assert found["control.steps"].tolist() == [believed]
