@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from wardround.client.cases.phantoms import draw_phantom
 from wardround.strategies.contract import Weights
 from wardround.strategies.secure import messages, tally
-from wardround.strategies.secure.fixed_point import Scale, encode, layout_digest
+from wardround.strategies.secure.fixed_point import Scale, encode, given_digest
 from wardround.strategies.secure.identity import new_identity
 from wardround.strategies.secure.masks import unpack
 from wardround.strategies.secure.party import Party, Rules
@@ -83,7 +83,7 @@ def masked(net: nn.Module, own: list[Tensor]) -> list[Tensor]:
     names = list(given)
     learnt = {name: given[name] - RATE * part.numpy() for name, part in zip(names, own, strict=True)}
     words = encode(learnt, given, {"num-examples": 1}, SCALE)
-    context = messages.context_of("one round", layout_digest(given))
+    context = messages.context_of("one round", given_digest(given))
     parties = {site: Party(site, new_identity(), context, Rules(0.5, 2)) for site in ("a", "b", "c")}
     roster = messages.write_roster(tally.read_offer(party.offer, site, context) for site, party in parties.items())
     shares = {site: tally.read_shares(party.share(roster), site, parties) for site, party in parties.items()}

@@ -20,7 +20,7 @@ from wardround.errors import GateRefused, StorageError
 from wardround.files import write_text
 from wardround.strategies.contract import ARRAYS, Metrics, Weights
 from wardround.strategies.plan import RoundPlan
-from wardround.strategies.secure.fixed_point import Scale, Words, encode, layout_digest
+from wardround.strategies.secure.fixed_point import Scale, Words, encode, given_digest
 from wardround.strategies.secure.identity import Identity, fingerprint, identity_of
 from wardround.strategies.secure.messages import (
     CONFIRM,
@@ -198,7 +198,7 @@ class SecureSite:
                 allowed=lambda survivors: self._book.allow(plan, survivors),
                 revealing=lambda survivors: self._book.reveal(plan, survivors),
             )
-            party = Party(self._name, self._identity(), context_of(plan.digest(), layout_digest(given)), rules)
+            party = Party(self._name, self._identity(), context_of(plan.digest(), given_digest(given)), rules)
             self._held.pop(plan.run, None)
             while len(self._held) >= _MOST:
                 self._held.pop(next(iter(self._held)))

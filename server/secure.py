@@ -30,11 +30,11 @@ from wardround.server.exchange import TooFew, exchange
 from wardround.server.grids import RosterGrid
 from wardround.server.records import SiteReport, damaged, read_json
 from wardround.strategies.catalogue import forget_arrays
-from wardround.strategies.codecs.record import write_down
+from wardround.strategies.codecs.record import read_down, write_down
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Metrics, Weights, arrays_in, digest, plan_in
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.secure import messages, tally
-from wardround.strategies.secure.fixed_point import Scale, Sum, Words, decode, layout_digest, length
+from wardround.strategies.secure.fixed_point import Scale, Sum, Words, decode, given_digest, length
 from wardround.strategies.secure.masks import unpack
 from wardround.strategies.secure.messages import CONFIRM, MASK, SHARES, UNMASK, Offer
 from wardround.strategies.secure.party import threshold_of
@@ -163,7 +163,9 @@ class SecureRound:
         contents = self._questions(roster)
         (first, *_) = contents.values()
         self._signed_plan = dict(plan_in(first))
-        context = messages.context_of(RoundPlan.from_record(self._signed_plan).digest(), layout_digest(self._weights))
+        plan = RoundPlan.from_record(self._signed_plan)
+        # As sites read them, which a codec may have made coarser.
+        context = messages.context_of(plan.digest(), given_digest(read_down(arrays_in(first), plan.codec_down)))
         offers: dict[str, Offer] = {}
 
         def take_keys(site: str, content: RecordDict) -> None:

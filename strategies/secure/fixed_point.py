@@ -97,10 +97,18 @@ class Sum:
     totals: Mapping[str, tuple[float, int]]
 
 
-def layout_digest(given: Weights) -> bytes:
-    """SHA-256 of what stands where among the numbers: both ends must agree on it."""
+def given_digest(given: Weights) -> bytes:
+    """SHA-256 of the weights that a round begins with, by name, dtype, shape and value, and of what stands beside them.
+
+    Both ends must agree on it. Sites that were given other values must not be added up: with weights made for the
+    purpose, all of them but one can be kept from learning, and the sum is that one's update (Pasquini et al. 2022,
+    "Eluding secure aggregation in federated learning via model inconsistency").
+    """
     rows = [[name, str(array.dtype), list(array.shape)] for name, array in given.items()]
-    return hashlib.sha256(json.dumps([rows, SCALARS]).encode()).digest()
+    whole = hashlib.sha256(json.dumps([rows, SCALARS]).encode())
+    for array in given.values():
+        whole.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).view(np.uint8).data)
+    return whole.digest()
 
 
 def length(given: Weights) -> int:

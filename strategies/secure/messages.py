@@ -110,9 +110,12 @@ def commitment_of(seed: bytes) -> bytes:
     return sha256(b"wardround secure seed\n" + seed).digest()
 
 
-def context_of(plan: str, layout: bytes) -> bytes:
-    """What keys are made for: the digest of a round's plan, run and number included, and of what is summed."""
-    return sha256(json.dumps([_VERSION, plan, layout.hex()]).encode()).digest()
+def context_of(plan: str, given: bytes) -> bytes:
+    """What keys are made for: the digest of a round's plan, run and number included, and of the weights it begins with.
+
+    See :func:`wardround.strategies.secure.fixed_point.given_digest`.
+    """
+    return sha256(json.dumps([_VERSION, plan, given.hex()]).encode()).digest()
 
 
 def write_roster(offers: Iterable[Offer]) -> bytes:

@@ -15,8 +15,9 @@ from wardround.errors import PlanError, RoundError, StorageError
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, RunResult, run_rounds
 from wardround.strategies.catalogue import make_strategy
+from wardround.strategies.codecs.record import write_down
 from wardround.strategies.contract import Update, Weights, arrays_in
-from wardround.strategies.plan import RoundPlan
+from wardround.strategies.plan import CodecDown, RoundPlan
 from wardround.strategies.secure.messages import arrays_with, message_in
 from wardround.strategies.weighting import make_weighting
 
@@ -76,11 +77,15 @@ class Scene:
         self.settings = LoopSettings(rounds=2, quorum=3, deadline_s=60.0)
         self.events: list[Event] = []
         self.secure = True
+        self.codec_down: CodecDown = "none"
         for name, member in self.members.items():
             door.attach(name, member)
 
     def plan(self, number: int) -> RoundPlan:
-        return RoundPlan(run="toy", round=number, rounds=2, seed=1, model="toy", labels=2, secure=self.secure)
+        more = {"secure": self.secure, "codec_down": self.codec_down}
+        return RoundPlan.model_validate(
+            {"run": "toy", "round": number, "rounds": 2, "seed": 1, "model": "toy", "labels": 2, **more}
+        )
 
     def run(self, strategy: str = "fedavg", **changes: Any) -> RunResult:
         with Journal(self.folder) as journal:
@@ -149,6 +154,24 @@ def test_nothing_that_leaves_a_site_tells_its_update(scene: Scene) -> None:
             # Neither its weights nor its examples, also where only one of them changed.
             assert update["w"].tobytes()[:8] not in sent
             assert b"num-examples" not in sent
+
+
+@pytest.mark.parametrize("codec", ["none", "lossless", "fp16", "bf16"])
+def test_a_site_that_was_given_other_weights_is_left_out(scene: Scene, codec: CodecDown) -> None:
+    """Keys are made for the weights as sites read them, also where they were made coarser on the way."""
+
+    def other(message: Message) -> Message | None:
+        if message.metadata.message_type == "train":
+            given = {name: array + 1 for name, array in scene.initial.items()}
+            content = RecordDict({"arrays": write_down(given, codec), "plan": message.content["plan"]})
+            message = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
+        return scene.members["birch"](message)
+
+    scene.codec_down = codec
+    scene.grid.sites["birch"] = other
+    record = scene.run().rounds[0]
+    assert record.refused == {"birch": "secure"}
+    assert list(record.sites) == ["ash", "cedar", "elm", "fir"]
 
 
 def spying(scene: Scene, seen: set[str]) -> Callable[[Message], Message | None]:

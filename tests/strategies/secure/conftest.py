@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from wardround.strategies.contract import Weights
 from wardround.strategies.secure import messages, tally
-from wardround.strategies.secure.fixed_point import Scale, Sum, decode, encode, layout_digest, length
+from wardround.strategies.secure.fixed_point import Scale, Sum, decode, encode, given_digest, length
 from wardround.strategies.secure.identity import Identity, identity_of
 from wardround.strategies.secure.masks import unpack
 from wardround.strategies.secure.party import Party, Rules
@@ -52,7 +52,7 @@ class Table:
     revealed: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.context = messages.context_of(self.plan, layout_digest(self.given))
+        self.context = messages.context_of(self.plan, given_digest(self.given))
         rules = Rules(self.share, self.least)
         self.parties = {site: Party(site, identity(site), self.context, rules) for site in self.updates}
 

@@ -145,6 +145,20 @@ def test_keys_of_another_attempt_at_the_same_round(some: Some) -> None:
     assert caught.value.code == "secure-keys"
 
 
+@pytest.mark.parametrize("name", ["conv.weight", "norm.count"])
+def test_sites_that_were_given_other_weights_are_not_added_up(some: Some, name: str) -> None:
+    """Weights of the same names and shapes from which others learn nothing would leave one site's update bare."""
+    honest = some(4)
+    moved = np.array(honest.given[name])
+    moved.flat[-1] += 1
+    odd = type(honest)({**honest.given, name: moved}, honest.updates)
+    mixed = write_roster([*(o for s, o in honest.offers.items() if s != "site-03"), odd.offers["site-03"]])
+    for party in (*(honest.parties[f"site-0{place}"] for place in range(3)), odd.parties["site-03"]):
+        with pytest.raises(GateRefused) as caught:
+            party.share(mixed)
+        assert caught.value.code == "secure-keys"
+
+
 def test_keys_that_the_coordinator_made_are_refused(some: Some) -> None:
     """It can sign with an identity of its own: a site that knows the others' identities sees it."""
     table = some(3)
