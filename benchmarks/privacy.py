@@ -166,7 +166,7 @@ def learn(  # noqa: PLR0917
         )
         return
     private = PrivateSteps(noise, options.clip, options.rate, len(members), Noise(f"leaks {seed}".encode()))
-    learner.update_privately(lambda numbers: [[members[number]] for number in numbers], steps, 4e-3, rng, private)
+    learner.update_privately(lambda numbers: [[members[number]] for number in numbers], steps, 4e-3, private)
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:

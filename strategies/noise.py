@@ -44,6 +44,10 @@ class Noise:
         parts = [self._normals(min(_PORTION, count - start)) for start in range(0, count, _PORTION)]
         return np.concatenate(parts).reshape(shape) if parts else np.zeros(shape)
 
+    def seed(self) -> int:
+        """0 … 2¹²⁸ - 1, for a generator of windows or augmentation that nobody can foresee either."""
+        return int.from_bytes(self._bytes(16), "little")
+
     def _normals(self, count: int) -> npt.NDArray[np.float64]:
         radius, angle = self.uniform(4 * count).reshape(2, 2, count)
         radius = np.sqrt(-2 * np.log(radius))

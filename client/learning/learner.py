@@ -347,12 +347,11 @@ class OnlineLearner:
         first = head_steps(updates, self.settings.head_share)
         yield from (body,) * first + (head,) * (updates - first)
 
-    def update_privately(  # noqa: PLR0917
+    def update_privately(
         self,
         records: Callable[[Sequence[int]], Sequence[Sequence[Sample]]],
         updates: int,
         learning_rate: float,
-        rng: np.random.Generator,
         steps: PrivateSteps,
         between: Callable[[], None] = lambda: None,
     ) -> None:
@@ -367,10 +366,10 @@ class OnlineLearner:
         ----------
         records
             Called once a step with the numbers of the sampled records, possibly none; returns the windows of each.
-        updates, learning_rate, rng, between
-            As in :meth:`update`; `rng` draws windows and augmentation, not noise.
+        updates, learning_rate, between
+            As in :meth:`update`.
         steps
-            Samples, clips, and adds the noise.
+            Samples, cuts and changes windows, clips, and adds the noise.
         """
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
@@ -378,7 +377,9 @@ class OnlineLearner:
         trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         for _ in range(updates):
             sums = steps.nothing(trained)
-            for record in records(steps.sampled()):
+            numbers, generator = steps.sampled(), steps.generators()
+            for number, record in zip(numbers, records(numbers), strict=True):
+                rng = generator(number)
                 self._optimiser.zero_grad(set_to_none=True)
                 for window in record:
                     batch = self._assemble([window], rng, self.settings.augmentation)

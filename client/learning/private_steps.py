@@ -6,9 +6,10 @@ that no rounding exceeds the bound by more than a part in 10¹⁵.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class PrivateSteps:
         How many may be sampled. It is public, as is what the sum is divided by: the number that is expected, not the
         number that came.
     noise
-        Chooses the cases, and is added to the sums.
+        Chooses the cases and their windows, and is added to the sums.
     """
 
     noise_multiplier: float
@@ -50,6 +51,16 @@ class PrivateSteps:
     def sampled(self) -> list[int]:
         """Numbers of the cases that take part in a step, each by itself with the same probability (Poisson)."""
         return [case for case, chance in enumerate(self.noise.uniform(self.cases)) if chance < self.sample_rate]
+
+    def generators(self) -> Callable[[int], np.random.Generator]:
+        """For one step: by a case's number the source of its windows and augmentation.
+
+        Each is secret and follows from nothing but the step and the number. With one stream for all, whether a case was
+        sampled, and often what it holds, would change the windows of those that come after it: its part in the weights
+        would no longer be its own clipped gradient, for whoever can foresee the stream.
+        """
+        secret = self.noise.seed()
+        return lambda case: np.random.default_rng(np.random.SeedSequence(secret, spawn_key=(case,)))
 
     def nothing(self, trained: Sequence[Tensor]) -> Sums:
         """The sum before the first case."""

@@ -406,7 +406,7 @@ class OnlineRound:
         updates
             As were charged.
         noise
-            Chooses the cases, and is added to the sums.
+            Chooses the cases and their windows, and is added to the sums.
         """
         plan, names = self.plan, self.memory.recalled
         steps = PrivateSteps(plan.noise_multiplier, plan.clip_norm, plan.sample_rate, len(names), noise)
@@ -419,7 +419,7 @@ class OnlineRound:
             self._step_aside()
 
         with self.phase("update"):
-            self.learner.update_privately(records, updates, learning_rate(plan), self.rng, steps, done)
+            self.learner.update_privately(records, updates, learning_rate(plan), steps, done)
 
     def note_kernel(self, rng: np.random.Generator) -> None:
         """See in :attr:`kernel`, and tell in the log, whether attention says anything by the weights as they are.

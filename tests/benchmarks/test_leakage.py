@@ -68,7 +68,7 @@ def test_noise_hides_who_was_learnt_from() -> None:
             learner.update(lambda: [members[int(n)] for n in rng.choice(6, 3, replace=False)], 30, 4e-3, rng)
         else:
             steps = PrivateSteps(noise, 0.5, 0.5, 6, Noise(b"a key"))
-            learner.update_privately(lambda numbers: [[members[n]] for n in numbers], 30, 4e-3, rng, steps)
+            learner.update_privately(lambda numbers: [[members[n]] for n in numbers], 30, 4e-3, steps)
         return area(gained(before[0], learner.losses(members)), gained(before[1], learner.losses(others)))
 
     assert told_apart(None) == 1

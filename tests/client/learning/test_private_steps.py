@@ -116,9 +116,7 @@ def learnt(records: list[list[Sample]], clip: float = 1e9, **settings: object) -
     model = OnlineLearner(LearningSettings("unet3d-small", 2, 0, augmentation=None, **settings), torch.device("cpu"))  # type: ignore[arg-type]
     model.load(model.weights())
     watched = Watched(1e-12, clip, 1.0, len(records), Noise(b"a key"))
-    model.update_privately(
-        lambda numbers: [records[number] for number in numbers], 1, 1e-3, np.random.default_rng(0), watched
-    )
+    model.update_privately(lambda numbers: [records[number] for number in numbers], 1, 1e-3, watched)
     return watched.seen[0]
 
 
@@ -173,11 +171,58 @@ def test_the_same_key_learns_the_same_bits_and_another_other_ones() -> None:
         model.load(model.weights())
         private = PrivateSteps(1.0, 1.0, 0.5, 2, Noise(key))
         samples = [sample(1), sample(2)]
-        model.update_privately(
-            lambda numbers: [[samples[number]] for number in numbers], 2, 1e-3, np.random.default_rng(0), private
-        )
+        model.update_privately(lambda numbers: [[samples[number]] for number in numbers], 2, 1e-3, private)
         return model.weights()  # type: ignore[return-value]
 
     one, again, other = weights_after(b"one"), weights_after(b"one"), weights_after(b"other")
     assert all(np.array_equal(array, again[name]) for name, array in one.items())
     assert not all(np.array_equal(array, other[name]) for name, array in one.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen(PrivateSteps):
+    """Samples the cases that it is told, in every step; everything else is as it was."""
+
+    which: tuple[int, ...] = ()
+
+    def sampled(self) -> list[int]:
+        super().sampled()
+        return list(self.which)
+
+
+def windows_of(
+    monkeypatch: pytest.MonkeyPatch, which: tuple[int, ...], key: bytes, cases: list[Sample], model: str
+) -> list[list[Tensor]]:
+    """By step and sampled case, what was learnt from."""
+    seen: list[Tensor] = []
+    assemble = OnlineLearner._assemble
+
+    def watched(self: OnlineLearner, samples: Sequence[Sample], *rest: object) -> object:
+        batch = assemble(self, samples, *rest)  # type: ignore[arg-type]
+        seen.append(batch.image.clone())
+        return batch
+
+    learner = OnlineLearner(LearningSettings(model, 2, 0, patch=(8, 8, 8)), torch.device("cpu"))
+    learner.load(learner.weights())
+    steps = Chosen(1.0, 1.0, 0.5, len(cases), Noise(key), which)
+    with monkeypatch.context() as patched:
+        patched.setattr(OnlineLearner, "_assemble", watched)
+        learner.update_privately(lambda numbers: [[cases[number]] * 2 for number in numbers], 2, 1e-3, steps)
+    by_case = [torch.cat(seen[start : start + 2]) for start in range(0, len(seen), 2)]
+    return [by_case[: len(which)], by_case[len(which) :]]
+
+
+@pytest.mark.parametrize("model", ["unet3d-small", "unet2d-small"])
+def test_leaving_a_case_out_or_changing_it_moves_no_other_window(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    cases = [sample(number) for number in range(3)]
+    another = [cases[0], sample(9, (8, 8, 1)), cases[2]]  # As small as a window: none is drawn.
+    every = windows_of(monkeypatch, (0, 1, 2), b"a key", cases, model)
+    without = windows_of(monkeypatch, (0, 2), b"a key", cases, model)
+    changed = windows_of(monkeypatch, (0, 1, 2), b"a key", another, model)
+    for step in range(2):
+        for number, alone in ((0, 0), (2, 1)):
+            assert torch.equal(every[step][number], without[step][alone])
+            assert torch.equal(every[step][number], changed[step][number])
+    assert not torch.equal(every[0][0], every[1][0])
+    assert not torch.equal(every[0][0][0], every[0][0][1])
+    assert not torch.equal(every[0][0], windows_of(monkeypatch, (0,), b"another", cases, model)[0][0])
