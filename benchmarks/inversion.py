@@ -84,7 +84,7 @@ def masked(net: nn.Module, own: list[Tensor]) -> list[Tensor]:
     learnt = {name: given[name] - RATE * part.numpy() for name, part in zip(names, own, strict=True)}
     words = encode(learnt, given, {"num-examples": 1}, SCALE)
     context = messages.context_of("one round", given_digest(given))
-    parties = {site: Party(site, new_identity(), context, Rules(0.5, 2)) for site in ("a", "b", "c")}
+    parties = {site: Party(site, new_identity(), context, Rules(2 / 3, 2)) for site in ("a", "b", "c")}
     roster = messages.write_roster(tally.read_offer(party.offer, site, context) for site, party in parties.items())
     shares = {site: tally.read_shares(party.share(roster), site, parties) for site, party in parties.items()}
     width = SCALE.width(3)

@@ -252,7 +252,7 @@ class RoundPlan(BaseModel):
         Whether the coordinator is to learn the sum of the sites' updates and of their scalars, and nothing of one
         site's: see :mod:`wardround.strategies.secure`.
     secure_threshold
-        More than this share of the sites that gave keys must stay to the end, 0.5 … 1. The rest may drop out, and as
+        More than this share of the sites that gave keys must stay to the end, 2/3 … 1. The rest may drop out, and as
         many may work together with the coordinator against the others without learning anything of one of them.
     secure_bits
         Binary places of a change under secure aggregation: the mean is off by 2⁻ᵇ⁻¹ at most.
@@ -354,7 +354,7 @@ class RoundPlan(BaseModel):
     patch: tuple[int, int, int] | None = None
     amp: bool = True
     secure: bool = False
-    secure_threshold: Annotated[float, Field(ge=0.5, le=1)] = 2 / 3
+    secure_threshold: Annotated[float, Field(ge=2 / 3, le=1)] = 2 / 3
     secure_bits: Annotated[int, Field(ge=8, le=32)] = 20
     secure_clip: Annotated[float, Field(gt=0, le=1024)] = 8.0
     secure_examples: Annotated[int, Field(ge=1, le=2**24)] = 2**16

@@ -21,6 +21,9 @@ from wardround.strategies.secure.masks import Pair, add_masks, agree, derive, pa
 from wardround.strategies.secure.messages import CONFIRM, MASK, SHARES, UNMASK, Offer
 from wardround.strategies.secure.shamir import SHARE_BYTES, split
 
+LEAST_SHARE = 2 / 3
+"""With *t* of *n* needed, *c* sites that work with the coordinator get both kinds of share of another one unless
+2t > n + c. More than two thirds keeps that for every *c* below a third (Bonawitz et al. 2017, section 6.2)."""
 PURPOSE_SEAL = "seal"
 PURPOSE_PAIR = "pair mask"
 PURPOSE_SELF = "self mask"
@@ -43,7 +46,7 @@ class Rules:
     Parameters
     ----------
     share
-        Of the sites that gave keys, more than this must stay to the end; from one half up.
+        Of the sites that gave keys, more than this must stay to the end; from :data:`LEAST_SHARE` up.
     least
         So many sites must be in the sum.
     trusted
@@ -59,6 +62,10 @@ class Rules:
     trusted: Callable[[Mapping[str, bytes]], None] = lambda identities: None
     allowed: Callable[[tuple[str, ...]], None] = lambda survivors: None
     revealing: Callable[[tuple[str, ...]], None] = lambda survivors: None
+
+    def __post_init__(self) -> None:
+        if not LEAST_SHARE <= self.share <= 1:
+            raise ValueError("share must be between 2/3 and 1")
 
 
 class Party:

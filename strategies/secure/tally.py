@@ -4,9 +4,10 @@ It verifies what it can, so that one site that does not keep the protocol is lef
 protects the sites is what they verify themselves (:mod:`wardround.strategies.secure.party`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
+from math import comb
 
 import numpy as np
 
@@ -157,12 +158,12 @@ def unmask(total: Words, revealed: Mapping[str, bytes], reckoning: Reckoning, wi
     for site in reckoning.survivors:
         commitment = offers[site].commitment
         shares = {point: seeds[site] for point, (seeds, _) in read.items()}
-        seed = _joined(shares, reckoning.threshold, commitment_of, commitment)
+        seed = _joined(shares, reckoning, commitment_of, commitment)
         masks.append((self_key(seed, reckoning.session), -1))
     for site in reckoning.dropped:
         masking = offers[site].masking
         shares = {point: keys[site] for point, (_, keys) in read.items()}
-        key = _joined(shares, reckoning.threshold, lambda key: Pair.of(key).public, masking)
+        key = _joined(shares, reckoning, lambda key: Pair.of(key).public, masking)
         for other in reckoning.survivors:
             masks.append((pair_key(key, offers[other].masking, reckoning.session), -sign(other, site)))
     words: Words = np.array(total)
@@ -170,9 +171,10 @@ def unmask(total: Words, revealed: Mapping[str, bytes], reckoning: Reckoning, wi
     return words
 
 
-def _joined(shares: Mapping[int, bytes], threshold: int, mark: Callable[[bytes], bytes], known: bytes) -> bytes:
+def _joined(shares: Mapping[int, bytes], reckoning: Reckoning, mark: Callable[[bytes], bytes], known: bytes) -> bytes:
     """The secret behind shares of which a few may be false; its mark is known."""
-    for chosen in islice(combinations(sorted(shares), threshold), _TRIES):
+    rng = np.random.default_rng(list(reckoning.session))
+    for chosen in islice(_choices(sorted(shares), reckoning.threshold, rng), _TRIES):
         try:
             secret = join({point: shares[point] for point in chosen})
         except ValueError:
@@ -180,3 +182,15 @@ def _joined(shares: Mapping[int, bytes], threshold: int, mark: Callable[[bytes],
         if mark(secret) == known:
             return secret
     raise ValueError("shares that were revealed do not fit together")
+
+
+def _choices(points: Sequence[int], threshold: int, rng: np.random.Generator) -> Iterator[tuple[int, ...]]:
+    """Choices of shares: without each one in turn, then all if they are few, else at random."""
+    if len(points) > threshold:
+        for place in range(len(points)):
+            yield (*points[place + 1 :], *points[:place])[:threshold]
+    if comb(len(points), threshold) <= _TRIES - len(points):
+        yield from combinations(points, threshold)
+        return
+    while True:
+        yield tuple(int(point) for point in rng.choice(points, threshold, replace=False))

@@ -117,6 +117,7 @@ def test_accepts_what_flower_adds_and_fedprox_overrides(plan: RoundPlan) -> None
         ("fusion", float("nan")),
         ("learning_rate", float("inf")),
         ("learning_rate", 1e-5),
+        ("secure_threshold", 0.5),
         ("deadline_s", 0.0),
         ("extent", 1),
         ("colour", "red"),

@@ -69,7 +69,6 @@ def test_every_choice_of_survivors_of_three_in_four(some: Some) -> None:
 @pytest.mark.parametrize(("sites", "share", "needed"), [(3, 2 / 3, 3), (4, 2 / 3, 3), (5, 2 / 3, 4), (6, 2 / 3, 5)])
 def test_the_threshold_is_more_than_its_share(sites: int, share: float, needed: int) -> None:
     assert threshold_of(sites, share) == needed
-    assert threshold_of(sites, 0.5) == sites // 2 + 1
     assert threshold_of(sites, 1.0) == sites
 
 
@@ -168,7 +167,7 @@ def test_keys_that_the_coordinator_made_are_refused(some: Some) -> None:
         if dict(identities) != known:
             raise GateRefused("strangers", code="secure-keys")
 
-    party = Party("site-00", new_identity(), table.context, Rules(0.5, 2, trusted=trusted))
+    party = Party("site-00", new_identity(), table.context, Rules(2 / 3, 2, trusted=trusted))
     table.parties["site-00"] = party
     with pytest.raises(GateRefused) as caught:
         party.share(table.keys().roster)
@@ -186,13 +185,13 @@ def test_a_forged_signature_is_refused(some: Some) -> None:
 
 def test_a_lie_about_who_dropped_out_is_refused(some: Some) -> None:
     """Half of the sites are told that one dropped out, half that it did not: to get both kinds of share of it."""
-    table = some(6, share=0.5).keys().shares().mask()
+    table = some(6).keys().shares().mask()
     everybody, fewer = sorted(table.masked), sorted(table.masked)[:5]
     said = {}
     for site in everybody:
         survivors = everybody if site in everybody[3:] else fewer
         said[site] = messages.read_table("confirm", table.parties[site].confirm(write_names(survivors)))[site]
-    # All six signatures, or just those of one half, which are below the threshold of four.
+    # All six signatures, or just those of one half, which are below the threshold of five.
     for chosen in (everybody, everybody[:3], everybody[3:]):
         for site in everybody:
             with pytest.raises(GateRefused) as caught:
@@ -200,8 +199,32 @@ def test_a_lie_about_who_dropped_out_is_refused(some: Some) -> None:
             assert caught.value.code == "secure-signatures"
 
 
+def test_a_site_that_signs_both_lists_does_not_help(some: Some) -> None:
+    """One of five works with the coordinator: with it each half has three signatures, which must not be enough."""
+    with pytest.raises(ValueError, match="2/3"):
+        some(5, share=0.5)
+    table = some(5).keys().shares().mask()
+    everybody = sorted(table.masked)
+    fewer, halves = everybody[:4], {"dropped": everybody[1:3], "stayed": everybody[3:]}
+    for half, survivors in (("dropped", fewer), ("stayed", everybody)):
+        message = messages.survivors_message(table.session, survivors)
+        said = {"site-00": table.parties["site-00"]._identity.sign(message)}
+        for site in halves[half]:
+            said |= messages.read_table("confirm", table.parties[site].confirm(write_names(survivors)))
+        for site in halves[half]:
+            with pytest.raises(GateRefused) as caught:
+                table.parties[site].unmask(write_table("confirm", said))
+            assert caught.value.code == "secure-signatures"
+
+
+@pytest.mark.parametrize("sites", range(3, 51))
+def test_fewer_than_a_third_may_work_with_the_coordinator(sites: int) -> None:
+    for colluding in range((sites + 2) // 3):
+        assert 2 * threshold_of(sites, 2 / 3) > sites + colluding
+
+
 def test_both_kinds_of_share_of_one_site_are_refused(some: Some) -> None:
-    table = some(6, share=0.5).keys().shares().mask().confirm().unmask()
+    table = some(6).keys().shares().mask().confirm().unmask()
     fewer = sorted(table.masked)[:5]
     for site in fewer:
         with pytest.raises(GateRefused) as caught:
@@ -241,7 +264,7 @@ def test_exchanges_come_in_their_order(some: Some) -> None:
 
 
 def test_a_site_is_not_told_that_it_dropped_out_and_asked_all_the_same(some: Some) -> None:
-    table = some(6, share=0.5).keys().shares().mask()
+    table = some(6).keys().shares().mask()
     with pytest.raises(GateRefused) as caught:
         table.parties["site-05"].confirm(write_names(sorted(table.masked)[:5]))
     assert caught.value.code == "secure-keys"
@@ -255,7 +278,7 @@ def test_what_is_about_to_be_revealed_is_noted_before(some: Some) -> None:
         seen.append(survivors)
         raise OSError("the disk is full")
 
-    table.parties["site-00"]._rules = Rules(0.5, 2, revealing=full)
+    table.parties["site-00"]._rules = Rules(2 / 3, 2, revealing=full)
     table.keys().shares().mask().confirm()
     with pytest.raises(OSError, match="full"):
         table.unmask()
@@ -266,11 +289,21 @@ def test_what_is_about_to_be_revealed_is_noted_before(some: Some) -> None:
 
 
 def test_a_false_share_is_outvoted(some: Some) -> None:
-    table = some(6, share=0.5).keys().shares().mask(["site-05"]).confirm().unmask()
+    table = some(10).keys().shares().mask(["site-09"]).confirm().unmask()
     seeds, keys = messages.read_revealed(table.revealed["site-00"])
     table.revealed["site-00"] = messages.write_revealed(
         {site: bytes(33) for site in seeds}, {site: b"\x00" + b"\x01" * 32 for site in keys}
     )
+    check(table, table.sum())
+
+
+@pytest.mark.parametrize("liars", [["site-00"], ["site-07"], ["site-14"], ["site-00", "site-01"]])
+def test_false_shares_of_whoever_comes_early(some: Some, liars: list[str]) -> None:
+    """Of 15 sites 11 are needed: of their first 200 choices in order, each has the first name in it."""
+    table = some(15).keys().shares().mask().confirm().unmask()
+    for site in liars:
+        seeds, keys = messages.read_revealed(table.revealed[site])
+        table.revealed[site] = messages.write_revealed({name: bytes(33) for name in seeds}, keys)
     check(table, table.sum())
 
 
