@@ -378,16 +378,12 @@ class Gate:
     def _charges(self) -> Charges:
         """Every charge; refused if the file holds fewer than the ledger, as where it was removed or put back."""
         try:
-            charges = self.budget.charges()
             if self._charged is None:
-                self._charged = sum(entry.code == codes.CHARGED for entry in self.ledger.entries())
+                self._charged = self.ledger.count(codes.CHARGED)
+            return whole_charges(self.budget, self._charged)
         except StorageError as error:
             log.error("%s", error)
             raise _refused("budget-unreadable") from None
-        if len(charges) < self._charged:
-            log.error("the privacy budget holds fewer charges than the ledger; bring %s back", self.budget.path)
-            raise _refused("budget-unreadable")
-        return charges
 
     def withhold(self, kind: Literal["train", "evaluate"], content: RecordDict) -> RecordDict:
         """`content` without the agreed scalars that the site's policy has taken out. What leaves is for :meth:`release`
@@ -512,6 +508,24 @@ class Gate:
                 log.error("%s", error)
                 raise _refused("ledger-damaged") from None
         return self._waiting
+
+
+def whole_charges(budget: Budget, charged: int) -> Charges:
+    """Every charge of a budget, of which the ledgers, read before, hold so many.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be read, or holds fewer.
+    """
+    charges = budget.charges()
+    if len(charges) < charged:
+        raise StorageError(
+            f"the privacy budget in {budget.path} holds {len(charges)} charges, and the ledger {charged}",
+            "it was removed, or an older copy put back",
+            "bring the newest copy of that file back",
+        )
+    return charges
 
 
 _NO_LEDGER = frozenset({"ledger-damaged", "ledger-not-written"})

@@ -13,6 +13,7 @@ the next writer drops it and says so in a line of its own.
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import threading
@@ -184,6 +185,34 @@ class Ledger:
             except Broken as broken:
                 if not broken.torn:
                     raise self._damaged(Survey(broken.tail, broken.problem)) from None
+
+    def count(self, code: str) -> int:
+        """How many lines have this code, here and in the ledgers that were set aside beside it.
+
+        Those are counted as far as they can be read, damaged as they may be; a line that stands in two files counts
+        once.
+
+        Raises
+        ------
+        LedgerDamaged
+            If this ledger is not whole.
+        StorageError
+            If a file cannot be read.
+        """
+        found = {entry.hash for entry in self.entries() if entry.code == code}
+        for old in sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}")):
+            try:
+                lines = old.read_bytes().splitlines()
+            except OSError as error:
+                raise storage_error(error, old) from error
+            for line in lines:
+                try:
+                    values = json.loads(line)
+                    if values["code"] == code:
+                        found.add(str(values["hash"]))
+                except (ValueError, RecursionError, TypeError, KeyError):
+                    continue  # A damaged line.
+        return len(found)
 
     def verify(self, head: str | None = None) -> Verification:
         """Look at every byte.

@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from wardround.client.gate.budget import Budget, Charge
-from wardround.client.gate.gate import BUDGET
+from wardround.client.gate.codes import CHARGED
+from wardround.client.gate.gate import BUDGET, whole_charges
+from wardround.client.gate.ledger import Ledger
 from wardround.client.gate.policy import Policy
 from wardround.client.home import SiteHome
 from wardround.client.learning.accountant import epsilon_of
@@ -20,9 +22,10 @@ def spending(home: SiteHome, policy: Policy) -> dict[str, Any]:
     Raises
     ------
     StorageError
-        If the file of charges cannot be read.
+        If the file of charges cannot be read, or holds fewer than the ledger: the gate refuses then, too.
     """
-    charges = Budget(home.path / BUDGET).charges()
+    charged = Ledger(home.ledger).count(CHARGED)
+    charges = whole_charges(Budget(home.path / BUDGET), charged)
     spent = epsilon_of(charges, policy.delta, policy.accountant)
     by_run: dict[str, list[Charge]] = {}
     for charge in charges:

@@ -113,6 +113,31 @@ class TestTheFile:
         again = Gate(home, accountant=counted)
         assert refusal(again, lambda: again.charge(private, 1)) == "budget-unreadable"
 
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_a_ledger_that_was_set_aside_still_counts(
+        self, bounded: Gate, private: RoundPlan, home: Path, damaged: bool
+    ) -> None:
+        """Otherwise a budget that was lost, too, as by a restored backup, would begin anew."""
+        for _ in range(3):
+            bounded.charge(private, 2)
+        if damaged:
+            bounded.ledger.path.write_bytes(bounded.ledger.path.read_bytes()[:-40] + b"\xff\n")
+        bounded.ledger.set_aside()
+        kept = (home / BUDGET).read_text()
+        again = Gate(home, accountant=counted)
+        assert again.charge(private, 1) == pytest.approx(0.7)
+        (home / BUDGET).unlink()
+        again = Gate(home, accountant=counted)
+        assert refusal(again, lambda: again.charge(private, 1)) == "budget-unreadable"
+        (home / BUDGET).write_text(kept)  # As it was when the ledger was set aside: the last charge is missing.
+        if not damaged:
+            assert refusal(again, lambda: again.charge(private, 1)) == "budget-unreadable"
+
+    def test_a_copy_of_a_ledger_counts_no_charge_twice(self, bounded: Gate, private: RoundPlan, home: Path) -> None:
+        bounded.charge(private, 2)
+        (home / "ledger-copy.jsonl").write_bytes(bounded.ledger.path.read_bytes())
+        assert Gate(home, accountant=counted).charge(private, 1) == pytest.approx(0.3)
+
 
 class TestMessages:
     def test_a_site_with_a_budget_lets_only_private_plans_in(

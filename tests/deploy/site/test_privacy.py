@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from wardround.client.gate.budget import Budget
+from wardround.client.gate.ledger import Ledger
 from wardround.client.home import SETTINGS_TEMPLATE, SiteHome
 from wardround.client.learning.accountant import epsilon_of
 from wardround.deploy.cli import run
@@ -60,3 +61,18 @@ def test_without_a_bound_nothing_is_said_to_be_left(home: SiteHome, capsys: pyte
     assert "the policy sets no bound" in " ".join(capsys.readouterr().out.split())
     assert run(["site", "privacy", "--json", "--home", str(home.path)]) == 0
     assert json.loads(capsys.readouterr().out)["max-epsilon"] is None
+
+
+@pytest.mark.parametrize("set_aside", [False, True])
+def test_a_file_that_lost_charges_is_no_smaller_spending(
+    home: SiteHome, capsys: pytest.CaptureFixture[str], set_aside: bool
+) -> None:
+    spend(home, "first", 1)
+    ledger = Ledger(home.ledger)
+    ledger.append(direction="none", kind="train", verdict="allowed", code="charged")
+    assert run(["site", "privacy", "--home", str(home.path)]) == 0
+    (home.path / "privacy.json").unlink()
+    if set_aside:
+        ledger.set_aside()
+    assert run(["site", "privacy", "--home", str(home.path)]) == 4
+    assert "bring the newest copy of that file back" in " ".join(capsys.readouterr().err.split())
