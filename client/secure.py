@@ -50,12 +50,13 @@ class Book:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._content: dict[str, dict[str, Any]] = {"sites": {}, "revealed": {}}
+        self._content: dict[str, dict[str, Any]] = {"sites": {}, "revealed": {}, "questions": {}}
         if path is not None and path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
+                found.setdefault("questions", {})  # Books of an earlier version have none.
                 self._content = {name: dict(found[name]) for name in self._content}
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StorageError(
                     f"cannot read {path}",
                     "it is damaged: it holds the other sites' keys, and which sums were made known",
@@ -87,10 +88,23 @@ class Book:
         if new:
             for site, found in new.items() if self._path else ():  # What is in memory ends with the simulation.
                 log.warning("site %s takes part for the first time; its key is %s", site, found)
-            self._write("sites", {**known, **new})
+            self._write(sites={**known, **new})
 
-    def allow(self, plan: RoundPlan, survivors: tuple[str, ...]) -> None:
-        """Refuse a sum over other sites than one of the same round that was made known.
+    def allow(self, plan: RoundPlan, given: bytes, survivors: tuple[str, ...]) -> None:
+        """Refuse a sum over other sites than one of the same round that was made known, or of the same question.
+
+        What a site learns follows from the weights that it is given and from the plan, whatever the run is called. Of
+        the plan, seed and number of the round are looked at: with these, the same numbers are drawn at random, and any
+        other field could be changed by so little that answers stay the same.
+
+        Parameters
+        ----------
+        plan
+            Of the round.
+        given
+            Digest of the weights before it; see :func:`wardround.strategies.secure.fixed_point.given_digest`.
+        survivors
+            Sites in the sum.
 
         Raises
         ------
@@ -100,15 +114,18 @@ class Book:
         known = self._content["revealed"].get(plan.run, {}).get(str(plan.round))
         if known not in (None, _digest(survivors)):
             raise refused("secure-set", "the sum over other sites was made known in this round")
+        if self._content["questions"].get(_question(plan, given)) not in (None, _digest(survivors)):
+            raise refused("secure-set", "the sum over other sites was made known for the same weights and seed")
 
-    def reveal(self, plan: RoundPlan, survivors: tuple[str, ...]) -> None:
+    def reveal(self, plan: RoundPlan, given: bytes, survivors: tuple[str, ...]) -> None:
         """Write down which sum is about to be made known."""
         revealed = self._content["revealed"]
         rounds = {**revealed.get(plan.run, {}), str(plan.round): _digest(survivors)}
-        self._write("revealed", {**revealed, plan.run: rounds})
+        questions = {**self._content["questions"], _question(plan, given): _digest(survivors)}
+        self._write(revealed={**revealed, plan.run: rounds}, questions=questions)
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
-        content = {**self._content, name: value}
+    def _write(self, **changed: dict[str, Any]) -> None:
+        content = {**self._content, **changed}
         if self._path is not None:
             write_text(self._path, json.dumps(content, indent=1) + "\n")
         self._content = content
@@ -191,14 +208,15 @@ class SecureSite:
             scale = Scale(plan.secure_bits, plan.secure_clip, plan.secure_examples)
             weights, metrics = update
             words = encode(weights, given, metrics, scale)
+            begun = given_digest(given)
             rules = Rules(
                 plan.secure_threshold,
                 terms.least,
                 trusted=lambda found: self._book.trust(_fingerprints(found), terms.peers or {}),
-                allowed=lambda survivors: self._book.allow(plan, survivors),
-                revealing=lambda survivors: self._book.reveal(plan, survivors),
+                allowed=lambda survivors: self._book.allow(plan, begun, survivors),
+                revealing=lambda survivors: self._book.reveal(plan, begun, survivors),
             )
-            party = Party(self._name, self._identity(), context_of(plan.digest(), given_digest(given)), rules)
+            party = Party(self._name, self._identity(), context_of(plan.digest(), begun), rules)
             self._held.pop(plan.run, None)
             while len(self._held) >= _MOST:
                 self._held.pop(next(iter(self._held)))
@@ -254,6 +272,11 @@ def _fingerprints(identities: Mapping[str, bytes]) -> dict[str, str]:
         return {site: fingerprint(public) for site, public in identities.items()}
     except ValueError as error:
         raise GateRefused("a site's key is none", str(error), "", code="secure-peer") from error
+
+
+def _question(plan: RoundPlan, given: bytes) -> str:
+    """What a site's answer hangs on, in whatever run it is asked."""
+    return hashlib.sha256(json.dumps([given.hex(), plan.seed, plan.round]).encode()).hexdigest()[:32]
 
 
 def _digest(survivors: tuple[str, ...]) -> str:

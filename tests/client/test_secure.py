@@ -1,7 +1,7 @@
 """Secure aggregation at live sites: what an agent gives, what it refuses, and what its gate and its book say of it."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,8 @@ class Hospitals:
             text = "\n".join(line if row.startswith(f"{key} =") else row for row in text.splitlines()) + "\n"
         path.write_text(text)
 
-    def run(self, **fields: Any) -> RunResult:
-        grid = InProcessGrid(app, NAMES)
+    def run(self, names: Sequence[str] = NAMES, **fields: Any) -> RunResult:
+        grid = InProcessGrid(app, names)
         for node, context in grid._contexts.items():
             context.node_config["agent"] = str(self.homes[grid.site_name(node)].socket)
         with Journal(self.folder) as journal:
@@ -106,7 +106,7 @@ class Hospitals:
                 lambda number: plan(number, **fields),
                 GIVEN,
                 journal,
-                LoopSettings(rounds=2, quorum=3, deadline_s=60.0),
+                LoopSettings(rounds=2, quorum=len(names), deadline_s=60.0),
                 site_name=grid.site_name,
             )
 
@@ -217,18 +217,49 @@ def test_pinned_keys_leave_nobody_else_in() -> None:
 
 
 def test_one_sum_of_a_round_and_no_other(tmp_path: Path) -> None:
+    book, given = Book(tmp_path / "secure.json"), b"weights"
+    book.allow(plan(2), given, ("a", "b", "c"))
+    book.reveal(plan(2), given, ("a", "b", "c"))
     book = Book(tmp_path / "secure.json")
-    book.allow(plan(2), ("a", "b", "c"))
-    book.reveal(plan(2), ("a", "b", "c"))
-    book = Book(tmp_path / "secure.json")
-    book.allow(plan(2), ("a", "b", "c"))
-    book.allow(plan(2, rounds=3), ("a", "b", "c"))
+    book.allow(plan(2), given, ("a", "b", "c"))
+    book.allow(plan(2, rounds=3), given, ("a", "b", "c"))
     for survivors in (("a", "b"), ("a", "b", "c", "d")):
+        for other in (given, b"other weights"):
+            with pytest.raises(GateRefused) as caught:
+                book.allow(plan(2), other, survivors)
+            assert caught.value.code == "secure-set"
+    book.allow(plan(1), given, ("a", "b"))
+
+
+def test_the_same_question_in_another_run(tmp_path: Path) -> None:
+    """A site's answer does not hang on the run's name: two sums over sites that differ by one would tell its update."""
+    Book(tmp_path / "secure.json").reveal(plan(), b"weights", ("a", "b", "c"))
+    book = Book(tmp_path / "secure.json")
+    for other in (plan(run="another"), plan(run="another", deadline_s=7.0), plan(run="another", moon_temperature=0.6)):
         with pytest.raises(GateRefused) as caught:
-            book.allow(plan(2), survivors)
+            book.allow(other, b"weights", ("a", "b"))
         assert caught.value.code == "secure-set"
-    book.allow(plan(1), ("a", "b"))
-    book.allow(plan(2, run="another"), ("a", "b"))
+        book.allow(other, b"weights", ("a", "b", "c"))
+    book.allow(plan(run="another"), b"other weights", ("a", "b"))
+    book.allow(plan(run="another", seed=4), b"weights", ("a", "b"))
+    book.allow(plan(2, run="another"), b"weights", ("a", "b"))
+
+
+def test_a_run_of_another_name_over_fewer_sites(hospitals: Hospitals) -> None:
+    hospitals.run()
+    hospitals.folder = hospitals.folder.with_name("another")
+    for name in NAMES[:2]:
+        hospitals.policy(name, "min-secure-sites = 2")
+    with pytest.raises(RoundError, match="secure-set"):
+        hospitals.run(NAMES[:2], run="another")
+
+
+def test_a_book_of_an_earlier_version(tmp_path: Path) -> None:
+    path = tmp_path / "secure.json"
+    path.write_text('{"sites": {"north": "SHA256:a"}, "revealed": {}}')
+    Book(path).reveal(plan(), b"weights", ("a", "b"))
+    with pytest.raises(GateRefused):
+        Book(path).trust({"north": "SHA256:b"}, {})
 
 
 def test_a_damaged_book_is_named(tmp_path: Path) -> None:
