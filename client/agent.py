@@ -50,6 +50,8 @@ Kind = Literal["train", "evaluate"]
 Between = Callable[[], None]
 
 OK: dict[str, Any] = {"op": "ok"}
+_ANYTHING = "internal"
+"""The one code for whatever fails in a private round."""
 SETTLE_S = 120.0
 """Seconds that a command waits for the running step to end."""
 _BUNDLE_BYTES = 2**25
@@ -252,6 +254,13 @@ class Agent:
         except GateRefused:
             raise  # The gate wrote it down.
         except Exception as error:
+            if plan.privacy == "record":
+                # What failed may follow from what a case holds, and nobody was charged for telling.
+                self._gate.note_error(kind, plan, _ANYTHING)
+                log.error("%s", error if isinstance(error, WardroundError) else for_log(error))
+                raise GateRefused(
+                    "a private round failed", "the line before this one says why", "mend that", code=_ANYTHING
+                ) from None
             self._gate.note_error(kind, plan, type(error).__name__)
             raise
         if sealed is not None:

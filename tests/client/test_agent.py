@@ -19,7 +19,7 @@ from wardround.client.home import SiteHome
 from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.client.live import open_live_site
 from wardround.client.site import Site
-from wardround.errors import AuthRefused, DataError, GateRefused, LabelError
+from wardround.errors import AuthRefused, DataError, GateRefused, LabelError, NoTrainingCases
 from wardround.models.catalogue import build
 from wardround.models.weights import OPERATORS, network_weights, weights_of
 from wardround.server.app import initial_weights
@@ -242,6 +242,32 @@ def test_of_an_error_only_a_code_leaves(
     assert not [word for word in (NAME, HOME) if word in home.ledger.read_text()]
     site.failing = None
     ask(home, "train", plan())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("cannot read a case", "its file is damaged"),
+        LabelError("the imported label of a case goes up to 3"),
+        NoTrainingCases("there is nothing to learn from"),
+        ValueError("odd"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_of_a_private_round_it_is_told_that_it_failed_and_never_why(  # noqa: PLR0917
+    agent: Agent, home: SiteHome, site: FakeSite, error: Exception, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Codes follow from what cases hold, as which structures are drawn on them, and cost nothing."""
+
+    def fail(*_: object) -> Update:
+        raise error
+
+    agent._gate = Gate(home.path, accountant=lambda *_: 0.0)
+    site.train = site.evaluate = fail  # type: ignore[method-assign, assignment]
+    assert refusal(home, kind, privacy="record", validation_cases=0, model_vote=0.0) == "internal"
+    assert noted(home)[-1] == ("out", kind, "internal")
+    assert type(error).__name__ in caplog.text or str(error) in caplog.text
 
 
 def test_a_label_of_another_task_is_told_to_both_sides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
