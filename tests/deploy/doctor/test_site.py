@@ -70,6 +70,14 @@ def test_a_file_that_is_damaged(home: SiteHome, file: str, content: bytes, name:
     assert name in problems(home)
 
 
+def test_secure_aggregation_with_whoever_comes(home: SiteHome) -> None:
+    text = POLICY_TEMPLATE.replace("require-secure = false", "require-secure = true")
+    home.policy.write_text(text)
+    assert "secure-peers" in findings(home)["policy"].cause
+    home.policy.write_text(text.replace("secure-peers = {}", f'secure-peers = {{ south = "SHA256:{"a" * 43}" }}'))
+    assert "policy" not in problems(home)
+
+
 def test_a_key_that_others_can_read(home: SiteHome) -> None:
     home.node_key.chmod(0o644)
     assert "can be read by others" in findings(home)["private key"].problem
