@@ -17,7 +17,13 @@ from wardround.client.cases.dataset import (
     split_even,
     split_natural,
 )
-from wardround.deploy.settings import ExperimentSettings, FederationSettings, SimulationSettings, is_split_file
+from wardround.deploy.settings import (
+    ExperimentSettings,
+    FederationSettings,
+    SimulationSettings,
+    is_split_file,
+    uncombined,
+)
 from wardround.errors import DataError, UsageError
 from wardround.strategies.plan import LabelKind, RoundPlan
 
@@ -259,13 +265,14 @@ def _runs(out: Path, settings: SimulationSettings, federation: Federation, label
         for arm in settings.arms:
             for name, model, cases in dealt(federation, arm, settings.rounds, seed):
                 combined = len(cases) > 1
+                plan = settings.round_plan(arm, seed, run=name, round=0, labels=labels)
                 yield ArmRun(
                     folder=out / "arms" / name,
                     arm=arm,
                     seed=seed,
                     model=model,
                     cases=cases,
-                    plan=settings.round_plan(arm, seed, run=name, round=0, labels=labels),
+                    plan=plan if combined else uncombined(plan),
                     strategy=settings.strategy if combined else "fedavg",
                     strategy_options=settings.strategy_options if combined or settings.strategy == "fedavg" else None,
                     weighting=settings.weighting if combined else "examples",

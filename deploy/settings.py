@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from wardround.errors import PlanError, UsageError
 from wardround.strategies.catalogue import make_strategy, plan_fields
 from wardround.strategies.central_privacy import check_central
+from wardround.strategies.fit import check_asked
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import LabelKind, RoundPlan
 from wardround.strategies.secure.fit import check_summable
@@ -279,6 +280,11 @@ class SimulationSettings(FederationSettings):
         return self.plan_with(changed, run=run, round=round, rounds=self.rounds, seed=seed, labels=labels)
 
 
+def uncombined(plan: RoundPlan) -> RoundPlan:
+    """A plan without what only a strategy makes use of: what one learns alone is combined with nothing."""
+    return plan.model_copy(update={"control_variates": False, "normalised_steps": 0})
+
+
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Refuse an empty list and one that names something twice."""
     if not values or len(set(values)) != len(values):
@@ -306,6 +312,9 @@ def settings_from(values: Mapping[str, object]) -> SimulationSettings:
     strategy = make_strategy(settings.strategy, **settings.strategy_options)
     weighting = make_weighting(settings.weighting, **settings.weighting_options)
     check_weighable(strategy, weighting, plan)
+    for arm in settings.arms:
+        if arm not in ALONE:
+            check_asked(strategy, settings.round_plan(arm, settings.seeds[0], run="check", round=1, labels=2))
     check_central(strategy, plain=weighting.plain, secure=plan.secure)
     check_summable(plan, strategy, weighting)
     check_what_torch_knows(settings, [plan])

@@ -16,7 +16,8 @@ with dashes, besides
 ``late``               ``refuse``, if absent: a reply that comes after its round was closed is not looked for, and its
                        site is asked anew. ``use``: the site is left alone until it answers, and its update counts in
                        the round that is then open, τ rounds late, with its examples times (1 + τ)⁻ᵃ; fedmedian,
-                       fedtrimmedavg and krum do not look at examples: there it counts as much as any other
+                       fedtrimmedavg and krum do not look at examples: there it counts as much as any other; dpfedavg,
+                       scaffold and fednova take none
 ``staleness-exponent`` *a* (Xie et al. 2019, FedAsync, polynomial staleness), 0.5 if absent
 ``max-staleness``      τ up to which a late reply is waited for, 8 if absent
 ``quarantine-after``   refused replies in a row that put a site in quarantine, 3 if absent; 0 for never
@@ -56,6 +57,7 @@ from wardround.server.rounds import Event, LoopSettings, run_rounds
 from wardround.strategies.catalogue import make_strategy, plan_fields
 from wardround.strategies.central_privacy import check_central
 from wardround.strategies.contract import Weights
+from wardround.strategies.fit import check_asked
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan, plan_from_flat
 from wardround.strategies.secure.fit import check_summable
@@ -152,6 +154,7 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
     strategy = make_strategy(loop["strategy"], **options)  # type: ignore[arg-type]  # make_strategy checks them
     weighting = make_weighting(loop["weighting"], **weighting_options)
     check_weighable(strategy, weighting, first)
+    check_asked(strategy, first, loop["late"])
     check_central(strategy, plain=weighting.plain, late=loop["late"], secure=first.secure)
     check_summable(first, strategy, weighting, loop["late"])
     return RunSettings(

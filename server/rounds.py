@@ -24,6 +24,7 @@ from wardround.strategies.buffered import FedBuff
 from wardround.strategies.catalogue import describe, load_strategy_state
 from wardround.strategies.combine import conform
 from wardround.strategies.contract import Metrics, Weights
+from wardround.strategies.fit import check_asked
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.secure.fit import check_summable
 from wardround.strategies.weighting import BY_EXAMPLES, Weighting, check_weighable
@@ -103,9 +104,10 @@ def run_rounds(  # noqa: PLR0917
         If too few sites came, or too few replies could be used, at every attempt; the journal then holds the closed
         rounds, and the updates that were accepted in the open one.
     PlanError
-        If the run was begun with other settings, or the plans contradict the settings.
+        If the run was begun with other settings, or the plans contradict the settings or the strategy.
     UsageError
-        If the strategy does not look at how much a site counts, and a weighting was asked for.
+        If the strategy does not look at how much a site counts, and a weighting was asked for; or takes no late
+        replies, and these are to be used.
     StorageError
         If the journal cannot be written or read.
     Interrupted
@@ -126,6 +128,7 @@ def run_rounds(  # noqa: PLR0917
         weighting,
     )
     check_weighable(strategy, weighting, desk.plan(1))
+    check_asked(strategy, desk.plan(1), settings.late)
     check_summable(desk.plan(1), strategy, weighting, settings.late)
     journal.begin(
         {

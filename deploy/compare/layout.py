@@ -5,6 +5,7 @@ from pathlib import Path
 from wardround.client.cases.dataset import Dataset
 from wardround.deploy.compare.settings import CompareSettings
 from wardround.deploy.dealing import ArmRun, Layout, capped_split, check_sites, dealt, holdings
+from wardround.deploy.settings import uncombined
 
 
 def compare_layout(out: Path, settings: CompareSettings, dataset: Dataset) -> Layout:
@@ -24,6 +25,7 @@ def compare_layout(out: Path, settings: CompareSettings, dataset: Dataset) -> La
             for name, model, cases in dealt(federation, arm, settings.rounds, seed):
                 own = settings.combination(arm)
                 combined = len(cases) > 1
+                plan = settings.round_plan(arm, seed, run=name, labels=labels)
                 runs.append(
                     ArmRun(
                         folder=out / "arms" / name,
@@ -31,7 +33,7 @@ def compare_layout(out: Path, settings: CompareSettings, dataset: Dataset) -> La
                         seed=seed,
                         model=model,
                         cases=cases,
-                        plan=settings.round_plan(arm, seed, run=name, labels=labels),
+                        plan=plan if combined else uncombined(plan),
                         strategy=own.strategy if combined else "fedavg",
                         strategy_options=own.options if combined else None,
                         weighting=own.weighting if combined else "examples",

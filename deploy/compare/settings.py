@@ -17,6 +17,7 @@ from wardround.deploy.settings import (
 from wardround.errors import UsageError
 from wardround.strategies.catalogue import make_strategy, names, option_names, plan_fields
 from wardround.strategies.central_privacy import check_central
+from wardround.strategies.fit import check_asked
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.secure.fit import check_summable
 from wardround.strategies.weighting import check_weighable, make_weighting, rules
@@ -177,6 +178,7 @@ def compare_settings_from(values: Mapping[str, object]) -> CompareSettings:
         strategy = make_strategy(arm.strategy, **arm.options)
         weighting = make_weighting(arm.weighting, **arm.weighting_options)
         check_weighable(strategy, weighting, plans[name])
+        check_asked(strategy, plans[name])
         check_central(strategy, plain=weighting.plain, secure=plans[name].secure)
         check_summable(plans[name], strategy, weighting)
     check_what_torch_knows(settings, list(plans.values()))

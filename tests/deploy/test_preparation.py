@@ -16,6 +16,7 @@ from wardround.deploy import preparation
 from wardround.deploy.dealing import capped_split, evaluated_at, schedule
 from wardround.deploy.preparation import claim, prepare, store_folder, stored_settings
 from wardround.deploy.settings import SimulationSettings, changed_settings, settings_from
+from wardround.deploy.simulation import Arm
 from wardround.errors import DataError, PlanError, UsageError
 
 TINY = {"sites": 2, "cases": 3, "tests": 1, "shape": (24, 24, 24)}
@@ -185,3 +186,17 @@ def test_a_kind_of_label_for_a_site_that_is_not_there_is_refused(tmp_path: Path)
 
 def test_networks_of_two_axes_are_simulated_too() -> None:
     assert settings_from({"phantoms": TINY, "plan": {"model": "unet2d-small"}}).plan["model"] == "unet2d-small"
+
+
+def test_whoever_learns_alone_is_asked_for_nothing_that_only_a_strategy_can_combine(tmp_path: Path) -> None:
+    values = {"phantoms": TINY, "rounds": 2, "strategy": "scaffold", "plan": {"control_variates": True}}
+    wanted = settings_from({**values, "arms": ("pooled", "federated", "local")})
+    with pytest.raises(PlanError, match="scaffold"):
+        settings_from({**values, "arms": ("pooled", "federated"), "strategy": "fedavg"})
+    claim(tmp_path / "out", wanted, "wardround simulate")
+    found = {}
+    for run in prepare(tmp_path / "out", wanted):
+        told = Arm.read(run.folder)
+        found[run.name] = told.strategy, told.plan.control_variates
+    alone = {"pooled-seed0", "local-site_1-seed0", "local-site_2-seed0"}
+    assert found == dict.fromkeys(alone, ("fedavg", False)) | {"federated-seed0": ("scaffold", True)}

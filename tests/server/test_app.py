@@ -64,6 +64,10 @@ def test_everything_can_be_set() -> None:
         ({"round": 2}, "round"),
         ({"strategy": "best"}, "best"),
         ({"strategy-options.eta": 1.0}, "eta"),
+        ({"strategy": "fednova", "normalised-steps": 0}, "normalised-steps"),
+        ({"control-variates": True}, "scaffold"),
+        ({"strategy": "scaffold", "late": "use"}, "late"),
+        ({"strategy": "fednova", "late": "use"}, "late"),
     ],
 )
 def test_refused_by_name(change: dict[str, Any], named: str) -> None:

@@ -12,11 +12,11 @@ from flwr.app import Error, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from safetensors import SafetensorError
 
-from wardround.errors import Interrupted, PlanError, RoundError, StorageError
+from wardround.errors import Interrupted, PlanError, RoundError, StorageError, UsageError
 from wardround.server import journal as journals
 from wardround.server.journal import Journal, read_rounds
 from wardround.server.rounds import Event, LoopSettings, RunResult, run_rounds
-from wardround.strategies.catalogue import make_strategy, names
+from wardround.strategies.catalogue import make_strategy, names, plan_fields
 from wardround.strategies.contract import ARRAYS, METRICS, PLAN, Weights
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.validation import ReplyLimits
@@ -120,6 +120,8 @@ def test_bytes_are_those_of_the_payload(scene: Scene) -> None:
 
 @pytest.mark.parametrize("strategy", [name for name in names() if name != "dpfedavg"])
 def test_stopped_anywhere_and_resumed_gives_the_same_bits(scene: Scene, strategy: str) -> None:
+    usual, asked = scene.plans, plan_fields(strategy)
+    scene.plans = lambda number: usual(number).model_copy(update=asked)
     whole = scene.run(strategy)
     messages = len(scene.grid.sent)
     for after in range(1, messages, 3):
@@ -422,6 +424,15 @@ def test_a_full_disk_leaves_the_last_round(scene: Scene, monkeypatch: pytest.Mon
 def test_plans_and_settings_must_agree(scene: Scene) -> None:
     with pytest.raises(PlanError, match="round 1 of 5"):
         scene.run(settings=replace(scene.settings, rounds=5))
+
+
+def test_plan_and_strategy_must_agree(scene: Scene) -> None:
+    with pytest.raises(PlanError, match="normalised-steps"):
+        scene.run("fednova")
+    usual = scene.plans
+    scene.plans = lambda number: usual(number).model_copy(update={"normalised_steps": 5})
+    with pytest.raises(UsageError, match="late"):
+        scene.run("fednova", settings=replace(scene.settings, late="use"))
 
 
 @pytest.mark.parametrize("change", [{"rounds": 0}, {"quorum": 0}, {"deadline_s": 0.0}, {"evaluate_every": -1}])

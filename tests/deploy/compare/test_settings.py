@@ -63,6 +63,7 @@ def test_the_plan_of_an_arm() -> None:
         ({"arms": {"a": {"strategy": "krum", "weighting": "qffl"}}}, UsageError, "qffl"),
         ({"arms": {"a": {"strategy": "krum", "plan": {"secure": True}}}}, PlanError, "Krum"),
         ({"arms": {"a": {"strategy": "dpfedavg", "weighting": "equal"}}}, UsageError, "weights of its own"),
+        ({"arms": {"a": {"plan": {"normalised_steps": 3}}}}, PlanError, "fednova"),
         ({"arms": {"a": {"plan": {"rounds": 3}}}}, UsageError, "rounds"),
         ({"arms": {"a": {"plan": {"model": "unet3d"}}}}, UsageError, "--model"),
         ({"arms": {"a": {"plan": {"fusion": 3}}}}, PlanError, "fusion"),
