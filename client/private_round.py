@@ -123,9 +123,21 @@ def begun_with(state: SiteState, plan: RoundPlan) -> SiteState:
     """The state that a round begins with: a private one takes over nothing that a round without noise left.
 
     Moments of the optimiser, heads and what a codec left out are free of cases only if every round before was private.
+
+    Raises
+    ------
+    DataError
+        If the run remembers cases of a round without noise: what is drawn on them, and the run's weights, follow from
+        other cases, and no step was charged for that.
     """
     if not is_private(plan) or _ONLY_PRIVATE in state.local:
         return state
+    if state.reservoir.kept:
+        raise DataError(
+            f"round {plan.round} of run {plan.run} is to be private, and cases are remembered that were not",
+            "a round of this run was without noise",
+            "begin a new run, private from its first round on",
+        )
     return replace(state, optimiser={}, local={})
 
 

@@ -16,11 +16,12 @@ from wardround.client.gate.budget import Budget
 from wardround.client.gate.gate import Gate
 from wardround.client.learning.accountant import epsilon_of
 from wardround.client.learning.learner import OnlineLearner
-from wardround.client.learning.replay import ReplayMemory, Sample
+from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
 from wardround.client.learning.round import OnlineRound
-from wardround.client.private_round import SPENT, steps_of
+from wardround.client.learning.state import SiteState, Standing
+from wardround.client.private_round import SPENT, begun_with, steps_of
 from wardround.client.site import Site
-from wardround.errors import GateRefused
+from wardround.errors import DataError, GateRefused
 from wardround.models.catalogue import build
 from wardround.models.weights import weights_of
 from wardround.strategies.contract import ARRAYS, METRICS, Update, Weights
@@ -149,19 +150,30 @@ def test_a_crash_in_the_middle_has_paid_already(tmp_path: Path, monkeypatch: pyt
     assert len(Budget(tmp_path / "north" / SPENT).charges()) == 2
 
 
-@pytest.mark.parametrize("before", ["none", "record"])
-def test_a_private_round_takes_over_no_moments_of_one_without_noise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
-) -> None:
+def test_a_private_round_goes_on_from_private_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[dict[str, object]] = []
     monkeypatch.setattr(OnlineLearner, "load_optimiser_state", lambda self, arrays: taken.append(dict(arrays)))
-    hospital = site(tmp_path / "north")
-    hospital.train(plan(1, privacy="record"), START)
-    hospital.train(plan(2, privacy=before), START)
-    hospital.train(plan(3, rounds=3), START)
+    both_rounds(site(tmp_path / "north"))
     assert not taken[0]
     assert taken[1]
-    assert bool(taken[2]) == (before == "record")
+
+
+def test_a_private_round_after_one_without_noise_is_refused_and_costs_nothing(tmp_path: Path) -> None:
+    hospital = site(tmp_path / "north")
+    hospital.train(plan(1, privacy="none"), START)
+    with pytest.raises(DataError, match=r"private.* → .*without noise → begin a new run"):
+        hospital.train(plan(2), START)
+    assert not Budget(tmp_path / "north" / SPENT).charges()
+
+
+def test_a_private_round_takes_over_nothing_else_of_one_without_noise() -> None:
+    """Where nothing is remembered, moments and what a codec left out may still be of cases."""
+    left = {"one": np.ones(1)}
+    state = SiteState(1, Reservoir(4), left, (), {}, Standing(), left)
+    begun = begun_with(state, plan(2))
+    assert not begun.optimiser
+    assert not begun.local
+    assert begun_with(state, plan(2, privacy="none")) is state
 
 
 def test_steps_follow_from_the_number_of_cases() -> None:
