@@ -119,11 +119,12 @@ def test_what_was_not_sent_down_is_not_lost(scene: Scene) -> None:
     assert not np.array_equal(scene.sites["north"].given[1]["w"], scene.initial["w"])
 
 
-def test_who_has_learnt_nothing_may_say_so_twice(scene: Scene) -> None:
-    """A change of nothing is the same bytes in every round, and no replay."""
+@pytest.mark.parametrize(("codec", "down"), [("int8", "none"), ("none", "bf16"), ("none", "fp16")])
+def test_who_has_learnt_nothing_may_say_so_twice(scene: Scene, codec: str, down: str) -> None:
+    """A change of nothing is the same bytes in every round, and so is what was given in half precision: no replay."""
     for site in scene.sites.values():
         site.moves = False
-    result = scene.run("int8", "none")
+    result = scene.run(codec, down)
     digests = {record.sites["north"].weights_digest for record in result.rounds}
     assert len(digests) == 1
     assert not any(record.refused for record in result.rounds)
