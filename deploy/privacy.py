@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from wardround.client.gate.budget import Budget
-from wardround.client.private_round import SPENT
 from wardround.deploy.preparation import ARM, INDEX
 from wardround.server.records import read_rounds
 
@@ -23,8 +22,9 @@ def privacy_lines(out: Path) -> list[str]:
         arm = json.loads((folder / ARM).read_text(encoding="utf-8"))
         name = f"{arm['arm']}, seed {arm['seed']}"
         if arm["plan"].get("privacy") == "record":
-            # Imported here: nobody else waits for opacus.
+            # Imported here: nobody else waits for torch and opacus.
             from wardround.client.learning.accountant import epsilon_of
+            from wardround.client.private_round import SPENT
 
             spent = {site: Budget(folder / "sites" / site / SPENT).charges() for site in arm["sites"]}
             found = {site: epsilon_of(charges, DELTA) for site, charges in spent.items()}

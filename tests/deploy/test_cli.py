@@ -9,6 +9,7 @@ import pytest
 
 from wardround import __version__, files
 from wardround.deploy import cli
+from wardround.errors import PlanError
 from wardround.strategies.catalogue import names
 
 TINY = ["--sites", "2", "--cases", "2", "--tests", "1", "--shape", "24,24,24", "--rounds", "2"]
@@ -50,6 +51,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
+        (["--strategy", "fedper", "--plan", "local_keys=decoder.*"], "no array"),
+        (["--strategy", "ditto", "--plan", "local_keys=model.2.*"], "choose one"),
+    ],
+)
+def test_fields_of_a_plan_that_do_not_fit(capsys: pytest.CaptureFixture[str], options: list[str], word: str) -> None:
+    refused(capsys, ["simulate", *options], PlanError.exit_code, word)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
         (["--rounds", "0"], "rounds"),
         (["--rounds", "many"], "rounds"),
         (["--seeds", "a,b"], "seeds"),
@@ -58,8 +70,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--compare", "magic"], "arms"),
         (["--strategy", "fedmagic"], "fedmagic"),
         (["--strategy", "fedprox", "--strategy-option", "speed=3"], "speed"),
-        (["--strategy", "fedper", "--plan", "local_keys=decoder.*"], "no array"),
-        (["--strategy", "ditto", "--plan", "local_keys=model.2.*"], "choose one"),
         (["--strategy", "ditto", "--strategy-option", "personal_weight=-1"], "personal_weight"),
         (["--strategy-option", "eta"], "name=value"),
         (["--weighting", "fairest"], "fairest"),

@@ -13,7 +13,7 @@ import pytest
 
 from wardround.deploy.compare.summary import BEST_SINGLE, LOCAL_ONLY, rows
 from wardround.deploy.report.results import Results, load_results
-from wardround.errors import UsageError
+from wardround.errors import PlanError, UsageError
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "strategies.py"
 TINY = [
@@ -89,10 +89,14 @@ def test_a_killed_comparison_ends_with_the_same_numbers(
 
 
 def test_a_mistake_ends_with_its_exit_code_and_no_folder(tmp_path: Path, command_line: Any) -> None:
-    for options in (["--strategies", "fedbest"], ["--weightings", "fairest"], ["--arm", "mine:strategy=krum,eta=1"]):
+    for options, expected in (
+        (["--strategies", "fedbest"], UsageError),
+        (["--weightings", "fairest"], UsageError),
+        (["--arm", "mine:strategy=krum,eta=1"], PlanError),
+    ):
         out = tmp_path / "out"
         code, _, err = command_line.finish(command_line.start("compare", "--out", str(out), *options))
-        assert code == UsageError.exit_code
+        assert code == expected.exit_code
         assert "fix" in err
         assert "Traceback" not in err
         assert not out.exists()

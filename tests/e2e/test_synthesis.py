@@ -58,7 +58,7 @@ def test_arms_have_equal_updates_and_nobody_serves_two_stages(tmp_path: Path) ->
     assert "goal ≥ 0.8" in tables
     assert (folder / "picture.png").stat().st_size > 1000
     assert "0 runs to go" in tried(tmp_path, *options).stdout
-    refused = tried(tmp_path, *options, "--set", "share=0.25")
+    refused = tried(tmp_path, *options, "--set", "share=0.5")
     assert "holds a run under other settings" in refused.stderr
 
 
@@ -142,7 +142,7 @@ def test_slices_that_show_nothing_stay_real(tmp_path: Path) -> None:
     from imagined.runs import Batches
     from imagined.sources import Source
 
-    recipe = replace(TASKS["phantoms"].cpu, batch=8)
+    recipe = replace(TASKS["phantoms"].cpu, batch=8, share=0.5)
     source = Source(1.0)
     given = [learnable(pair, CLASSES) for pair in slices(3, seed=1)]
     without = Batches(given, source, recipe, seed=0)()

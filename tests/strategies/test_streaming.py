@@ -116,6 +116,7 @@ def test_what_a_strategy_needs_is_said() -> None:
         "moon": "one",
         "ditto": "one",
         "apfl": "one",
+        "fedbuff": "all",
     }
 
     class Own(FedAvg):

@@ -195,7 +195,7 @@ def test_more_bytes_than_the_shape_needs_are_refused_undecoded(
     def never(array: Array) -> None:
         pytest.fail("decoded")
 
-    monkeypatch.setattr("wardround.strategies.validation.decode", never)
+    monkeypatch.setattr("wardround.strategies.validation.read_array", never)
     record = weights_to_record(weights)
     record["bias"] = Array("float32", (2,), "numpy.ndarray", bytes(10**6))
     assert code_of(reply(records={"arrays": record}), weights) == "encoding"
