@@ -49,8 +49,8 @@ def _never_finished(path: Path) -> bool:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if "alembic_version" in tables:
-                return connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (0,)
-            return "node" not in tables or connection.execute("SELECT count(*) FROM node").fetchone() == (0,)
+                return not connection.execute("SELECT * FROM alembic_version").fetchall()
+            return "node" not in tables or not connection.execute("SELECT * FROM node LIMIT 1").fetchall()
     except sqlite3.Error:
         # Damaged, or locked by somebody: it is for Flower to say so.
         return False
