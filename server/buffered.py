@@ -18,19 +18,19 @@ from flwr.app import Message, RecordDict
 
 from wardround.errors import PlanError
 from wardround.server.bases import BASES, Bases
-from wardround.server.desk import Desk, Refusal, payload, reasons, report
+from wardround.server.desk import Desk, Refusal, payload, reasons
 from wardround.server.exchange import STILL_OPEN, Answer, TooFew, exchange, push
 from wardround.server.journal import LateReport, RoundRecord
 from wardround.server.records import damaged
 from wardround.server.settings import LoopSettings
 from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined
-from wardround.server.training import Asked, Memory, is_replayed, start_of
+from wardround.server.training import Asked, Memory, judge_answer, start_of
 from wardround.strategies.buffered import Buffered, FedBuff, combine_buffered
 from wardround.strategies.catalogue import strategy_state
-from wardround.strategies.codecs.record import Baseline, write_down
+from wardround.strategies.codecs.record import PLAIN, Baseline, write_down
 from wardround.strategies.combine import conform
-from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights, arrays_in, metrics_in, record_digest
+from wardround.strategies.contract import ARRAYS, PLAN, Weights, record_digest
 from wardround.strategies.plan import RoundPlan
 from wardround.strategies.weighting import Voice, weigh
 
@@ -70,21 +70,14 @@ def train_buffered(desk: Desk, number: int, weights: Weights, memory: Memory) ->
             "choose another strategy, or a plan without secure",
         )
     spool = desk.journal.open_round(number, start_of(plan, weights))
-    oldest = number - desk.settings.max_staleness
-    memory.unanswered = {name: asked for name, asked in memory.unanswered.items() if asked.round >= oldest}
-    left = desk.settings.retries
-    while True:
-        attempt = _Attempt(desk, plan, weights, memory, spool)
-        try:
-            attempt.run()
-            return attempt.close()
-        except TooFew as error:
-            if not left:
-                raise
-            logger.warning("round %d is tried again in %g s: %s", number, desk.settings.retry_wait_s, error)
-            desk.tell("retry", number, metrics={"left": float(left)}, reason="too-few")
-            left -= 1
-            desk.rest(desk.settings.retry_wait_s)
+    memory.forget_before(number - desk.settings.max_staleness)
+
+    def attempt() -> tuple[RoundRecord, Weights]:
+        made = _Attempt(desk, plan, weights, memory, spool)
+        made.run()
+        return made.close()
+
+    return desk.persist(number, attempt)
 
 
 class _Attempt:
@@ -245,28 +238,17 @@ class _Attempt:
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
-        given = self._given(asked.round)
-        sent = write_down(given, self._plan.codec_down)
-        baseline = Baseline.of(given, sent, self._plan.codec, self._plan.codec_down)
-        refusal = desk.refusal(answer, site, asked.round, "train", baseline.given, baseline.allowed)
-        if refusal is None and answer.reply is not None:
-            content = answer.reply.content
-            about = report(content, asked.bytes_down, desk.pace.now() - asked.since)
-            if is_replayed(self._memory, asked.round, about.weights_digest, arrays_in(content), baseline):
-                logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
-                refusal = Refusal("replayed", absent=False, blameless=False)
-            else:
-                examples = metrics_in(content)[NUM_EXAMPLES]
-                assert isinstance(examples, (int, float))
-                weight = examples * desk.settings.staleness_weight(number - asked.round)
-                arrays = arrays_in(content)
-                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about, baseline.read):
-                    self._refused.pop(site, None)
-                    self._missing.pop(site, None)
-                    desk.tell("late" if asked.round != number else "reply", number, site, about.metrics)
-                return
-        if refusal is not None:
-            self._miss(asked, refusal)
+        baseline = self._baseline(asked.round)
+        judged = judge_answer(desk, self._memory, number, answer, asked, baseline)
+        if isinstance(judged, Refusal):
+            self._miss(asked, judged)
+            return
+        weight = judged.examples * desk.settings.staleness_weight(number - asked.round)
+        arrays, about = judged.arrays, judged.about
+        if self._spool.accept(site, asked.round, weight, arrays, self._weights, about, baseline.read):
+            self._refused.pop(site, None)
+            self._missing.pop(site, None)
+            desk.tell("late" if asked.round != number else "reply", number, site, about.metrics)
 
     def _miss(self, asked: Asked, refusal: Refusal) -> None:
         """Note why an answer is of no use, and when its site is asked again."""
@@ -280,6 +262,17 @@ class _Attempt:
         if not refusal.blameless:
             self._blamed.add(site)
         desk.tell("refused", self._number, site, reason=refusal.code)
+
+    def _baseline(self, round: int) -> Baseline:
+        """What answers to a round are measured from; where the plan has a codec, weights are written by it once."""
+        plan, known = self._plan, self._memory.baselines
+        if (plan.codec, plan.codec_down) == ("none", "none"):
+            given = self._given(round)
+            return Baseline(given, given, PLAIN)
+        if round not in known:
+            given = self._given(round)
+            known[round] = Baseline.of(given, write_down(given, plan.codec_down), plan.codec, plan.codec_down)
+        return known[round]
 
     def _given(self, round: int) -> Weights:
         """What sites were given in a round, as the coordinator has it."""

@@ -5,14 +5,14 @@ import random
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from wardround.errors import PlanError
-from wardround.server.exchange import NOT_DELIVERED, Answer, Pace, check, wait_for_sites
+from wardround.server.exchange import NOT_DELIVERED, Answer, Pace, TooFew, check, wait_for_sites
 from wardround.server.journal import Journal, SiteReport
 from wardround.server.settings import LoopSettings
 from wardround.strategies.codecs.record import PLAIN
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 # A message must outlive the wait for its reply, however far apart the clocks are.
 _TTL_MARGIN_S = 600.0
 _TYPES = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
+
+Result = TypeVar("Result")
 
 EventKind = Literal["round-start", "reply", "late", "refused", "retry", "round-end", "evaluate"]
 
@@ -190,6 +192,26 @@ class Desk:
     ) -> None:
         """Tell whoever watches."""
         self.on_event(Event(kind, number, self.settings.rounds, site, metrics or {}, reason))
+
+    def persist(self, number: int, attempt: Callable[[], Result]) -> Result:
+        """Make an attempt at a round, again as often as the settings say where too few sites are there or answer.
+
+        Raises
+        ------
+        TooFew
+            At the last attempt.
+        """
+        left = self.settings.retries
+        while True:
+            try:
+                return attempt()
+            except TooFew as error:
+                if not left:
+                    raise
+                logger.warning("round %d is tried again in %g s: %s", number, self.settings.retry_wait_s, error)
+                self.tell("retry", number, metrics={"left": float(left)}, reason="too-few")
+                left -= 1
+                self.rest(self.settings.retry_wait_s)
 
     def rest(self, seconds: float) -> None:
         """Let time pass between two attempts."""

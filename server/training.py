@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from wardround.server.desk import Desk, Refusal, payload, reasons, report, seeded
 from wardround.server.exchange import STILL_OPEN, Answer, TooFew, exchange
 from wardround.server.grids import RosterGrid
-from wardround.server.journal import LateReport, RoundRecord, Standing
+from wardround.server.journal import LateReport, RoundRecord, SiteReport, Standing
 from wardround.server.spool import OpenRound
 from wardround.server.standing import judge, quarantined
 from wardround.server.summing import sum_up
@@ -96,6 +96,12 @@ class Memory:
         reports = [*record.sites.values(), *(late.report for late in record.late.values() if late.report)]
         self.seen |= {one.weights_digest for one in reports if one.weights_digest}
 
+    def forget_before(self, oldest: int) -> None:
+        """Wait no more for answers to earlier rounds, and keep only what those to others are measured from."""
+        self.unanswered = {name: asked for name, asked in self.unanswered.items() if asked.round >= oldest}
+        open_rounds = {asked.round for asked in self.unanswered.values()}
+        self.baselines = {round: one for round, one in self.baselines.items() if round in open_rounds}
+
     def busy(self) -> frozenset[str]:
         """Sites that have not answered yet."""
         return frozenset(asked.site for asked in self.unanswered.values())
@@ -113,25 +119,16 @@ def train(desk: Desk, number: int, weights: Weights, memory: Memory) -> tuple[Ro
     """
     plan = desk.plan(number)
     spool = desk.journal.open_round(number, start_of(plan, weights))
-    oldest = number - (desk.settings.max_staleness if desk.settings.late == "use" else 0)
-    memory.unanswered = {name: asked for name, asked in memory.unanswered.items() if asked.round >= oldest}
-    open_rounds = {asked.round for asked in memory.unanswered.values()}
-    memory.baselines = {round: one for round, one in memory.baselines.items() if round in open_rounds}
-    left = desk.settings.retries
-    while True:
-        try:
-            if plan.secure:
-                return sum_up(desk, plan, weights, memory, spool)
-            attempt = _Attempt(desk, plan, weights, memory, spool)
-            attempt.run()
-            return attempt.close()
-        except TooFew as error:
-            if not left:
-                raise
-            logger.warning("round %d is tried again in %g s: %s", number, desk.settings.retry_wait_s, error)
-            desk.tell("retry", number, metrics={"left": float(left)}, reason="too-few")
-            left -= 1
-            desk.rest(desk.settings.retry_wait_s)
+    memory.forget_before(number - (desk.settings.max_staleness if desk.settings.late == "use" else 0))
+
+    def attempt() -> tuple[RoundRecord, Weights]:
+        if plan.secure:
+            return sum_up(desk, plan, weights, memory, spool)
+        made = _Attempt(desk, plan, weights, memory, spool)
+        made.run()
+        return made.close()
+
+    return desk.persist(number, attempt)
 
 
 class _Attempt:
@@ -343,29 +340,19 @@ class _Attempt:
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
-        seconds = desk.pace.now() - asked.since
         baseline = self._memory.baselines.get(asked.round) or Baseline(self._weights, self._weights, PLAIN)
-        refusal = desk.refusal(answer, site, asked.round, "train", baseline.given, baseline.allowed)
-        if refusal is None and answer.reply is not None:
-            content = answer.reply.content
-            about = report(content, asked.bytes_down, seconds)
-            if is_replayed(self._memory, asked.round, about.weights_digest, arrays_in(content), baseline):
-                logger.warning("round %d: refused the reply of site %s: it was sent before", number, site)
-                refusal = Refusal("replayed", absent=False, blameless=False)
-            else:
-                examples = metrics_in(content)[NUM_EXAMPLES]
-                assert isinstance(examples, (int, float))
-                rounds_late = number - asked.round
-                weight = examples * self._staleness(asked.round) if rounds_late else examples
-                arrays = arrays_in(content)
-                if self._spool.accept(site, asked.round, weight, arrays, self._weights, about, baseline.read):
-                    if not rounds_late:
-                        self._refused.pop(site, None)
-                        self._missing.pop(site, None)
-                    desk.tell("late" if rounds_late else "reply", number, site, about.metrics)
-                return
-        if refusal is None:
+        judged = judge_answer(desk, self._memory, number, answer, asked, baseline)
+        if isinstance(judged, Accepted):
+            rounds_late = number - asked.round
+            weight = judged.examples * self._staleness(asked.round) if rounds_late else judged.examples
+            arrays, about = judged.arrays, judged.about
+            if self._spool.accept(site, asked.round, weight, arrays, self._weights, about, baseline.read):
+                if not rounds_late:
+                    self._refused.pop(site, None)
+                    self._missing.pop(site, None)
+                desk.tell("late" if rounds_late else "reply", number, site, about.metrics)
             return
+        refusal = judged
         if asked.round == number:
             self._refused.pop(site, None)
             self._missing.pop(site, None)
@@ -379,6 +366,44 @@ class _Attempt:
         if not refusal.blameless:
             self._blamed.add(site)
         desk.tell("refused", number, site, reason=refusal.code)
+
+
+@dataclass(frozen=True, eq=False)
+class Accepted:
+    """An answer that is as it should be.
+
+    Parameters
+    ----------
+    examples
+        What it weighs in an average.
+    arrays
+        As they travelled.
+    about
+        For the journal.
+    """
+
+    examples: float
+    arrays: ArrayRecord
+    about: SiteReport
+
+
+def judge_answer(  # noqa: PLR0917
+    desk: Desk, memory: Memory, number: int, answer: Answer, asked: Asked, baseline: Baseline
+) -> Accepted | Refusal:
+    """Whether an answer keeps the contract of its round, and was not sent before; `number` is the open round."""
+    seconds = desk.pace.now() - asked.since
+    refusal = desk.refusal(answer, asked.site, asked.round, "train", baseline.given, baseline.allowed)
+    if refusal is not None:
+        return refusal
+    assert answer.reply is not None
+    content = answer.reply.content
+    about, arrays = report(content, asked.bytes_down, seconds), arrays_in(content)
+    if is_replayed(memory, asked.round, about.weights_digest, arrays, baseline):
+        logger.warning("round %d: refused the reply of site %s: it was sent before", number, asked.site)
+        return Refusal("replayed", absent=False, blameless=False)
+    examples = metrics_in(content)[NUM_EXAMPLES]
+    assert isinstance(examples, (int, float))
+    return Accepted(examples, arrays, about)
 
 
 def is_replayed(memory: Memory, round: int, digest: str, arrays: ArrayRecord, baseline: Baseline) -> bool:

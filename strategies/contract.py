@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from tokenize import TokenError
@@ -138,8 +138,8 @@ def weights_to_record(weights: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
     return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in weights.items()})
 
 
-def weights_from_record(record: ArrayRecord) -> Weights:
-    """Copy the weights out of a record, in its order.
+def weights_from_record(record: ArrayRecord, read: Callable[[Array], npt.NDArray[Any]] | None = None) -> Weights:
+    """Copy the weights out of a record, in its order; `read` is :func:`decode` unless they are written otherwise.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def weights_from_record(record: ArrayRecord) -> Weights:
     weights: Weights = {}
     for name, array in record.items():
         try:
-            weights[name] = decode(array)
+            weights[name] = (read or decode)(array)
         except ValueError as error:
             raise PlanError(
                 f"array {name!r} cannot be read", str(error), "both ends must run the same version of Wardround"

@@ -6,6 +6,7 @@ import typer
 
 from wardround.deploy import options
 from wardround.deploy.launch import launch
+from wardround.errors import UsageError
 
 _STRATEGIES = "fedavg,fedprox,fedadam,fedtrimmedavg"
 
@@ -63,6 +64,10 @@ def compare(  # noqa: PLR0917 - one parameter an option
         )
         for definition in arm or ():
             name, fields = split_definition(definition)
+            if name in named:
+                raise UsageError(
+                    f"there are two arms called {name}", "their results could not be told apart", "rename the --arm"
+                )
             named[name] = own_arm(options.pairs(fields, f"--arm {name}:"))
         values: dict[str, Any] = {
             "arms": named,

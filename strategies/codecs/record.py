@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
 
-from wardround.errors import PlanError
 from wardround.strategies.codecs import formats
-from wardround.strategies.contract import NUMPY, Weights, decode, weights_to_record
+from wardround.strategies.contract import NUMPY, Weights, decode, weights_from_record, weights_to_record
 from wardround.strategies.plan import Codec, CodecDown
 
 PLAIN = frozenset({NUMPY})
@@ -98,15 +97,8 @@ def read_down(record: ArrayRecord, codec: CodecDown) -> Weights:
     PlanError
         If an array cannot be read.
     """
-    weights: Weights = {}
-    for name, array in record.items():
-        try:
-            weights[name] = read_array(array, down_formats(codec))
-        except ValueError as error:
-            raise PlanError(
-                f"array {name!r} cannot be read", str(error), "both ends must run the same version of Wardround"
-            ) from error
-    return weights
+    allowed = down_formats(codec)
+    return weights_from_record(record, lambda array: read_array(array, allowed))
 
 
 @dataclass(frozen=True, eq=False)

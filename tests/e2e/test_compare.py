@@ -93,6 +93,7 @@ def test_a_mistake_ends_with_its_exit_code_and_no_folder(tmp_path: Path, command
         (["--strategies", "fedbest"], UsageError),
         (["--weightings", "fairest"], UsageError),
         (["--arm", "mine:strategy=krum,eta=1"], PlanError),
+        (["--strategies", "fedavg,fedadam", "--arm", "fedavg:strategy=fedprox"], UsageError),
     ):
         out = tmp_path / "out"
         code, _, err = command_line.finish(command_line.start("compare", "--out", str(out), *options))
