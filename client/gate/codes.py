@@ -57,7 +57,7 @@ _PLAN = {
     "plan-control": "the plan has mean gradients travel, which the policy does not allow",
     "plan-deadline": "the plan's deadline is longer than the policy allows",
     "kind-not-allowed": "the policy does not allow this kind of message",
-    "policy-unreadable": "the site's policy cannot be read",
+    "policy-unreadable": "the site's policy cannot be read, or contradicts itself",
 }
 _CONTENT = {
     "too-large": "the arrays are larger than the policy allows",

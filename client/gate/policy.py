@@ -74,7 +74,8 @@ class Policy(BaseModel):
         So many sites must be in the sum of a secure aggregation.
     secure_peers
         Site → fingerprint of its key: who may take part in a secure aggregation with this one. Empty for whoever comes
-        first under a name; a key that changes later is refused either way.
+        first under a name, which is refused where `require_secure` is set; a key that changes later is refused either
+        way.
     max_epsilon
         ε that the cases of this site may spend, over all runs together; where it is set, plans that do not keep cases
         private are refused. Infinite for no bound, and no such demand.
@@ -170,7 +171,8 @@ def load_policy(path: Path) -> Policy:
     Raises
     ------
     UsageError
-        If the file is missing, is no TOML, or holds an unknown name or a value out of range; the message names it.
+        If the file is missing, is no TOML, or holds an unknown name or a value out of range; the message names it. Also
+        if it insists on sums with others and names none of them.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -184,13 +186,20 @@ def load_policy(path: Path) -> Policy:
     if odd:
         raise UsageError(f"the policy {path} holds an unknown name", odd[0], "names are written with dashes")
     try:
-        return Policy.model_validate(values)
+        policy = Policy.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else "policy"
         raise UsageError(
             f"{field} in the policy {path} cannot be used", first["msg"].removeprefix("Value error, "), "correct it"
         ) from error
+    if policy.require_secure and not policy.secure_peers:
+        raise UsageError(
+            f"the policy {path} insists on secure aggregation, and anybody may take part in it",
+            "secure-peers names nobody: the coordinator can surround this site by sites of its own, and subtract them",
+            "compare fingerprints with the other sites by telephone, and name them; or set require-secure to false",
+        )
+    return policy
 
 
 def check_plan(plan: RoundPlan, policy: Policy) -> None:
@@ -323,7 +332,7 @@ share-control = false
 require-secure = false
 min-secure-sites = 3
 # Whose keys are trusted there, as `ssh-keygen -lf keys/node.pub` shows them at each site: { north = "SHA256:…" }.
-# Where none is named, whoever comes first under a name.
+# Where none is named, whoever comes first under a name; with require-secure they must be named.
 secure-peers = {}
 # How much ε the cases of this site may spend, over all runs together, at which δ, and whether it is worked out by
 # Rényi divergences ("rdp") or more tightly by the distribution of the loss ("prv"). With a number, such as 8.0, plans

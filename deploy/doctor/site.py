@@ -65,13 +65,6 @@ def _policy(home: SiteHome) -> Finding:
         policy = load_policy(home.policy)
     except WardroundError as error:
         return of_error("policy", error)
-    if policy.require_secure and not policy.secure_peers:
-        return bad(
-            "policy",
-            "secure aggregation is required, and anybody may take part in it",
-            "secure-peers names nobody: the coordinator can surround this site by sites of its own, and subtract them",
-            "compare fingerprints with the other sites by telephone, and name them in secure-peers of policy.toml",
-        )
     return good("policy", f"at least {count(policy.min_cases, 'case')} behind whatever leaves")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from wardround.client.agent import Agent, only_agent
 from wardround.client.gate.budget import Charge, Method
 from wardround.client.gate.gate import Gate
+from wardround.client.gate.policy import load_policy
 from wardround.client.home import SiteHome
 from wardround.client.live import open_live_site
 from wardround.deploy.site.pulled import sweep_pulled
@@ -37,7 +38,7 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
     Raises
     ------
     UsageError
-        If another agent serves this home, or the device is not there.
+        If another agent serves this home, its policy cannot be used, or the device is not there.
     ConnectionFailed
         If the workbench's port is taken.
     DataError, StorageError
@@ -47,6 +48,7 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         stack.enter_context(only_agent(home))
+        load_policy(home.policy)  # Somebody is looking now; later, what is wrong with it would stand in the log only.
         sweep_pulled(home)
         gate = Gate(home.path, accountant=_accountant)
         site = stack.enter_context(open_live_site(home, gate.charge))

@@ -161,8 +161,17 @@ def test_a_site_may_insist_on_it(hospitals: Hospitals) -> None:
     assert caught.value.code == "plan-secure"
     for name in NAMES:
         hospitals.policy(name, "require-secure = true")
+    with pytest.raises(RoundError, match="policy-unreadable"):
+        hospitals.run()
+    keys = {name: fingerprint(read_identity(home.node_key).public) for name, home in hospitals.homes.items()}
+    named = ", ".join(f'{name} = "{key}"' for name, key in keys.items())
+    for name in NAMES:
+        hospitals.policy(name, f"secure-peers = {{ {named} }}")
+    hospitals.folder = hospitals.folder.with_name("one-by-one")
     with pytest.raises(RoundError, match="plan-secure"):
         hospitals.run(secure=False)
+    hospitals.folder = hospitals.folder.with_name("summed")
+    assert len(hospitals.run().rounds) == 2
 
 
 def test_a_restarted_site_has_dropped_out_and_a_restarted_coordinator_is_answered(hospitals: Hospitals) -> None:

@@ -41,6 +41,13 @@ class TestReading:
         assert policy.train_metrics == {"num-examples"}
         assert policy.evaluate_metrics == EVALUATE_METRICS
 
+    def test_whoever_insists_on_sums_says_with_whom(self, tmp_path: Path) -> None:
+        """Else a coordinator makes up the other sites, and takes their updates off the sum."""
+        with pytest.raises(UsageError, match="secure-peers names nobody"):
+            read(tmp_path, "require-secure = true")
+        named = f'require-secure = true\nsecure-peers = {{ south = "SHA256:{"a" * 43}" }}'
+        assert read(tmp_path, named).require_secure
+
     @pytest.mark.parametrize(
         "text",
         [
