@@ -18,7 +18,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +67,8 @@ _WEIGHTS = "global.safetensors"
 _STATE = "strategy.safetensors"
 _GENERATIONS = "generations"
 _FORMAT = 1
+
+Stored = Mapping[str, object]
 
 
 class Journal:
@@ -123,13 +125,15 @@ class Journal:
         """Let another process open the folder."""
         self._lock = None
 
-    def begin(self, settings: Mapping[str, object]) -> None:
+    def begin(self, settings: Mapping[str, object], read: Callable[[Stored], Stored] = lambda stored: stored) -> None:
         """Note the settings of a new run, or check that a resumed one has the same.
 
         Parameters
         ----------
         settings
             What the numbers of the run depend on; nested mappings of plain values.
+        read
+            Reads what another version may have stored, names joined by dots, as this version would have written it.
 
         Raises
         ------
@@ -137,7 +141,7 @@ class Journal:
             Naming the settings that differ from those on disk.
         """
         path = self._folder / _RUN
-        flat = json.loads(json.dumps(_flat(settings)))
+        flat: dict[str, object] = json.loads(json.dumps(_flat(settings)))
         digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
         if not path.exists():
             # What a crash leaves of it is swept there, and nowhere else.
@@ -150,11 +154,15 @@ class Journal:
             raise PlanError(f"{path} has another format", "another version wrote it", "resume with that version")
         if stored.get("digest") == digest:
             return
-        old = cast(dict[str, object], stored.get("settings", {}))
-        differing = sorted(name for name in old.keys() | flat.keys() if old.get(name) != flat.get(name))
+        old = read(cast(dict[str, object], stored.get("settings", {})))
+        both = old.keys() & flat.keys()
+        # A setting that only one of the two knows differs, whatever its value.
+        differing = sorted((old.keys() ^ flat.keys()) | {name for name in both if old[name] != flat[name]})
+        if not differing:
+            return
         raise PlanError(
             f"the run in {self._folder} was started with other settings",
-            "; ".join(f"{name} was {old.get(name)!r}, is {flat.get(name)!r}" for name in differing),
+            "; ".join(f"{name} was {_told(old, name)}, is {_told(flat, name)}" for name in differing),
             "resume with the settings of the run, or choose another folder",
         )
 
@@ -337,6 +345,10 @@ def _save(path: Path, arrays: Weights) -> str:
         raise storage_error(OSError(code, str(error)), path) from error
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _told(settings: Stored, name: str) -> str:
+    return repr(settings[name]) if name in settings else "unknown"
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -32,6 +32,10 @@ from wardround.strategies.weighting import BY_EXAMPLES, Weighting, check_weighab
 __all__ = ["Event", "LoopSettings", "RunResult", "run_rounds"]
 
 
+# Fields of the plan that are not those of the run.
+_MAY_DIFFER = {"round", "deadline_s"}
+
+
 @dataclass(frozen=True, eq=False)
 class RunResult:
     """What a finished run leaves.
@@ -104,7 +108,8 @@ def run_rounds(  # noqa: PLR0917
         If too few sites came, or too few replies could be used, at every attempt; the journal then holds the closed
         rounds, and the updates that were accepted in the open one.
     PlanError
-        If the run was begun with other settings, or the plans contradict the settings or the strategy.
+        If the run was begun with other settings, or the plans contradict the settings or the strategy. A field that
+        plans did not have when the run was begun must have its default; one that is not known here is an error.
     UsageError
         If the strategy does not look at how much a site counts, and a weighting was asked for; or takes no late
         replies, and these are to be used.
@@ -132,12 +137,13 @@ def run_rounds(  # noqa: PLR0917
     check_summable(desk.plan(1), strategy, weighting, settings.late)
     journal.begin(
         {
-            "plan": desk.plan(1).model_dump(mode="json", exclude={"round", "deadline_s"}),
+            "plan": desk.plan(1).model_dump(mode="json", exclude=_MAY_DIFFER),
             "strategy": describe(strategy),
             "initial-weights": weights_digest(initial),
             # Not a word of it where nobody asked: runs of earlier versions go on.
             **({} if weighting.plain else {"weighting": weighting.describe()}),
-        }
+        },
+        _as_now,
     )
     memory = Memory()
     records = journal.rounds()
@@ -158,6 +164,14 @@ def run_rounds(  # noqa: PLR0917
         records.append(_evaluate(desk, record, weights, memory))
     last = records[-1].evaluation
     return RunResult(weights, records, last.sites if last else {})
+
+
+def _as_now(stored: Mapping[str, object]) -> dict[str, object]:
+    """Settings of a run that an earlier version may have begun: fields that plans have got since have their default."""
+    plan = {name.removeprefix("plan."): value for name, value in stored.items() if name.startswith("plan.")}
+    read = RoundPlan.model_validate({**plan, "round": 0}).model_dump(mode="json", exclude=_MAY_DIFFER)
+    others = {name: value for name, value in stored.items() if not name.startswith("plan.")}
+    return others | {f"plan.{name}": value for name, value in read.items()}
 
 
 def _evaluate(desk: Desk, record: RoundRecord, weights: Weights, memory: Memory) -> RoundRecord:

@@ -123,6 +123,23 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     assert refused.value.cause == "plan.patch was [8, 8, 8], is None; plan.seed was 1, is 2"
 
 
+@pytest.mark.parametrize("value", [None, 3])
+def test_a_setting_that_only_one_of_two_versions_knows_is_a_difference(tmp_path: Path, value: int | None) -> None:
+    with Journal(tmp_path) as journal:
+        journal.begin({"seed": 1, "plan": {"horizon": value}})
+        with pytest.raises(PlanError) as refused:
+            journal.begin({"seed": 1, "plan": {"depth": value}})
+    assert refused.value.cause == f"plan.depth was unknown, is {value}; plan.horizon was {value}, is unknown"
+
+
+def test_what_an_earlier_version_stored_may_be_read_as_this_one_has_it(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.begin({"seed": 1})
+        journal.begin({"seed": 1, "codec": "none"}, lambda stored: {"codec": "none", **stored})
+        with pytest.raises(PlanError, match="codec was 'none', is 'int8'"):
+            journal.begin({"seed": 1, "codec": "int8"}, lambda stored: {"codec": "none", **stored})
+
+
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from wardround.server.journal import Journal; Journal(Path({str(tmp_path)!r}))"
     with Journal(tmp_path):

@@ -1,5 +1,6 @@
 """The round loop: order, quorum, deadline, quarantine, resume."""
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,6 +169,34 @@ def test_resume_with_other_settings_is_refused_by_name(scene: Scene) -> None:
     scene.initial = {**scene.initial, "b": scene.initial["b"] + 1}
     with pytest.raises(PlanError, match="initial-weights"):
         scene.run("fedadam")
+
+
+def test_a_run_of_an_earlier_version_goes_on(scene: Scene) -> None:
+    """Its plan lacks the fields that came later: codec and local keys are as if nobody had asked for them."""
+    plans = scene.plans
+    scene.plans = lambda n: plans(n).model_copy(update={"supervision": "partial"})
+    whole = scene.run()
+    stored_anew(scene, lambda settings: [settings.pop(f"plan.{name}") for name in ("codec", "local_keys", "patch")])
+    stored_anew(scene, lambda settings: settings.update({"plan.supervision": "slices"}))
+    assert same(scene.run().weights, whole.weights)
+    scene.plans = lambda n: plans(n).model_copy(update={"supervision": "partial", "codec": "int8"})
+    with pytest.raises(PlanError, match=r"plan\.codec was 'none', is 'int8'"):
+        scene.run()
+
+
+def test_a_run_of_a_later_version_does_not(scene: Scene) -> None:
+    scene.run()
+    stored_anew(scene, lambda settings: settings.update({"plan.horizon": None}))
+    with pytest.raises(PlanError, match="horizon cannot be used"):
+        scene.run()
+
+
+def stored_anew(scene: Scene, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the settings in a journal, as if another version had written them."""
+    path = scene.folder / "run.json"
+    stored = json.loads(path.read_text())
+    change(stored["settings"])
+    path.write_text(json.dumps({**stored, "digest": "of other settings"}))
 
 
 def test_quorum_and_deadline_may_differ_on_resume(scene: Scene) -> None:
