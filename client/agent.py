@@ -26,8 +26,8 @@ from wardround.client.gate import codes
 from wardround.client.gate.gate import Gate
 from wardround.client.home import Participation, SiteHome
 from wardround.client.listener import Answer, Answering, Listener
-from wardround.client.secure import Book, SecureSite, Terms, read_identity
-from wardround.errors import GateRefused, PlanError, UsageError, WardroundError, for_log
+from wardround.client.secure import SecureSite, Terms, open_book, read_identity
+from wardround.errors import GateRefused, PlanError, StorageError, UsageError, WardroundError, for_log
 from wardround.files import lock_alone
 from wardround.strategies.codecs.record import read_down
 from wardround.strategies.contract import (
@@ -43,6 +43,7 @@ from wardround.strategies.contract import (
 )
 from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan
+from wardround.strategies.secure.party import refused
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,8 @@ class Agent:
             self._check()
             self._gate.admit(kind, plan, record, reference=self._expected)
             with self._one_question:
+                if kind == "train" and plan.secure:
+                    self._check_book(plan)
                 given = read_down(record, plan.codec_down)
                 done = self._find(kind, plan, record, given)
                 self._check()
@@ -304,10 +307,22 @@ class Agent:
             self._gate.note_error("train", plan, error.code)
             raise
 
+    def _check_book(self, plan: RoundPlan) -> None:
+        """Learn nothing where the site has forgotten which sums were made known."""
+        try:
+            _ = self._part
+        except GateRefused as error:
+            self._gate.note_error("train", plan, error.code)
+            raise
+
     @property
     def _part(self) -> SecureSite:
         if self._secure is None:
-            book = Book(self._home.secure)
+            try:
+                book = open_book(self._home.secure, self._gate.ledger, self._gate.note_secure)
+            except StorageError as error:
+                log.error("%s", error)
+                raise refused("secure-forgotten", codes.describe("secure-forgotten")) from error
             self._secure = SecureSite(self._site.name, lambda: read_identity(self._home.node_key), book)
         return self._secure
 

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ArrayRecord, RecordDict
 
+from wardround.client.gate.codes import NOTED
+from wardround.client.gate.ledger import Ledger
 from wardround.errors import GateRefused, StorageError
 from wardround.files import write_text
 from wardround.strategies.contract import ARRAYS, Metrics, Weights
@@ -46,22 +48,45 @@ class Book:
     ----------
     path
         A JSON file, or None to keep it in memory only.
+    noted
+        Changes of the file that the site's ledger knows of.
+    note
+        Called after every change of the file, to be written into the ledger.
+
+    Raises
+    ------
+    StorageError
+        If the file is damaged, is missing though it was there, or is an older copy.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, noted: int = 0, note: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._note = note
         self._content: dict[str, dict[str, Any]] = {"sites": {}, "revealed": {}, "questions": {}}
+        self._noted = 0
         if path is not None and path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-                found.setdefault("questions", {})  # Books of an earlier version have none.
-                self._content = {name: dict(found[name]) for name in self._content}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                # A part may be missing, as in books of an earlier version.
+                self._content = {name: dict(found.get(name, {})) for name in self._content}
+                self._noted = int(found.get("noted", 0))
+            except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise StorageError(
                     f"cannot read {path}",
                     "it is damaged: it holds the other sites' keys, and which sums were made known",
                     "restore it from your backup",
                 ) from error
+        if self._noted < noted:
+            raise StorageError(
+                f"{path} knows of {self._noted} changes to it, and the ledger of {noted}",
+                "it was removed, or an older copy put back: which sums were made known is forgotten",
+                "bring the newest copy of that file back; where there is none, see docs/gate.md",
+            )
+
+    @property
+    def known(self) -> int:
+        """How many other sites are known by their keys."""
+        return len(self._content["sites"])
 
     def trust(self, identities: Mapping[str, str], pinned: Mapping[str, str]) -> None:
         """Take the others for who they say they are: as the policy names them, or else as they were the first time.
@@ -127,8 +152,22 @@ class Book:
     def _write(self, **changed: dict[str, Any]) -> None:
         content = {**self._content, **changed}
         if self._path is not None:
-            write_text(self._path, json.dumps(content, indent=1) + "\n")
+            write_text(self._path, json.dumps({**content, "noted": self._noted + 1}, indent=1) + "\n")
+            self._noted += 1
         self._content = content
+        if self._path is not None:
+            self._note()  # After the file: whatever ends this in between leaves a book that knows more than the ledger.
+
+
+def open_book(path: Path, ledger: Ledger, note: Callable[[], None] = lambda: None) -> Book:
+    """The book of a live site, held against what its ledger knows of it; see :class:`Book`.
+
+    Raises
+    ------
+    StorageError
+        Also if the ledger is not whole.
+    """
+    return Book(path, ledger.count(NOTED), note)
 
 
 @dataclass(frozen=True)

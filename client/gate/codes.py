@@ -22,6 +22,9 @@ SENT = "sent"
 CHARGED = "charged"
 """Steps were charged to the privacy budget; they are taken now."""
 
+NOTED = "secure-noted"
+"""What must outlast a restart of secure aggregation was written into the site's book of it."""
+
 APPROVED = "approved"
 """Somebody at the site let a bundle run."""
 REVOKED = "revoked"
@@ -79,6 +82,7 @@ _CONTENT = {
 }
 _SECURE = {
     "plan-secure": "the policy lets updates leave only under secure aggregation",
+    "secure-forgotten": "what the site noted of secure aggregation is missing, damaged or older than its ledger",
     "secure-again": "the site was asked something else before in this secure aggregation",
     "secure-keys": "keys or shares of another site are not what they should be",
     "secure-peer": "another site is unknown, or has another key than it is known by",
@@ -126,6 +130,7 @@ MEANING = {
     RELEASED: "checked; may leave, once",
     SENT: "handed over to be sent",
     CHARGED: "steps were charged to the privacy budget",
+    NOTED: "keys of other sites, or a sum that is about to be made known, were written into secure.json",
     APPROVED: "somebody at the site let this bundle run",
     REVOKED: "somebody at the site took the approval of this bundle back",
     **_BUNDLE,

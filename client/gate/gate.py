@@ -433,6 +433,16 @@ class Gate:
             )
             return False
 
+    def note_secure(self) -> None:
+        """Write down that the book of secure aggregation was changed; see :class:`wardround.client.secure.Book`.
+
+        Raises
+        ------
+        GateRefused
+            If the ledger cannot be written.
+        """
+        self._write(_Line("none", "train"), "allowed", codes.NOTED)
+
     def note_error(self, kind: str | None, plan: RoundPlan | None, code: str) -> None:
         """Write down that a message was answered with an error: only the code leaves, in place of an answer.
 

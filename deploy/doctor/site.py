@@ -14,6 +14,7 @@ from wardround.client.gate.approvals import Approvals
 from wardround.client.gate.ledger import Ledger
 from wardround.client.gate.policy import load_policy
 from wardround.client.home import SiteHome
+from wardround.client.secure import open_book
 from wardround.deploy.doctor import line, machine, trust
 from wardround.deploy.doctor.dialogue import ask, judge
 from wardround.deploy.doctor.finding import Finding, bad, good, of_error
@@ -53,6 +54,7 @@ def site_doctor(path: Path) -> Iterator[Finding]:
     yield _device(settings.device)
     yield store(home.site / "store")
     yield _ledger(home)
+    yield _secure(home)
     yield _bundles(home)
     yield from _processes(home)
     yield from workbench(home)
@@ -103,6 +105,14 @@ def _ledger(home: SiteHome) -> Finding:
         seen.problem,
         "a torn last line is mended when the agent starts; anything else: find out who changed it before you go on",
     )
+
+
+def _secure(home: SiteHome) -> Finding:
+    try:
+        book = open_book(home.secure, Ledger(home.ledger))
+    except WardroundError as error:
+        return of_error("secure aggregation", error)
+    return good("secure aggregation", f"{count(book.known, 'site')} known by a key since the first sum with it")
 
 
 def _bundles(home: SiteHome) -> Finding:

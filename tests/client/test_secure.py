@@ -1,5 +1,6 @@
 """Secure aggregation at live sites: what an agent gives, what it refuses, and what its gate and its book say of it."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -131,8 +132,10 @@ def test_two_rounds_and_what_the_ledgers_say_of_them(hospitals: Hospitals) -> No
     assert result.weights["conv.weight"] == pytest.approx(np.full((3, 4), 2 * (1 + 4.5 + 10) / 9), abs=1e-6)
     assert result.weights["norm.count"] == 5
     for name in NAMES:
-        codes = hospitals.codes(name)
-        assert codes[:10] == [("in", "train", "admitted"), ("out", "train", "released")] * 5
+        way, noted = [("in", "train", "admitted"), ("out", "train", "released")], ("none", "train", "secure-noted")
+        # Who the others are, before the shares; which sum is made known, before it is.
+        assert hospitals.codes(name)[:12] == way + way[:1] + [noted] + way[1:] + 2 * way + way[:1] + [noted] + way[1:]
+        assert hospitals.codes(name).count(noted) == 3
         lines = [line for line in Ledger(hospitals.homes[name].ledger).entries() if line.direction == "out"]
         assert [line.sha256 for line in lines if line.round == 1][2] == result.rounds[0].sites[name].digest
         assert all(line.cases == hospitals.sites[name].examples for line in lines if line.kind == "train")
@@ -269,6 +272,45 @@ def test_a_book_of_an_earlier_version(tmp_path: Path) -> None:
     Book(path).reveal(plan(), b"weights", ("a", "b"))
     with pytest.raises(GateRefused):
         Book(path).trust({"north": "SHA256:b"}, {})
+
+
+def test_a_book_that_went_missing_is_no_new_one(hospitals: Hospitals) -> None:
+    """It holds which sums were made known: who takes it away could have the same sum over other sites."""
+    book = hospitals.homes["north"].secure
+    hospitals.run()
+    whole = book.read_text()
+    for number, kept in enumerate((None, "{}", whole.replace('"noted": 3', '"noted": 2'))):
+        book.unlink() if kept is None else book.write_text(kept)
+        hospitals.restart("north")
+        hospitals.folder = hospitals.folder.with_name(f"again-{number}")
+        taught = hospitals.sites["north"].rounds
+        with pytest.raises(RoundError, match="north: error-reply"):
+            hospitals.run(run="another", seed=4)
+        assert hospitals.codes("north")[-2:] == [("in", "train", "admitted"), ("out", "train", "secure-forgotten")]
+        assert hospitals.sites["north"].rounds == taught
+    book.write_text(whole)
+    hospitals.restart("north")
+    hospitals.folder = hospitals.folder.with_name("restored")
+    assert len(hospitals.run(run="another", seed=4).rounds) == 2
+
+
+def test_a_book_knows_no_less_than_the_ledger(tmp_path: Path) -> None:
+    path, lines = tmp_path / "secure.json", []
+
+    def note() -> None:
+        assert json.loads(path.read_text())["noted"] == len(lines) + 1  # A crash here leaves more in the book.
+        lines.append(1)
+
+    book = Book(path, note=note)
+    book.trust({"north": "SHA256:a"}, {})
+    book.reveal(plan(), b"weights", ("a", "b"))
+    book.reveal(plan(), b"weights", ("a", "b"))
+    assert len(lines) == 3
+    assert Book(path, 3).known == 1
+    with pytest.raises(StorageError, match="knows of 3 changes to it, and the ledger of 4"):
+        Book(path, 4)
+    with pytest.raises(StorageError, match="older copy"):
+        Book(tmp_path / "absent", 1)
 
 
 def test_a_damaged_book_is_named(tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_secure_aggregation_with_whoever_comes(home: SiteHome) -> None:
     assert "policy" not in problems(home)
 
 
+def test_what_was_noted_of_secure_aggregation(home: SiteHome) -> None:
+    home.secure.write_text('{"sites": {"south": "SHA256:a"}, "noted": 1}')
+    Ledger(home.ledger).append(direction="none", kind="train", verdict="allowed", code="secure-noted")
+    assert findings(home)["secure aggregation"].note.startswith("1 site known")
+    home.secure.unlink()
+    assert "secure.json knows of 0 changes" in findings(home)["secure aggregation"].problem
+
+
 def test_a_key_that_others_can_read(home: SiteHome) -> None:
     home.node_key.chmod(0o644)
     assert "can be read by others" in findings(home)["private key"].problem
