@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from wardround.errors import GateRefused
+from wardround.strategies.plan import RoundPlan
 from wardround.strategies.secure import messages, tally
 from wardround.strategies.secure.fixed_point import Sum
 from wardround.strategies.secure.identity import new_identity
+from wardround.strategies.secure.masks import Pair
 from wardround.strategies.secure.messages import Offer, write_names, write_roster, write_table
-from wardround.strategies.secure.party import Party, Rules, threshold_of
+from wardround.strategies.secure.party import Party, Rules, pair_key, self_key, threshold_of
 
 Some = Callable[..., Any]
 PHASES = ("keys", "shares", "mask", "confirm", "unmask")
@@ -126,6 +128,18 @@ def test_keys_of_another_round_are_refused(some: Some) -> None:
         assert caught.value.code == "secure-keys"
     with pytest.raises(ValueError, match="signed"):
         tally.read_offer(replayed.to_bytes(), "site-03", now.context)
+
+
+def test_two_runs_of_the_same_plan_share_no_mask(some: Some) -> None:
+    """Also where every secret were the same: two updates under one mask would tell their difference."""
+    fields = {"round": 1, "rounds": 2, "seed": 3, "model": "unet3d-small", "labels": 3, "secure": True}
+    roster, mine, other = some(3).keys().roster, Pair.fresh(), Pair.fresh()
+    keys = set()
+    for run in ("first", "second"):
+        context = messages.context_of(RoundPlan(run=run, **fields).digest(), b"weights")
+        session = messages.session_of(context, roster)
+        keys |= {self_key(mine.private, session), pair_key(mine.private, other.public, session)}
+    assert len(keys) == 4
 
 
 def test_keys_of_another_attempt_at_the_same_round(some: Some) -> None:
