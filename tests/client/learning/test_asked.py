@@ -89,6 +89,44 @@ def test_control_variates_go_back_with_the_learner() -> None:
         assert control.kept()["w"].item() == 1.0
 
 
+class Two(nn.Module):
+    """Weights v and w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.w = nn.Parameter(torch.tensor([0.0])), nn.Parameter(torch.tensor([0.0]))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
+def test_a_correction_is_bounded_by_the_gradient(size: float) -> None:
+    network = Two()
+    control = Control(network, ["v", "w"])
+    control.received(arrays(control__v=30.0 * size, control__w=40.0 * size))
+    control.keep({"v": torch.tensor([0.0]), "w": torch.tensor([0.0])})
+    network.v.grad, network.w.grad = torch.tensor([0.0]), torch.tensor([-2.0])
+    control.gradients(network, RATE)
+    # c − c_i is cut to four times 2 and keeps its direction: (0.6, 0.8) · 8.
+    assert network.v.grad.item() == pytest.approx(4.8)
+    assert network.w.grad.item() == pytest.approx(6.4 - 2)
+    assert {name: tensor.item() for name, tensor in control.kept().items()} == {"v": 0.0, "w": -2.0}
+
+
+def test_a_gradient_of_zero_stays_as_it_is() -> None:
+    network = One(0.0)
+    control = Control(network, ["w"])
+    for federation in (0.0, 5.0):
+        control.received(arrays(control__w=federation))
+        network.w.grad = torch.tensor([0.0])
+        control.gradients(network, RATE)
+        assert network.w.grad.item() == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_control_variates_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(PlanError, match="control variates cannot be used"):
+        Control(One(0.0), ["w"]).received(arrays(control__w=value))
+
+
 @pytest.mark.parametrize("given", [{}, {"control.w": np.zeros((2,), np.float32)}])
 def test_control_variates_that_do_not_fit_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="control variates"):
