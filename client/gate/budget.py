@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wardround.errors import StorageError
 from wardround.files import write_text
 
+BUDGET = "privacy.json"
+"""File of the privacy budget in a site's home."""
+
 Method = Literal["rdp", "prv"]
 """How ε is worked out: by Rényi divergences, or by the distribution of the privacy loss itself."""
 

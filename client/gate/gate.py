@@ -7,22 +7,21 @@ site; what a coordinator submits runs elsewhere and cannot reach it but through 
 import hashlib
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flwr.app import ArrayRecord, RecordDict
 
 from wardround.client.gate import codes
 from wardround.client.gate.approvals import Approvals
-from wardround.client.gate.budget import Accountant, Budget, Charge, Charges
-from wardround.client.gate.ledger import Direction, Kind, Ledger, LedgerDamaged, LedgerEntry, Verdict
+from wardround.client.gate.budget import BUDGET, Accountant, Budget
+from wardround.client.gate.ledger import Ledger
+from wardround.client.gate.lines import Line, Lines, line_kind, refused
 from wardround.client.gate.policy import Policy, check_plan, load_policy
+from wardround.client.gate.releases import Releases
+from wardround.client.gate.spending import Spending
 from wardround.client.gate.update import (
     Reference,
     check_incoming,
@@ -31,7 +30,7 @@ from wardround.client.gate.update import (
     size_of,
     without_withheld,
 )
-from wardround.errors import GateRefused, StorageError, WardroundError
+from wardround.errors import StorageError, WardroundError
 from wardround.strategies.codecs.record import down_formats, up_formats
 from wardround.strategies.contract import ARRAYS, Weights, digest
 from wardround.strategies.plan import RoundPlan
@@ -43,25 +42,6 @@ MessageKind = Literal["train", "evaluate", "query"]
 
 _LONGEST_MESSAGE = 2**24
 """Bytes of a message of secure aggregation: keys and shares of many sites."""
-
-BUDGET = "privacy.json"
-"""File of the privacy budget in a site's home."""
-
-RELEASE_LASTS_S = 24 * 3600.0
-"""An answer that was released and not sent within this time may not leave any more."""
-
-
-@dataclass
-class _Line:
-    """What is known of a message while it is judged."""
-
-    direction: Direction
-    kind: Kind
-    plan: RoundPlan | None = None
-    bytes: int = 0
-    sha256: str | None = None
-    cases: int | None = None
-    epsilon: float | None = None
 
 
 class Gate:
@@ -90,15 +70,14 @@ class Gate:
         self, home: Path, clock: Callable[[], float] = time.time, accountant: Accountant | None = None
     ) -> None:
         self.budget = Budget(home / BUDGET, clock)
-        self._accountant = accountant
-        self._charged: int | None = None
         self.ledger = Ledger(home / "ledger.jsonl", clock)
+        self._lines = Lines(self.ledger)
+        self._releases = Releases(self.ledger, self._lines, clock)
+        self._spending = Spending(self.budget, self.ledger, accountant)
         self.approvals = Approvals(home, clock, self.ledger)
         self._clock = clock
         self._policy_file = home / "policy.toml"
         self._policy: tuple[tuple[int, int, int], Policy] | None = None
-        self._mutex = threading.Lock()
-        self._waiting: dict[str, list[LedgerEntry]] | None = None
         try:
             self.ledger.heal()
         except StorageError as error:
@@ -140,23 +119,23 @@ class Gate:
             was named; any other code of a bundle if it is not a plain one.
         """
         is_digest = isinstance(sha256, str) and len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
-        line = _Line("in", "app", bytes=len(fab or b""), sha256=sha256 if is_digest else None)
-        with self._judging(line):
+        line = Line("in", "app", bytes=len(fab or b""), sha256=sha256 if is_digest else None)
+        with self._lines.judging(line):
             if not is_digest or (fab is not None and hashlib.sha256(fab).hexdigest() != sha256):
-                raise _refused("bundle-hash")
+                raise refused("bundle-hash")
             try:
                 known = self.approvals.get(sha256)
                 if known is None or not known.is_valid(self._clock()):
                     if fab is not None:
                         self.approvals.keep(fab)
                     state = "pending" if known is None else known.state
-                    raise _refused(
+                    raise refused(
                         {"revoked": "bundle-revoked", "approved": "bundle-expired"}.get(state, "bundle-not-approved")
                     )
             except StorageError as error:
                 log.error("%s", error)
-                raise _refused("approvals-unreadable") from None
-            self._write(line, "allowed", codes.ADMITTED)
+                raise refused("approvals-unreadable") from None
+            self._lines.write(line, "allowed", codes.ADMITTED)
 
     def admit(
         self,
@@ -186,23 +165,23 @@ class Gate:
             With the code of the first check that failed; nothing may then be done with the message.
         """
         content = RecordDict() if arrays is None else RecordDict({ARRAYS: arrays})
-        line = _Line("in", _ledgers(kind), plan, size_of(content))
-        with self._judging(line):
+        line = Line("in", line_kind(kind), plan, size_of(content))
+        with self._lines.judging(line):
             self._check_kind(kind)
             if kind == "query":
                 if plan is not None or arrays is not None:
-                    raise _refused("extra-record")
+                    raise refused("extra-record")
             else:
                 if plan is None or arrays is None:
-                    raise _refused("missing-record")
+                    raise refused("missing-record")
                 policy = self._policy_now()
                 check_plan(plan, policy)
                 if kind == "train" and plan.privacy == "record":
-                    self._afford(policy, plan, 1)
+                    self._spending.afford(policy, plan, 1)
                 looks = reference(plan) if callable(reference) else reference
                 check_incoming(arrays, policy, looks, down_formats(plan.codec_down))
                 line.sha256 = digest(content)
-            self._write(line, "allowed", codes.ADMITTED)
+            self._lines.write(line, "allowed", codes.ADMITTED)
 
     def release(
         self,
@@ -243,23 +222,23 @@ class Gate:
         GateRefused
             With the code of the first check that failed; the answer must then not leave.
         """
-        line = _Line("out", _ledgers(kind), plan)
-        with self._judging(line):
+        line = Line("out", line_kind(kind), plan)
+        with self._lines.judging(line):
             if type(cases) is not int or cases < 0 or not (epsilon is None or 0 <= epsilon < math.inf):
-                raise _refused("malformed")
+                raise refused("malformed")
             line.cases, line.epsilon = (None if kind == "query" else cases), epsilon
             self._check_kind(kind)
             policy = self._policy_now()
             if kind == "query":
                 check_status(content, policy)
             elif plan is None:
-                raise _refused("missing-record")
+                raise refused("missing-record")
             else:
                 check_plan(plan, policy)
                 if kind == "train" and plan.privacy == "record":
                     # Whatever else a site tells of its training was worked out without noise.
                     policy = policy.model_copy(update={"train_metrics": policy.train_metrics & PRIVATE_METRICS})
-                    line.epsilon = self._epsilon_of(policy, plan)
+                    line.epsilon = self._spending.epsilon_of(policy, plan)
                 check_outgoing(kind, content, policy, given or {}, cases, up_formats(plan.codec))
             return self._let_out(line, content if sealed is None else sealed)
 
@@ -272,14 +251,14 @@ class Gate:
             With the code of the first check that failed.
         """
         content = RecordDict({ARRAYS: arrays})
-        line = _Line("in", "train", plan, size_of(content))
-        with self._judging(line):
+        line = Line("in", "train", plan, size_of(content))
+        with self._lines.judging(line):
             self._check_kind("train")
             check_plan(plan, self._policy_now())
             if line.bytes > _LONGEST_MESSAGE:
-                raise _refused("too-large")
+                raise refused("too-large")
             line.sha256 = digest(content)
-            self._write(line, "allowed", codes.ADMITTED)
+            self._lines.write(line, "allowed", codes.ADMITTED)
 
     def release_message(self, plan: RoundPlan, content: RecordDict, cases: int) -> str:
         """Let a message of secure aggregation leave, once: made by the site itself, of an update that was judged.
@@ -294,18 +273,15 @@ class Gate:
         GateRefused
             With the code of the first check that failed.
         """
-        line = _Line("out", "train", plan, cases=cases)
-        with self._judging(line):
+        line = Line("out", "train", plan, cases=cases)
+        with self._lines.judging(line):
             self._check_kind("train")
             check_plan(plan, self._policy_now())
             return self._let_out(line, content)
 
-    def _let_out(self, line: _Line, content: RecordDict) -> str:
+    def _let_out(self, line: Line, content: RecordDict) -> str:
         line.bytes, line.sha256 = size_of(content), digest(content)
-        with self._mutex:
-            waiting = self._load_waiting()
-            entry = self._write(line, "allowed", codes.RELEASED)
-            waiting.setdefault(line.sha256, []).append(entry)
+        self._releases.add(line)
         return line.sha256
 
     def charge(self, plan: RoundPlan, steps: int) -> float:
@@ -329,17 +305,12 @@ class Gate:
             ``budget-spent`` if it would be more than the policy allows, ``budget-unreadable`` if nobody can say; then
             nothing was charged.
         """
-        line = _Line("none", "train", plan)
-        with self._judging(line):
-            charges, line.epsilon = self._afford(self._policy_now(), plan, steps)
-            try:
-                self.budget.write(charges)
-            except StorageError as error:
-                log.error("%s", error)
-                raise _refused("budget-unreadable") from None
-            self._write(line, "allowed", codes.CHARGED)
-            self._charged = (self._charged or 0) + 1
-            return line.epsilon
+        line = Line("none", "train", plan)
+        with self._lines.judging(line):
+            charges, epsilon = self._spending.afford(self._policy_now(), plan, steps)
+            line.epsilon = epsilon
+            self._spending.pay(charges, lambda: self._lines.write(line, "allowed", codes.CHARGED))
+            return epsilon
 
     def spent(self) -> float:
         """ε that the site's cases have spent, at the policy's δ.
@@ -349,41 +320,7 @@ class Gate:
         GateRefused
             If it is not known.
         """
-        return self._epsilon(self._policy_now(), self._charges())
-
-    def _afford(self, policy: Policy, plan: RoundPlan, steps: int) -> tuple[Charges, float]:
-        """The charges with these steps, and what they come to, if the policy allows it."""
-        self._charges()
-        charges = self.budget.with_charge(plan.run, plan.round, plan.noise_multiplier, plan.sample_rate, steps)
-        epsilon = self._epsilon(policy, charges)
-        if not epsilon <= policy.max_epsilon:
-            raise _refused("budget-spent")
-        return charges, epsilon
-
-    def _epsilon(self, policy: Policy, charges: Sequence[Charge]) -> float:
-        if self._accountant is None:
-            raise _refused("budget-unreadable")
-        epsilon = self._accountant(charges, policy.delta, policy.accountant)
-        if not 0 <= epsilon < math.inf:
-            raise _refused("budget-spent")
-        return epsilon
-
-    def _epsilon_of(self, policy: Policy, plan: RoundPlan) -> float:
-        """ε spent so far, this round included."""
-        charges = self._charges()
-        if not any((charge.run, charge.round) == (plan.run, plan.round) for charge in charges):
-            raise _refused("not-charged")
-        return self._epsilon(policy, charges)
-
-    def _charges(self) -> Charges:
-        """Every charge; refused if the file holds fewer than the ledger, as where it was removed or put back."""
-        try:
-            if self._charged is None:
-                self._charged = self.ledger.count(codes.CHARGED)
-            return whole_charges(self.budget, self._charged)
-        except StorageError as error:
-            log.error("%s", error)
-            raise _refused("budget-unreadable") from None
+        return self._spending.epsilon(self._policy_now(), self._spending.charges())
 
     def withhold(self, kind: Literal["train", "evaluate"], content: RecordDict) -> RecordDict:
         """`content` without the agreed scalars that the site's policy has taken out. What leaves is for :meth:`release`
@@ -410,28 +347,7 @@ class Gate:
         GateRefused
             If the ledger cannot be read or written; nothing may then be sent.
         """
-        with self._mutex:
-            now = self._clock()
-            waiting = self._load_waiting()
-            for entry in waiting.get(digest, []):
-                same = all(
-                    asked is None or asked == noted
-                    for asked, noted in ((kind, entry.kind), (run, entry.run), (round, entry.round))
-                )
-                if same and now - _seconds(entry) <= RELEASE_LASTS_S:
-                    fields = entry.model_dump(include=_COPIED)
-                    self._append(**fields, direction="out", verdict="allowed", code=codes.SENT)
-                    waiting[digest].remove(entry)  # The loop ends here.
-                    return True
-            known = len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-            self._append(
-                direction="out",
-                kind=_ledgers(kind),
-                verdict="refused",
-                code="not-released",
-                sha256=digest if known else None,
-            )
-            return False
+        return self._releases.send(digest, kind, run, round)
 
     def note_secure(self) -> None:
         """Write down that the book of secure aggregation was changed; see :class:`wardround.client.secure.Book`.
@@ -441,7 +357,7 @@ class Gate:
         GateRefused
             If the ledger cannot be written.
         """
-        self._write(_Line("none", "train"), "allowed", codes.NOTED)
+        self._lines.write(Line("none", "train"), "allowed", codes.NOTED)
 
     def note_error(self, kind: str | None, plan: RoundPlan | None, code: str) -> None:
         """Write down that a message was answered with an error: only the code leaves, in place of an answer.
@@ -453,120 +369,17 @@ class Gate:
         GateRefused
             If the ledger cannot be written.
         """
-        self._write(_Line("out", _ledgers(kind), plan), "refused", codes.safe_code(code))
+        self._lines.write(Line("out", line_kind(kind), plan), "refused", codes.safe_code(code))
 
     def _check_kind(self, kind: str) -> None:
         policy = self._policy_now()
         allowed = {"train": True, "evaluate": policy.allow_evaluate, "query": policy.allow_status}
         if not allowed.get(kind, False):
-            raise _refused("kind-not-allowed")
+            raise refused("kind-not-allowed")
 
     def _policy_now(self) -> Policy:
         try:
             return self.policy
         except WardroundError as error:
             log.error("%s", error)
-            raise _refused("policy-unreadable") from None
-
-    @contextmanager
-    def _judging(self, line: _Line) -> Iterator[None]:
-        """Whatever ends this early is a refusal, and stands in the ledger as one."""
-        try:
-            yield
-        except GateRefused as refused:
-            if refused.code not in _NO_LEDGER:
-                self._write(line, "refused", codes.safe_code(refused.code))
-            raise
-        except Exception as error:  # noqa: BLE001  # It ends in a refusal, which is raised.
-            # Its text may repeat what came from outside: the name of its class is all that is kept.
-            log.error("the gate could not judge a message: %s", type(error).__name__)
-            self._write(line, "refused", "malformed")
-            raise _refused("malformed") from None
-
-    def _write(self, line: _Line, verdict: Verdict, code: str) -> LedgerEntry:
-        plan = line.plan
-        return self._append(
-            direction=line.direction,
-            kind=line.kind,
-            verdict=verdict,
-            code=code,
-            run=plan.run if plan else None,
-            round=plan.round if plan else None,
-            plan=plan.digest() if plan else None,
-            bytes=line.bytes,
-            sha256=line.sha256,
-            cases=line.cases,
-            epsilon=line.epsilon,
-        )
-
-    def _append(self, **fields: Any) -> LedgerEntry:
-        try:
-            return self.ledger.append(**fields)
-        except LedgerDamaged as error:
-            log.error("%s", error)
-            raise _refused("ledger-damaged") from None
-        except StorageError as error:
-            log.error("%s", error)
-            raise _refused("ledger-not-written") from None
-
-    def _load_waiting(self) -> dict[str, list[LedgerEntry]]:
-        """What was released and not sent yet, by digest; after a restart, from the ledger."""
-        if self._waiting is None:
-            try:
-                self._waiting = _unsent(self.ledger.entries())
-            except StorageError as error:
-                log.error("%s", error)
-                raise _refused("ledger-damaged") from None
-        return self._waiting
-
-
-def whole_charges(budget: Budget, charged: int) -> Charges:
-    """Every charge of a budget, of which the ledgers, read before, hold so many.
-
-    Raises
-    ------
-    StorageError
-        If the file cannot be read, or holds fewer.
-    """
-    charges = budget.charges()
-    if len(charges) < charged:
-        raise StorageError(
-            f"the privacy budget in {budget.path} holds {len(charges)} charges, and the ledger {charged}",
-            "it was removed, or an older copy put back",
-            "bring the newest copy of that file back",
-        )
-    return charges
-
-
-_NO_LEDGER = frozenset({"ledger-damaged", "ledger-not-written"})
-_COPIED = {"kind", "run", "round", "plan", "bytes", "sha256", "cases", "epsilon"}
-
-
-def _refused(code: str) -> GateRefused:
-    return GateRefused("the gate refused a message", codes.describe(code), "the site's ledger holds it", code=code)
-
-
-def _ledgers(kind: str | None) -> Kind:
-    """The kind of a line for a kind of message; ``error`` for one that is not known."""
-    known: dict[str | None, Kind] = {"train": "train", "evaluate": "evaluate", "query": "query", "app": "app"}
-    return known.get(kind, "error")
-
-
-def _seconds(entry: LedgerEntry) -> float:
-    return datetime.fromisoformat(entry.time).timestamp()
-
-
-def _unsent(entries: Iterable[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
-    waiting: dict[str, list[LedgerEntry]] = {}
-    for entry in entries:
-        if entry.sha256 is None or entry.direction != "out":
-            continue
-        queue = waiting.setdefault(entry.sha256, [])
-        if entry.code == codes.RELEASED:
-            queue.append(entry)
-        elif entry.code == codes.SENT:
-            message = (entry.kind, entry.run, entry.round)
-            # Its release may stand in a ledger that was set aside.
-            if found := [each for each in queue if (each.kind, each.run, each.round) == message]:
-                queue.remove(found[0])
-    return {digest: queue for digest, queue in waiting.items() if queue}
+            raise refused("policy-unreadable") from None

@@ -7,11 +7,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from wardround.client.gate.budget import Budget, Charge
+from wardround.client.gate.budget import BUDGET, Budget, Charge
 from wardround.client.gate.codes import CHARGED
-from wardround.client.gate.gate import BUDGET, whole_charges
 from wardround.client.gate.ledger import Ledger
 from wardround.client.gate.policy import Policy
+from wardround.client.gate.spending import whole_charges
 from wardround.client.home import SiteHome
 from wardround.client.learning.accountant import epsilon_of
 

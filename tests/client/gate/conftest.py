@@ -73,3 +73,15 @@ def answer(weights: Weights) -> Answer:
 def flowers_bundle() -> bytes:
     """A bundle as Flower itself builds it."""
     return build_fab_from_files({"pyproject.toml": PROJECT})[0]
+
+
+@pytest.fixture
+def release(gate: Gate, plan: RoundPlan, answer: Answer, weights: Weights) -> Callable[..., str]:
+    """Release a good update; every part can be replaced."""
+
+    def act(**changes: Any) -> str:
+        content = changes.pop("content", None) or answer()
+        usual: dict[str, Any] = {"kind": "train", "plan": plan, "given": weights, "cases": 6} | changes
+        return gate.release(usual.pop("kind"), usual.pop("plan"), content, **usual)
+
+    return act

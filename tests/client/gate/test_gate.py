@@ -4,9 +4,7 @@ import json
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from bundles import PROJECT, Clock, pack, sha256
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from wardround.client.gate.gate import RELEASE_LASTS_S, Gate
+from wardround.client.gate.gate import Gate
 from wardround.client.gate.ledger import Ledger, LedgerEntry
 from wardround.errors import GateRefused, StorageError, UsageError
 from wardround.strategies.contract import ARRAYS, METRICS, Weights, digest, weights_to_record
@@ -41,18 +39,6 @@ def refusal(act: Callable[[], object]) -> str:
     assert CANARY not in str(refused.value)
     assert refused.value.__cause__ is None
     return refused.value.code
-
-
-@pytest.fixture
-def release(gate: Gate, plan: RoundPlan, answer: Answer, weights: Weights) -> Callable[..., str]:
-    """Release a good update; every part can be replaced."""
-
-    def act(**changes: Any) -> str:
-        content = changes.pop("content", None) or answer()
-        usual: dict[str, Any] = {"kind": "train", "plan": plan, "given": weights, "cases": 6} | changes
-        return gate.release(usual.pop("kind"), usual.pop("plan"), content, **usual)
-
-    return act
 
 
 class TestBundles:
@@ -223,55 +209,6 @@ class TestLeaving:
             assert (entry.sha256, entry.cases, entry.epsilon, entry.plan) == (told, 6, 0.5, plan.digest())
             assert entry.bytes > 0
 
-    def test_what_was_never_released_does_not_leave(self, gate: Gate) -> None:
-        assert not gate.released(SHA)
-        assert last(gate).sha256 == SHA
-        for odd in ("", CANARY, SHA.upper(), SHA + "\n"):
-            assert not gate.released(odd)
-            assert last(gate).sha256 is None
-        assert {code for *_, code in lines(gate)} == {"not-released"}
-
-    def test_each_release_is_good_for_one_sending(self, gate: Gate, release: Callable[..., str]) -> None:
-        told = release()
-        assert release() == told
-        assert [gate.released(told) for _ in range(3)] == [True, True, False]
-
-    def test_the_release_must_have_been_for_the_message_that_is_answered(
-        self, gate: Gate, release: Callable[..., str]
-    ) -> None:
-        told = release()
-        assert not gate.released(told, kind="evaluate")
-        assert not gate.released(told, round=3)
-        assert not gate.released(told, run="other")
-        assert gate.released(told, kind="train", run="demo", round=2)
-
-    def test_a_restart_forgets_nothing(
-        self, gate: Gate, home: Path, clock: Clock, release: Callable[..., str], answer: Answer
-    ) -> None:
-        sent, waiting = release(), release(content=answer(metrics={"num-examples": 6.0}))
-        assert gate.released(sent)
-        again = Gate(home, clock)
-        assert not again.released(sent)
-        assert again.released(waiting)
-        assert not Gate(home, clock).released(waiting)
-
-    def test_a_ledger_that_is_set_aside_before_a_sending_stops_nothing(
-        self, gate: Gate, home: Path, clock: Clock, release: Callable[..., str]
-    ) -> None:
-        """The new ledger then holds a sending whose release stands in the old one."""
-        told = release()
-        gate.ledger.set_aside()
-        assert gate.released(told)
-        again = Gate(home, clock)
-        assert not again.released(told)
-        assert again.ledger.verify().ok
-
-    def test_a_release_does_not_last(self, gate: Gate, home: Path, clock: Clock, release: Callable[..., str]) -> None:
-        told = release()
-        clock.now += RELEASE_LASTS_S + 1
-        assert not gate.released(told)
-        assert not Gate(home, clock).released(told)
-
     def test_a_score_and_a_status_leave(self, gate: Gate, plan: RoundPlan, answer: Answer) -> None:
         score = RecordDict({METRICS: MetricRecord({"num-examples": 5, "dice": 0.75})})
         assert gate.released(gate.release("evaluate", plan, score, cases=5))
@@ -326,18 +263,6 @@ class TestLeaving:
             data=array.data[:-1] + bytes([array.data[-1] ^ 1]),
         )
         assert not gate.released(digest(content))
-
-    def test_many_at_once(self, gate: Gate, release: Callable[..., str]) -> None:
-        told = release()
-        start = threading.Barrier(6)
-
-        def ask(_: int) -> bool:
-            start.wait()
-            return gate.released(told)
-
-        with ThreadPoolExecutor(6) as pool:
-            assert sum(pool.map(ask, range(6))) == 1
-        assert gate.ledger.verify().ok
 
 
 class TestErrors:

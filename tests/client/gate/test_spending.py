@@ -9,8 +9,8 @@ import pytest
 from bundles import Clock
 
 from wardround.client.gate import codes
-from wardround.client.gate.budget import Charge, Method
-from wardround.client.gate.gate import BUDGET, Gate
+from wardround.client.gate.budget import BUDGET, Charge, Method
+from wardround.client.gate.gate import Gate
 from wardround.client.gate.policy import POLICY_TEMPLATE
 from wardround.errors import GateRefused
 from wardround.strategies.contract import Weights, weights_to_record
@@ -68,7 +68,7 @@ class TestCharging:
         def fail(**_: object) -> None:
             raise GateRefused("the ledger", code="ledger-not-written")
 
-        monkeypatch.setattr(bounded, "_append", fail)
+        monkeypatch.setattr(bounded._lines, "append", fail)
         with pytest.raises(GateRefused):
             bounded.charge(private, 3)
         assert sum(charge.steps for charge in bounded.budget.charges()) == 3
