@@ -17,9 +17,9 @@ with dashes, besides
                        site is asked anew. ``use``: the site is left alone until it answers, and its update counts in
                        the round that is then open, τ rounds late, with its examples times (1 + τ)⁻ᵃ; fedmedian,
                        fedtrimmedavg and krum do not look at examples: there it counts as much as any other; dpfedavg,
-                       scaffold and fednova take none
+                       scaffold and fednova take none, and fedbuff always uses them
 ``staleness-exponent`` *a* (Xie et al. 2019, FedAsync, polynomial staleness), 0.5 if absent
-``max-staleness``      τ up to which a late reply is waited for, 8 if absent
+``max-staleness``      τ up to which a late reply is waited for, 8 if absent; fedbuff has both as options of its own
 ``quarantine-after``   refused replies in a row that put a site in quarantine, 3 if absent; 0 for never
 ``quarantine-rounds``  rounds that it then sits out, 2 if absent; it comes back on probation: the next refused reply
                        counts at once
@@ -51,9 +51,11 @@ from flwr.serverapp.strategy import Strategy
 
 from wardround.errors import PlanError, WardroundError
 from wardround.files import write_text
+from wardround.server.buffered import check_unopposed
 from wardround.server.grids import ParcelGrid
 from wardround.server.journal import Journal
 from wardround.server.rounds import Event, LoopSettings, run_rounds
+from wardround.strategies.buffered import FedBuff
 from wardround.strategies.catalogue import make_strategy, plan_fields
 from wardround.strategies.central_privacy import check_central
 from wardround.strategies.contract import Weights
@@ -155,6 +157,8 @@ def read_settings(config: Mapping[str, object]) -> RunSettings:
     weighting = make_weighting(loop["weighting"], **weighting_options)
     check_weighable(strategy, weighting, first)
     check_asked(strategy, first, loop["late"])
+    if isinstance(strategy, FedBuff):
+        check_unopposed(strategy, {name: loop[name] for name in config.keys() & loop.keys()})
     check_central(strategy, plain=weighting.plain, late=loop["late"], secure=first.secure)
     check_summable(first, strategy, weighting, loop["late"])
     return RunSettings(

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from flwr.app import Message, RecordDict
 
-from wardround.errors import PlanError
+from wardround.errors import PlanError, UsageError
 from wardround.server.bases import BASES, Bases
 from wardround.server.desk import Desk, Refusal, payload, reasons
 from wardround.server.exchange import STILL_OPEN, Answer, TooFew, exchange, push
@@ -41,13 +41,45 @@ _LOOK_AGAIN_S = 30.0
 
 
 def settings_for(strategy: FedBuff, settings: LoopSettings) -> LoopSettings:
-    """The settings of the loop, as far as the strategy decides them: late updates are used, and how."""
+    """The settings of the loop, as far as the strategy decides them: late updates are used, and how.
+
+    What somebody set elsewhere is for :func:`check_unopposed` to find.
+    """
     return replace(
         settings,
         late="use",
         staleness_exponent=strategy.staleness_exponent,
         max_staleness=strategy.max_staleness,
     )
+
+
+def check_unopposed(strategy: FedBuff, given: Mapping[str, object]) -> None:
+    """Refuse settings of a run that the strategy decides itself, where they say otherwise.
+
+    Parameters
+    ----------
+    strategy
+        Of the run.
+    given
+        What somebody set, names with dashes; no default among it.
+
+    Raises
+    ------
+    UsageError
+        Naming the setting and what the strategy has.
+    """
+    decided = {
+        "late": ("use", "updates of earlier rounds"),
+        "staleness-exponent": (strategy.staleness_exponent, "the strategy's option staleness_exponent"),
+        "max-staleness": (strategy.max_staleness, "the strategy's option max_staleness"),
+    }
+    for name, (value, source) in decided.items():
+        if name in given and given[name] != value:
+            raise UsageError(
+                f"{name} contradicts fedbuff",
+                f"it is set to {given[name]}, and fedbuff takes {source}: {value}",
+                f"leave {name} out" if name == "late" else f"leave {name} out, or give both the same value",
+            )
 
 
 def train_buffered(desk: Desk, number: int, weights: Weights, memory: Memory) -> tuple[RoundRecord, Weights]:

@@ -28,8 +28,7 @@ from wardround.strategies.central_privacy import DPFedAvg
 from wardround.strategies.contract import ARRAYS, NUM_EXAMPLES, PLAN, Weights
 from wardround.strategies.local_keys import HEAD, NORMALISATION
 from wardround.strategies.nova import FedNova
-from wardround.strategies.options import Option as _Option
-from wardround.strategies.options import chosen
+from wardround.strategies.options import Option, chosen
 from wardround.strategies.scaffold import Scaffold
 
 _COMMON: Mapping[str, Any] = {
@@ -52,64 +51,64 @@ class _Entry:
     """
 
     build: Callable[..., Strategy]
-    options: Mapping[str, _Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
-    asked: Mapping[str, _Option] = field(default_factory=dict)
+    asked: Mapping[str, Option] = field(default_factory=dict)
 
 
 _OPTIMISER = {
-    "eta": _Option(1e-2, 1e-8, 10.0),
-    "beta_1": _Option(0.9, 0.0, 0.9999),
-    "beta_2": _Option(0.99, 0.0, 0.9999),
-    "tau": _Option(1e-3, 1e-12, 10.0),
+    "eta": Option(1e-2, 1e-8, 10.0),
+    "beta_1": Option(0.9, 0.0, 0.9999),
+    "beta_2": Option(0.99, 0.0, 0.9999),
+    "tau": Option(1e-3, 1e-12, 10.0),
 }
 
 _CATALOGUE: Mapping[str, _Entry] = {
     "fedavg": _Entry(FedAvg),
-    "fedprox": _Entry(FedProx, {"proximal_mu": _Option(0.01, 0.0, 1e4)}),
+    "fedprox": _Entry(FedProx, {"proximal_mu": Option(0.01, 0.0, 1e4)}),
     "fedavgm": _Entry(
         FedAvgM,
-        {"server_learning_rate": _Option(0.5, 1e-8, 10.0), "server_momentum": _Option(0.5, 0.0, 0.9999)},
+        {"server_learning_rate": Option(0.5, 1e-8, 10.0), "server_momentum": Option(0.5, 0.0, 0.9999)},
     ),
     "fedadam": _Entry(FedAdam, _OPTIMISER),
     "fedyogi": _Entry(FedYogi, _OPTIMISER),
     "fedmedian": _Entry(FedMedian),
-    "fedtrimmedavg": _Entry(FedTrimmedAvg, {"beta": _Option(0.34, 0.0, 0.4999)}),
-    "krum": _Entry(Krum, {"num_malicious_nodes": _Option(1, 0, 1000)}),
+    "fedtrimmedavg": _Entry(FedTrimmedAvg, {"beta": Option(0.34, 0.0, 0.4999)}),
+    "krum": _Entry(Krum, {"num_malicious_nodes": Option(1, 0, 1000)}),
     "dpfedavg": _Entry(
         DPFedAvg,
         {
-            "noise_multiplier": _Option(1.0, 1e-9, 1e4),
-            "clip_norm": _Option(1.0, 1e-9, 1e4),
-            "sites": _Option(0, 0, 100_000),
-            "examples_cap": _Option(0.0, 0.0, 1e9),
-            "delta": _Option(1e-5, 1e-12, 0.1),
+            "noise_multiplier": Option(1.0, 1e-9, 1e4),
+            "clip_norm": Option(1.0, 1e-9, 1e4),
+            "sites": Option(0, 0, 100_000),
+            "examples_cap": Option(0.0, 0.0, 1e9),
+            "delta": Option(1e-5, 1e-12, 0.1),
         },
     ),
     "fedbuff": _Entry(
         FedBuff,
         {
-            "buffer": _Option(0, 0, 10_000),
-            "concurrency": _Option(0, 0, 10_000),
-            "server_learning_rate": _Option(1.0, 1e-8, 10.0),
-            "staleness_exponent": _Option(0.5, 0.0, 10.0),
-            "max_staleness": _Option(50, 1, 1_000_000),
+            "buffer": Option(0, 0, 10_000),
+            "concurrency": Option(0, 0, 10_000),
+            "server_learning_rate": Option(1.0, 1e-8, 10.0),
+            "staleness_exponent": Option(0.5, 0.0, 10.0),
+            "max_staleness": Option(50, 1, 1_000_000),
         },
     ),
     "fedbn": _Entry(FedAvg, plan={"local_keys": NORMALISATION}),
     "fedper": _Entry(FedAvg, plan={"local_keys": HEAD}),
-    "fedrep": _Entry(FedAvg, plan={"local_keys": HEAD}, asked={"head_share": _Option(0.5, 0.01, 0.99)}),
-    "scaffold": _Entry(Scaffold, {"server_learning_rate": _Option(1.0, 1e-8, 10.0)}, {"control_variates": True}),
+    "fedrep": _Entry(FedAvg, plan={"local_keys": HEAD}, asked={"head_share": Option(0.5, 0.01, 0.99)}),
+    "scaffold": _Entry(Scaffold, {"server_learning_rate": Option(1.0, 1e-8, 10.0)}, {"control_variates": True}),
     "fednova": _Entry(
         FedNova,
-        {"most_steps": _Option(10.0, 1e-3, 1e3)},
-        asked={"normalised_steps": _Option(100, 1, 1_000_000)},
+        {"most_steps": Option(10.0, 1e-3, 1e3)},
+        asked={"normalised_steps": Option(100, 1, 1_000_000)},
     ),
     "moon": _Entry(
-        FedAvg, asked={"moon_weight": _Option(1.0, 0.0, 1000.0), "moon_temperature": _Option(0.5, 0.01, 100.0)}
+        FedAvg, asked={"moon_weight": Option(1.0, 0.0, 1000.0), "moon_temperature": Option(0.5, 0.01, 100.0)}
     ),
-    "ditto": _Entry(FedAvg, plan={"personal": "ditto"}, asked={"personal_weight": _Option(0.1, 0.0, 1e4)}),
-    "apfl": _Entry(FedAvg, plan={"personal": "apfl"}, asked={"personal_share": _Option(0.5, 0.0, 1.0)}),
+    "ditto": _Entry(FedAvg, plan={"personal": "ditto"}, asked={"personal_weight": Option(0.1, 0.0, 1e4)}),
+    "apfl": _Entry(FedAvg, plan={"personal": "apfl"}, asked={"personal_share": Option(0.5, 0.0, 1.0)}),
 }
 
 
@@ -179,28 +178,32 @@ def plan_fields(name: str, **options: float | int) -> dict[str, Any]:
     return {**entry.plan, **{key: values[key] for key in entry.asked}}
 
 
-def option_names(name: str) -> tuple[str, ...]:
-    """The options that a strategy has.
+def options_of(name: str) -> Mapping[str, Option]:
+    """The options that a strategy has, at the coordinator and as fields of the plan.
 
     Raises
     ------
     UsageError
         If there is no such strategy.
     """
-    return tuple(_chosen(name, {})[1])
+    entry = _entry(name)
+    return {**entry.options, **entry.asked}
 
 
 def _chosen(name: str, options: Mapping[str, object]) -> tuple[_Entry, dict[str, float | int]]:
     """A strategy's entry, and every option of it, as given or by default."""
+    return _entry(name), chosen(name, options_of(name), options)
+
+
+def _entry(name: str) -> _Entry:
     try:
-        entry = _CATALOGUE[name]
+        return _CATALOGUE[name]
     except KeyError:
         raise UsageError(
             f"there is no strategy called {name!r}",
             "the catalogue does not hold it",
             f"choose one of {', '.join(names())}",
         ) from None
-    return entry, chosen(name, {**entry.options, **entry.asked}, options)
 
 
 def describe(strategy: Strategy) -> dict[str, bool | int | float | str]:

@@ -11,6 +11,8 @@ import pytest
 import typer
 
 from wardround import errors
+from wardround.strategies.catalogue import names as strategies_by_name
+from wardround.strategies.catalogue import options_of
 from wardround.strategies.plan import RoundPlan
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -134,6 +136,22 @@ def test_every_field_of_the_plan_is_explained() -> None:
     rows = table_rows((CHECKOUT / "docs" / "researchers.md").read_text())
     said = {name for cells in rows for name in re.findall(r"`(\w+)`", cells[0])}
     assert set(RoundPlan.model_fields) <= said
+
+
+def test_every_option_of_a_strategy_is_explained() -> None:
+    rows = table_rows((CHECKOUT / "docs" / "researchers.md").read_text())
+    said = {
+        (name, *about)
+        for strategies, *about, _ in (cells for cells in rows if len(cells) == 5)
+        for name in re.findall(r"`(\w+)`", strategies)
+        if re.fullmatch(r"`\w+`", about[0])
+    }
+    ours = {
+        (name, f"`{key}`", f"{option.default:g}", f"{option.low:g} … {option.high:g}")
+        for name in strategies_by_name()
+        for key, option in options_of(name).items()
+    }
+    assert said == ours
 
 
 def test_every_room_is_described() -> None:

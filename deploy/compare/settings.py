@@ -15,7 +15,7 @@ from wardround.deploy.settings import (
     validated,
 )
 from wardround.errors import UsageError
-from wardround.strategies.catalogue import make_strategy, names, option_names, plan_fields
+from wardround.strategies.catalogue import make_strategy, names, options_of, plan_fields
 from wardround.strategies.central_privacy import check_central
 from wardround.strategies.fit import check_asked
 from wardround.strategies.plan import RoundPlan
@@ -149,7 +149,7 @@ def own_arm(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     left = dict(values)
     strategy, weighting = str(left.pop("strategy", "fedavg")), str(left.pop("weighting", "examples"))
-    of_strategy, of_weighting = option_names(strategy), make_weighting(weighting).options
+    of_strategy, of_weighting = options_of(strategy), make_weighting(weighting).options
     return {
         "strategy": strategy,
         "options": {name: left.pop(name) for name in [*left] if name in of_strategy},

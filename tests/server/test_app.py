@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedAdam
 from wardround.errors import Interrupted, PlanError, UsageError
 from wardround.server.app import app, initial_weights, is_wanted, read_settings, site_names
 from wardround.server.journal import Journal, read_rounds
+from wardround.strategies.buffered import FedBuff
 from wardround.strategies.contract import Weights
 
 CONFIG: dict[str, Any] = {"model": "unet3d-small", "labels": 3, "rounds": 4, "output": "journal"}
@@ -68,11 +69,23 @@ def test_everything_can_be_set() -> None:
         ({"control-variates": True}, "scaffold"),
         ({"strategy": "scaffold", "late": "use"}, "late"),
         ({"strategy": "fednova", "late": "use"}, "late"),
+        ({"strategy": "fedbuff", "late": "refuse"}, "late contradicts fedbuff"),
+        ({"strategy": "fedbuff", "staleness-exponent": 2}, "staleness-exponent contradicts fedbuff"),
+        ({"strategy": "fedbuff", "max-staleness": 8, "strategy-options.max-staleness": 9}, "option max_staleness: 9"),
     ],
 )
 def test_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises((PlanError, UsageError), match=named):
         read_settings({**CONFIG, **change})
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"late": "use"}, {"max-staleness": 50}, {"staleness-exponent": 0.5, "strategy-options.buffer": 3}]
+)
+def test_fedbuff_takes_what_says_the_same(given: dict[str, Any]) -> None:
+    settings = read_settings({**CONFIG, "strategy": "fedbuff", **given})
+    assert isinstance(settings.strategy, FedBuff)
+    assert settings.strategy.max_staleness == 50
 
 
 def test_missing_fields_are_named() -> None:
