@@ -18,14 +18,10 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import httpx
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
@@ -36,28 +32,29 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import start_client_internal as internal
 from flwr.supernode.nodestate import NodeState
 
-from wardround.client import wire
-from wardround.client.gate import codes
-from wardround.errors import ConnectionFailed, GateRefused, StorageError, WardroundError, for_log
-from wardround.files import write_bytes
+from wardround.client.asking import Agent
+from wardround.client.error_replies import (
+    INCOMPLETE,
+    INTERNAL,
+    LOST,
+    NOT_RECEIVED,
+    RESTARTED,
+    SITE_ERROR,
+    UNREACHABLE,
+    UNREADABLE,
+    WITHHELD,
+    Reason,
+    RefusedHere,
+    reason_of,
+    telling,
+)
+from wardround.client.open_messages import OpenMessages
+from wardround.errors import WardroundError, for_log
 from wardround.processes import Stamp
 from wardround.strategies.contract import digest
 from wardround.strategies.parcel import is_wrapped, unwrap, wrap
 
 log = logging.getLogger(__name__)
-
-SITE_ERROR = 100
-"""Code of an error reply that the site gave on purpose."""
-LOST = ErrorCode.CLIENT_APP_CRASHED
-"""Code of an error reply for work that was lost on the way: whoever asks again gets an answer."""
-
-RESTARTED: Final = "restarted"
-NOT_RECEIVED: Final = "not-received"
-INCOMPLETE: Final = "incomplete"
-UNREADABLE: Final = "undecodable"
-UNREACHABLE: Final = "agent-unreachable"
-WITHHELD: Final = "not-released"
-INTERNAL: Final = "internal"
 
 LOOK_EVERY = 0.2
 """Seconds between two looks for an app's answer."""
@@ -67,114 +64,7 @@ RESEND_WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """Seconds between attempts to send one answer, on top of those that Flower makes by itself. Where the coordinator is
 out of reach, the last of them is waited again and again, until nobody waits for the answer any more."""
 
-_ROUND = re.compile(r"[0-9]{1,9}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_REASONS = {
-    ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "app-raised",
-    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "app-raised",
-    ErrorCode.CLIENT_APP_CRASHED: "app-crashed",
-}
-"""What is told where Flower, or the app, gave a text."""
-
-
-class _RefusedHere(GateRefused):
-    """What the agent was not asked about, and therefore has not written down."""
-
-
-class OpenMessages:
-    """Messages that were taken and not answered yet: in memory, and on the disk for the next process.
-
-    Parameters
-    ----------
-    folder
-        One file a message: its metadata, no content.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[str, Message] = {}
-
-    def add(self, message: Message) -> None:
-        """Write down that `message` was taken."""
-        name = message.metadata.message_id
-        self._open[name] = message
-        try:
-            write_bytes(self._path(name), message_to_proto(message).SerializeToString())
-        except StorageError as error:
-            # It is worked on nevertheless. Only a kill of this process would now leave it without an answer.
-            log.error("%s", error)
-
-    def strike(self, name: str) -> None:
-        """Its answer is away, or nobody waits for one any more."""
-        self._open.pop(name, None)
-        self._path(name).unlink(missing_ok=True)
-
-    def find(self, name: str) -> Message | None:
-        """The message of that name, if it is open."""
-        return self._open.get(name)
-
-    def read(self) -> list[Message]:
-        """What a former process left open; from now on it is open here."""
-        for path in sorted(self._folder.glob("*.pb")):
-            try:
-                message = message_from_proto(ProtoMessage.FromString(path.read_bytes()))
-            except Exception as error:  # noqa: BLE001
-                # Written by us and renamed into place: only a failing disk leads here. Nobody can be answered then.
-                log.error("a note of an open message cannot be read; it is dropped: %s", for_log(error))
-                path.unlink(missing_ok=True)
-            else:
-                self._open[message.metadata.message_id] = message
-        return list(self._open.values())
-
-    def _path(self, name: str) -> Path:
-        # Names come from the coordinator; those of files do not.
-        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}.pb"
-
-
-@dataclass
-class Agent:
-    """What the SuperNode asks the agent.
-
-    Parameters
-    ----------
-    socket
-        Where it listens.
-    """
-
-    socket: Path
-
-    def admit_app(self, sha256: str, bundle: bytes | None) -> None:
-        """Ask whether an app may run here; `bundle` is None where its bytes were shown before.
-
-        Raises
-        ------
-        GateRefused
-            If it may not.
-        """
-        arrays = {} if bundle is None else {"fab": wire.raw(bundle)}
-        wire.ask(self.socket, {"op": "admit-app", "sha256": sha256}, arrays)
-
-    def released(self, content: str, asked: Message) -> bool:
-        """Ask whether an answer of that digest was released for such a message as `asked`, and not sent yet."""
-        kind = asked.metadata.message_type.partition(".")[0]
-        header: dict[str, Any] = {"op": "released", "digest": content, "kind": kind}
-        if kind != "query" and _ROUND.fullmatch(asked.metadata.group_id):
-            header["round"] = int(asked.metadata.group_id)
-        answer, _ = wire.ask(self.socket, header)
-        return answer.get("released") is True
-
-    def note_error(self, code: str) -> None:
-        """Tell it that an error leaves in place of an answer."""
-        wire.ask(self.socket, {"op": "note-error", "code": code})
-
-
-@dataclass(frozen=True)
-class _Reason:
-    """What an error reply says, and whether the agent knows of it already."""
-
-    number: int
-    code: str
-    is_noted: bool = False
 
 
 @dataclass
@@ -239,7 +129,7 @@ class Crossing:
         state: NodeState = given["state"]
         store: ObjectStore = given["object_store"]
         if (orphan := self._next_orphan(state)) is not None:
-            self._answer_error(orphan, _Reason(LOST, RESTARTED), state, store)
+            self._answer_error(orphan, Reason(LOST, RESTARTED), state, store)
             return orphan.metadata.run_id
         taking = _Taking()
         try:
@@ -247,15 +137,15 @@ class Crossing:
         except httpx.TransportError as error:
             # An outage of hours is no reason to fill the log with where in Flower it was noticed.
             log.error("the coordinator is out of reach (%s)", error)
-            return self._refuse(taking, _reason(error), state, store)
+            return self._refuse(taking, reason_of(error), state, store)
         except Exception as error:  # noqa: BLE001 - it becomes the answer
             log.error("a message could not be taken: %s", for_log(error))
-            return self._refuse(taking, _reason(error), state, store)
+            return self._refuse(taking, reason_of(error), state, store)
         if run_id is not None or taking.message is None:
             return run_id
         if not taking.is_over:
             # Flower says no more than None where a message came and its parts did not.
-            return self._refuse(taking, _Reason(LOST, NOT_RECEIVED), state, store)
+            return self._refuse(taking, Reason(LOST, NOT_RECEIVED), state, store)
         self._notes.strike(taking.message.metadata.message_id)
         return None
 
@@ -272,7 +162,7 @@ class Crossing:
             except Exception as error:  # noqa: BLE001 - it becomes the answer
                 log.error("an answer could not be checked: %s", for_log(error))
                 asked = self._notes.find(reply.metadata.reply_to_message_id)
-                answer = None if asked is None else self._error(asked, _Reason(SITE_ERROR, INTERNAL))
+                answer = None if asked is None else self._error(asked, Reason(SITE_ERROR, INTERNAL))
             # What the app's process wrote goes, before it is written anew.
             state.delete_messages(message_ids=[reply.metadata.message_id])
             store.delete(reply.metadata.message_id)
@@ -319,17 +209,17 @@ class Crossing:
         def get_run(run_id: int) -> Run:
             run: Run = noting(given["get_run"])(run_id)
             if run.primary_task_type == TaskType.AGENT_APP:
-                raise _RefusedHere("a run is refused", "it is none of a federation", "", code="kind-not-allowed")
+                raise RefusedHere("a run is refused", "it is none of a federation", "", code="kind-not-allowed")
             # Flower takes the folder that it runs an app from out of these names.
             names = [*run.fab_id.split("/"), run.fab_version]
             if len(names) != 3 or not all(_PLAIN.fullmatch(name) for name in names):
-                raise _RefusedHere("an app is refused", "its name leads elsewhere", "", code="bundle-names")
+                raise RefusedHere("an app is refused", "its name leads elsewhere", "", code="bundle-names")
             return run
 
         def get_fab(fab_hash: str, run_id: int) -> Fab:
             fab: Fab = noting(given["get_fab"])(fab_hash, run_id)
             if hashlib.sha256(fab.content).hexdigest() != fab_hash or fab.hash_str != fab_hash:
-                raise _RefusedHere("an app is refused", "it is not the one that was named", "", code="bundle-hash")
+                raise RefusedHere("an app is refused", "it is not the one that was named", "", code="bundle-hash")
             self._agent.admit_app(fab_hash, fab.content)
             return fab
 
@@ -338,13 +228,13 @@ class Crossing:
         ours = {"receive": receive, "get_run": get_run, "get_fab": get_fab, "trusted_entities": None}
         return {**given, **others, **ours}
 
-    def _refuse(self, taking: _Taking, reason: _Reason, state: NodeState, store: ObjectStore) -> int | None:
+    def _refuse(self, taking: _Taking, reason: Reason, state: NodeState, store: ObjectStore) -> int | None:
         if taking.message is None:
             return None
         self._answer_error(taking.message, reason, state, store)
         return taking.message.metadata.run_id
 
-    def _answer_error(self, message: Message, reason: _Reason, state: NodeState, store: ObjectStore) -> None:
+    def _answer_error(self, message: Message, reason: Reason, state: NodeState, store: ObjectStore) -> None:
         """Put an error reply where the other half of the loop looks for replies."""
         reply = self._error(message, reason)
         internal._insert_message(reply, state, store)
@@ -359,7 +249,7 @@ class Crossing:
         if (error := self._ours.pop(reply.metadata.message_id, None)) is not None:
             return Message(error, reply_to=asked)
         if reply.has_error():
-            return self._error(asked, _telling(reply.error))
+            return self._error(asked, telling(reply.error))
         return self._judged(asked, reply, store)
 
     def _judged(self, asked: Message, reply: Message, store: ObjectStore) -> Message:
@@ -370,17 +260,17 @@ class Crossing:
             if self._agent.released(digest(content), asked):
                 return Message(wrap(content) if is_wrapped(came) else content, reply_to=asked)
         except TimeoutError:
-            return self._error(asked, _Reason(LOST, INCOMPLETE))
+            return self._error(asked, Reason(LOST, INCOMPLETE))
         except WardroundError as error:
             log.error("%s", error)
-            return self._error(asked, _Reason(LOST, UNREACHABLE))
+            return self._error(asked, Reason(LOST, UNREACHABLE))
         except Exception as error:  # noqa: BLE001 - it becomes the answer
             log.error("an answer cannot be read: %s", for_log(error))
-            return self._error(asked, _Reason(SITE_ERROR, UNREADABLE))
+            return self._error(asked, Reason(SITE_ERROR, UNREADABLE))
         log.error("an answer is withheld: the agent did not release it")
-        return self._error(asked, _Reason(SITE_ERROR, WITHHELD, is_noted=True))
+        return self._error(asked, Reason(SITE_ERROR, WITHHELD, is_noted=True))
 
-    def _error(self, asked: Message, reason: _Reason) -> Message:
+    def _error(self, asked: Message, reason: Reason) -> Message:
         if not reason.is_noted:
             try:
                 self._agent.note_error(reason.code)
@@ -477,23 +367,3 @@ class _OneReply:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._state, name)
-
-
-def _reason(error: Exception) -> _Reason:
-    """What may be told of a failure to take a message."""
-    if isinstance(error, GateRefused):
-        number = ErrorCode.INVALID_FAB if error.code.startswith("bundle-") else SITE_ERROR
-        return _Reason(number, codes.safe_code(error.code), is_noted=not isinstance(error, _RefusedHere))
-    return _Reason(LOST, UNREACHABLE if isinstance(error, ConnectionFailed) else NOT_RECEIVED)
-
-
-def _telling(error: Error) -> _Reason:
-    """What may be told of an app's error, also in the node's log: its text is the app's, and may name a patient."""
-    if error.code == SITE_ERROR:
-        found = _Reason(SITE_ERROR, codes.safe_code(error.reason))
-    elif error.code in _REASONS:
-        found = _Reason(error.code, _REASONS[error.code])
-    else:
-        found = _Reason(SITE_ERROR, codes.OTHER)
-    log.error("the app answered with error %d: %s", error.code, found.code)
-    return found

@@ -137,7 +137,9 @@ def install(home: SiteHome, stamp: Stamp) -> None:
     from flwr.supernode import fleet_http_connection as connection
     from flwr.supernode import start_client_internal as internal
 
-    from wardround.client.crossing import Agent, Crossing, OpenMessages
+    from wardround.client.asking import Agent
+    from wardround.client.crossing import Crossing
+    from wardround.client.open_messages import OpenMessages
 
     notes = home.run / "open"
     notes.mkdir(exist_ok=True)

@@ -30,10 +30,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.nodestate import NodeStateFactory
 
 from wardround.client import crossing as subject
-from wardround.client.crossing import Agent, Crossing, OpenMessages
-from wardround.client.gate import codes
+from wardround.client import open_messages
+from wardround.client.asking import Agent
+from wardround.client.crossing import Crossing
+from wardround.client.error_replies import LOST, SITE_ERROR
+from wardround.client.open_messages import OpenMessages
+from wardround.errors import StorageError
 from wardround.processes import Stamp
-from wardround.strategies.codes import SITE_CODES
 from wardround.strategies.contract import digest
 from wardround.strategies.parcel import wrap
 
@@ -223,7 +226,7 @@ def test_weights_in_pieces_are_looked_into_and_leave_in_pieces(node: Node, agent
         node.send()
     left, withheld = node.coordinator.arrived
     assert digest(left.content) == digest(wrap(update(2.0)))
-    assert (withheld.error.code, withheld.error.reason) == (subject.SITE_ERROR, "not-released")
+    assert (withheld.error.code, withheld.error.reason) == (SITE_ERROR, "not-released")
 
 
 def test_a_piece_with_room_for_more_is_not_read(node: Node, agent: FakeAgent) -> None:
@@ -234,7 +237,7 @@ def test_a_piece_with_room_for_more_is_not_read(node: Node, agent: FakeAgent) ->
     node.take()
     node.app_answers(asked, RecordDict({"arrays": arrays, "metrics": update()["metrics"]}))
     node.send()
-    assert the_error(node) == (subject.SITE_ERROR, "undecodable")
+    assert the_error(node) == (SITE_ERROR, "undecodable")
     assert agent.questions("released") == []
 
 
@@ -244,7 +247,7 @@ def test_what_was_not_released_is_replaced_by_an_error(node: Node, agent: FakeAg
     node.take()
     node.app_answers(asked, update(3.0))
     node.send()
-    assert the_error(node) == (subject.SITE_ERROR, "not-released")
+    assert the_error(node) == (SITE_ERROR, "not-released")
 
 
 def test_the_agent_is_asked_once_for_an_answer_that_is_sent_twice(node: Node, agent: FakeAgent) -> None:
@@ -280,7 +283,7 @@ def test_a_record_beside_the_released_ones_is_another_content(node: Node, agent:
     content["extra"] = ConfigRecord({"name": CANARY})
     node.app_answers(asked, content)
     node.send()
-    assert the_error(node) == (subject.SITE_ERROR, "not-released")
+    assert the_error(node) == (SITE_ERROR, "not-released")
 
 
 @pytest.mark.parametrize(
@@ -289,11 +292,11 @@ def test_a_record_beside_the_released_ones_is_another_content(node: Node, agent:
         (Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"<class 'ValueError'>:<'{CANARY}'>"), (2, "app-raised")),
         (Error(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, CANARY), (1, "app-raised")),
         (Error(ErrorCode.CLIENT_APP_CRASHED, "ClientApp stopped responding."), (8, "app-crashed")),
-        (Error(subject.SITE_ERROR, "paused"), (100, "paused")),
-        (Error(subject.SITE_ERROR, "DataError"), (100, "data-error")),
-        (Error(subject.SITE_ERROR, CANARY), (100, "other")),
-        (Error(subject.SITE_ERROR, "doe-john"), (100, "other")),
-        (Error(subject.SITE_ERROR, None), (100, "other")),
+        (Error(SITE_ERROR, "paused"), (100, "paused")),
+        (Error(SITE_ERROR, "DataError"), (100, "data-error")),
+        (Error(SITE_ERROR, CANARY), (100, "other")),
+        (Error(SITE_ERROR, "doe-john"), (100, "other")),
+        (Error(SITE_ERROR, None), (100, "other")),
         (Error(424242, CANARY), (100, "other")),
         (Error(0, CANARY), (100, "other")),
     ],
@@ -346,7 +349,7 @@ def test_other_bytes_under_an_approved_name_are_refused(node: Node, agent: FakeA
         ({"fab_id": "wardround"}, (ErrorCode.INVALID_FAB, "bundle-names")),
         ({"fab_id": "wardround/test/x"}, (ErrorCode.INVALID_FAB, "bundle-names")),
         ({"fab_version": ""}, (ErrorCode.INVALID_FAB, "bundle-names")),
-        ({"primary_task_type": "flwr-agentapp"}, (subject.SITE_ERROR, "kind-not-allowed")),
+        ({"primary_task_type": "flwr-agentapp"}, (SITE_ERROR, "kind-not-allowed")),
     ],
 )
 def test_an_approved_app_is_run_from_its_own_folder_and_as_what_it_is(
@@ -391,7 +394,7 @@ def test_without_an_agent_every_message_gets_an_error_that_says_ask_again(tmp_pa
     node.coordinator.ask()
     assert node.take() == RUN
     node.send()
-    assert the_error(node) == (subject.LOST, "agent-unreachable")
+    assert the_error(node) == (LOST, "agent-unreachable")
 
 
 @pytest.mark.parametrize("trouble", [httpx.HTTPError("500"), KeyError("x"), ValueError("no protobuf")])
@@ -411,7 +414,7 @@ def test_a_message_whose_parts_do_not_come_is_answered(node: Node, agent: FakeAg
     node.coordinator.troubles = [None, httpx.HTTPError("404")]
     assert node.take() == RUN
     node.send()
-    assert the_error(node) == (subject.LOST, "not-received")
+    assert the_error(node) == (LOST, "not-received")
 
 
 def test_a_run_that_is_over_leaves_nothing_open(node: Node, agent: FakeAgent) -> None:
@@ -436,7 +439,7 @@ def test_what_a_killed_process_left_open_is_answered_by_the_next(tmp_path: Path,
     second = new_node(tmp_path)
     assert second.take() == RUN
     second.send()
-    assert the_error(second) == (subject.LOST, "restarted")
+    assert the_error(second) == (LOST, "restarted")
     assert second.coordinator.arrived[0].metadata.reply_to_message_id == asked.metadata.message_id
     assert second.take() is None
     assert new_node(tmp_path).take() is None
@@ -455,20 +458,13 @@ def test_what_another_node_or_another_day_left_open_is_forgotten(tmp_path: Path,
     assert not list((tmp_path / "open").iterdir())
 
 
-def test_a_note_that_is_damaged_is_dropped(tmp_path: Path, agent: FakeAgent) -> None:
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open" / "x.pb").write_bytes(b"\xff\xff")
-    assert new_node(tmp_path).take() is None
-    assert not list((tmp_path / "open").iterdir())
-
-
 def test_a_full_disk_keeps_no_message_from_being_answered(
     node: Node, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise subject.StorageError("cannot write", "the disk is full", "")
+        raise StorageError("cannot write", "the disk is full", "")
 
-    monkeypatch.setattr(subject, "write_bytes", full)
+    monkeypatch.setattr(open_messages, "write_bytes", full)
     asked = node.coordinator.ask()
     assert node.take() == RUN
     node.app_answers(asked, update())
@@ -484,7 +480,7 @@ def test_an_app_that_dies_while_it_hands_over_its_answer_is_given_up(tmp_path: P
     node.take()
     node.app_answers(asked, update(), leave_out=1)
     node.send()
-    assert the_error(node) == (subject.LOST, "incomplete")
+    assert the_error(node) == (LOST, "incomplete")
 
 
 def test_parts_that_come_late_are_waited_for(tmp_path: Path, agent: FakeAgent) -> None:
@@ -509,7 +505,7 @@ def test_an_answer_that_is_no_message_is_an_error(
     node.app_answers(asked, update())
     monkeypatch.setattr(subject, "inflate_object_from_contents", lambda *_: update())
     node.send()
-    assert the_error(node) == (subject.SITE_ERROR, "undecodable")
+    assert the_error(node) == (SITE_ERROR, "undecodable")
 
 
 def test_an_answer_to_no_question_is_dropped(node: Node, agent: FakeAgent) -> None:
@@ -556,11 +552,3 @@ def test_progress_is_stamped_while_an_app_works(tmp_path: Path, agent: FakeAgent
     node.send()
     assert len(stamps) == 3
     assert stamps == sorted(stamps)
-
-
-@pytest.mark.parametrize(
-    "code", [subject.RESTARTED, subject.NOT_RECEIVED, subject.INCOMPLETE, subject.UNREACHABLE, subject.WITHHELD]
-)
-def test_a_reason_is_one_that_the_ledger_and_the_journal_know(code: str) -> None:
-    assert codes.safe_code(code) == code
-    assert code in SITE_CODES
