@@ -4,17 +4,21 @@ Tasks
     *scanners*: phantoms of four hospitals whose scanners differ much. *institutions*: tumours in FLAIR of four
     hospitals. *hippocampus*: the simulated sites of its split file. *phantoms*: tiny, for a look without data.
 
-Every strategy of the catalogue and every rule of weighting is an arm, with its defaults; beside them stand *pooled*
-(one site has all cases), *local only* (every site alone) and the best single site. All arms of a seed start from the
-same weights, see the same cases of a site in the same order, and take as many updates. Nothing is chosen on the way:
-the last weights are tested, once. Intervals are over seeds.
+On the scanners every strategy of the catalogue and every rule of weighting is an arm, with its defaults; beside them
+stand *pooled* (one site has all cases), *local only* (every site alone) and the best single site. All arms of a seed
+start from the same weights, see the same cases of a site in the same order, and take as many updates. Nothing is chosen
+on the way: the last weights are tested, once. Intervals are over seeds.
+
+Real images take longer: there a few strategies learn from eight cases of each site, so that a table takes less than an
+hour of two cores. ``--full`` takes all strategies and all cases, for a machine with a GPU.
 
 Run with a folder that holds the data sets::
 
     python benchmarks/strategies.py scanners --out runs/strategies
     python benchmarks/strategies.py institutions --data DATA --out runs/strategies
 
-An interrupted run goes on with the same command. The table is printed as Markdown; OUT/TASK holds the report.
+An interrupted run goes on with the same command. The table is printed as Markdown; OUT/TASK holds the report
+(OUT/TASK-full with ``--full``).
 ``--model`` and whatever else `wardround compare` knows can be given as well.
 """
 
@@ -44,15 +48,20 @@ class Task:
         Name of the data set's folder; "" for phantoms.
     strategies, weightings
         Arms; None for all.
+    short
+        More options, without ``--full``.
     """
 
     options: tuple[str, ...]
     data: str = ""
     strategies: tuple[str, ...] | None = None
     weightings: tuple[str, ...] | None = None
+    short: tuple[str, ...] = ()
 
 
 _PLAIN = ("--plan", "validation_cases=0")
+# One of each kind: a mean, near the global weights, steps of the server, robust, local keys, corrected, a network each.
+_FEW = ("fedavg", "fedprox", "fedavgm", "fedtrimmedavg", "fedbn", "scaffold", "ditto")
 TASKS: Mapping[str, Task] = {
     "scanners": Task(
         (
@@ -63,9 +72,12 @@ TASKS: Mapping[str, Task] = {
     "institutions": Task(
         (
             *("--sites", "split.json", "--rounds", "6", "--plan", "slices_per_case=8"),
-            *("--plan", "updates_per_case=8", "--plan", "patch=96,96,24", *_PLAIN),
+            *("--plan", "updates_per_case=16", "--plan", "patch=96,96,24", *_PLAIN),
         ),
         "lgg_multisite",
+        _FEW,
+        ("worst-site",),
+        ("--cases", "8", "--plan", "patch=64,64,16"),
     ),
     "hippocampus": Task(
         (
@@ -73,6 +85,9 @@ TASKS: Mapping[str, Task] = {
             *("--plan", "updates_per_case=16", *_PLAIN),
         ),
         "hippocampus",
+        _FEW,
+        ("worst-site",),
+        ("--cases", "8"),
     ),
     "phantoms": Task(
         (
@@ -93,8 +108,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/strategies"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", default="2")
+    parser.add_argument("--full", action="store_true", help="all strategies and all cases")
     options, more = parser.parse_known_args()
-    task, out = TASKS[options.task], options.out / options.task
+    task, out = TASKS[options.task], options.out / (options.task + "-full" * options.full)
     if options.data is None and (named := os.environ.get("WARDROUND_DATA")):
         options.data = Path(named)
     if options.data is None and task.data:
@@ -104,7 +120,8 @@ def main() -> int:
     if (out / "experiment.json").exists():
         command += ["--resume", str(out)]
     else:
-        command += ["--out", str(out), "--seeds", options.seeds, *arms_of(task), *task.options, *more]
+        command += ["--out", str(out), "--seeds", options.seeds, *arms_of(task, full=options.full)]
+        command += [*task.options, *(() if options.full else task.short), *more]
         command += ["--data", str(options.data / task.data)] if task.data else []
     code = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
     if (out / "results.json").exists():
@@ -114,11 +131,13 @@ def main() -> int:
     return code
 
 
-def arms_of(task: Task) -> Sequence[str]:
+def arms_of(task: Task, *, full: bool) -> Sequence[str]:
     """The arms as options of `wardround compare`; fedavg comes first, since the others are compared with it."""
-    strategies = task.strategies or sorted(names(), key=lambda name: name != "fedavg")
+    everyone = sorted(names(), key=lambda name: name != "fedavg")
+    strategies = everyone if full else task.strategies or everyone
     # By examples is fedavg itself.
-    weightings = task.weightings or [rule for rule in rules() if rule != "examples"]
+    every = [rule for rule in rules() if rule != "examples"]
+    weightings = every if full else task.weightings or every
     return ["--strategies", ",".join(strategies), "--weightings", ",".join(weightings)]
 
 
