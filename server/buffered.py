@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from flwr.app import Message, RecordDict
 
-from wardround.errors import PlanError, UsageError
+from wardround.errors import PlanError, StorageError, UsageError
 from wardround.server.bases import BASES, Bases
 from wardround.server.desk import Desk, Refusal, payload, reasons
 from wardround.server.exchange import STILL_OPEN, Answer, TooFew, exchange, push
@@ -35,6 +35,9 @@ from wardround.strategies.plan import RoundPlan
 from wardround.strategies.weighting import Voice, weigh
 
 logger = logging.getLogger(__name__)
+
+# Why an answer is of no use: what its site was given is damaged here.
+_NO_BASE = "base-damaged"
 
 # Whoever comes online while others work is asked after so long at the latest.
 _LOOK_AGAIN_S = 30.0
@@ -142,9 +145,7 @@ class _Attempt:
         """
         desk, memory = self._desk, self._memory
         roster = desk.roster(0 if memory.unanswered or self._spool.updates() else 1, self._without)
-        for one in self._spool.updates():
-            if one.round != self._number and self._bases.weights(one.round) is None:
-                self._spool.discard(one)
+        self._drop_baseless()
         desk.tell("round-start", self._number, metrics={"sites": float(len(roster))})
         deadline = desk.pace.now() + desk.settings.deadline_s
         self._take_up(roster)
@@ -155,6 +156,7 @@ class _Attempt:
             self._await(deadline)
             roster = desk.roster(0, self._without)
         self._waited = desk.pace.now() - self._began
+        self._drop_baseless()
         found = len(self._spool.updates())
         if found < desk.settings.quorum:
             self._spool.give_up_attempt(self._refused, self._missing)
@@ -203,6 +205,14 @@ class _Attempt:
         counts = {"sites": len(updates), "refused": len(record.refused), "missing": len(record.missing)}
         desk.tell("round-end", number, metrics={**counts, "seconds": desk.pace.now() - self._began})
         return record, combined
+
+    def _drop_baseless(self) -> None:
+        """Forget updates of which nobody can tell any more from where they moved."""
+        rounds = {one.round for one in self._spool.updates()} - {self._number}
+        lost = {round for round in rounds if self._bases.weights(round) is None}
+        for one in self._spool.updates():
+            if one.round in lost:
+                self._spool.discard(one)
 
     def _take_up(self, roster: Mapping[int, str]) -> None:
         """After a start: ask again, for the same round, whoever was at work when the run ended."""
@@ -270,7 +280,12 @@ class _Attempt:
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
-        baseline = self._baseline(asked.round)
+        try:
+            baseline = self._baseline(asked.round)
+        except StorageError:
+            # No fault of the site, and no end of the run: it is asked anew, from weights that are there.
+            self._miss(asked, Refusal(_NO_BASE, absent=True, blameless=True, lost=True))
+            return
         judged = judge_answer(desk, self._memory, number, answer, asked, baseline)
         if isinstance(judged, Refusal):
             self._miss(asked, judged)

@@ -5,7 +5,8 @@ The formats
 ``exact``                        every bit, for integers, small arrays and what no other format can hold
 ``fp16``, ``bf16``               the values in half precision (IEEE 754 binary16; the upper half of binary32)
 ``delta-fp16``, ``delta-bf16``   what was added to the given values, in half precision
-``delta-int8``                   the same in 255 steps between its largest magnitudes: one scale for the array
+``delta-int8``                   the same in 255 steps between its largest magnitudes: one scale for the array, of
+                                 which the largest change is 127
 ``sparse``                       the largest of the changes in such steps, and where they are
 
 Byte planes are coded as :mod:`wardround.strategies.codecs.planes` has it. Floats are turned by one bit before they are
@@ -154,6 +155,9 @@ def _read_planes(reader: PlaneReader, array: Array, dtype: np.dtype[Any], size: 
     planes = tuple(reader.plane(size) for _ in range(width))
     if dtype == np.bool_ and size and planes[0].max() > 1:
         raise ValueError("it holds something between no and yes")
+    # Turned by one bit, minus zero is 1.
+    if array.stype in (DELTA_FP16, DELTA_BF16) and np.any((planes[0] == 1) & (planes[1] == 0)):
+        raise ValueError("it holds a change by minus zero")
 
     def values(dtype: np.dtype[Any]) -> Numbers:
         if array.stype == EXACT:
@@ -214,8 +218,12 @@ def _scale_in(before: bytes, *, is_needed: bool) -> float:
 
 
 def _check_steps(steps: npt.NDArray[np.int8]) -> None:
-    if steps.size and steps.min() < -_STEPS:
+    """Of all scales and steps that stand for the same changes, one pair is written: that whose largest step is 127."""
+    lowest, highest = (int(steps.min()), int(steps.max())) if steps.size else (0, 0)
+    if lowest < -_STEPS:
         raise ValueError("a step is out of range")
+    if (lowest, highest) != (0, 0) and max(-lowest, highest) != _STEPS:
+        raise ValueError("its scale is not that of its largest step")
 
 
 def _no_values(dtype: np.dtype[Any]) -> Numbers:
@@ -225,6 +233,8 @@ def _no_values(dtype: np.dtype[Any]) -> Numbers:
 def _write_half(array: Numbers, given: Numbers | None, share: float) -> bytes | None:
     with np.errstate(over="ignore"):
         halves = _change(array, given).astype(np.float16)
+    if given is not None:
+        halves += np.float16(0)  # No change has no sign.
     return _packed(_planes(halves)) if np.isfinite(halves).all() else None
 
 
@@ -236,6 +246,8 @@ def _write_brain(array: Numbers, given: Numbers | None, share: float) -> bytes |
     bits = single.view(np.uint32)
     # To the nearest, and of two that are as near, to the even one.
     upper = ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    if given is not None:
+        upper[upper == 0x8000] = 0  # No change has no sign.
     return _packed(_planes(upper.view(np.float16))) if np.all((upper & 0x7F80) != 0x7F80) else None
 
 
@@ -291,10 +303,10 @@ def _steps(change: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.int8]
         scale = float(np.float32(largest / _STEPS))
     if not math.isfinite(largest) or not math.isfinite(scale):
         return None
-    if scale == 0:
+    # At the lower end of what a float can hold a scale is rounded far: nothing that small is a change.
+    if scale < np.finfo(np.float32).tiny:
         return 0.0, np.zeros(change.size, np.int8)
-    # A scale at the end of what a float can hold is rounded far.
-    return scale, np.rint(change / scale).clip(-_STEPS, _STEPS).astype(np.int8)
+    return scale, np.rint(change / scale).astype(np.int8)
 
 
 def _planes(array: Numbers) -> list[npt.NDArray[np.uint8]]:

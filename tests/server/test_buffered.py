@@ -212,6 +212,30 @@ def test_what_was_given_is_damaged_and_its_site_is_asked_anew(scene: Scene) -> N
     assert first.metadata.group_id == "4"
 
 
+@pytest.mark.parametrize("moment", ["before the answer", "after it"])
+def test_what_was_given_is_damaged_while_somebody_works_on_it(scene: Scene, moment: str) -> None:
+    """Nobody can tell from where that update moved: its site is asked anew, and the run goes on."""
+    expected = "round-end" if moment == "before the answer" else "late"
+    damaged: list[int] = []
+
+    def spoil(event: Event) -> None:
+        paths = list((scene.folder / BASES).glob("*.safetensors"))
+        if event.kind == expected and paths and not damaged:
+            damaged.append(int(paths[0].name.partition("-")[0]))
+            paths[0].write_bytes(b"damaged")
+
+    result = scene.run(on_event=spoil)
+    assert damaged
+    assert len(result.rounds) == ROUNDS
+    assert ("d", damaged[0]) not in {
+        (site, late.round) for record in result.rounds for site, late in record.late.items()
+    }
+    assert scene.rounds_of("d")[0] == damaged[0]
+    assert len(scene.rounds_of("d")) > 1
+    if moment == "before the answer":
+        assert "base-damaged" in {record.missing.get("d") for record in result.rounds}
+
+
 def test_a_bad_reply_is_refused_and_its_site_waits_for_the_next_round(scene: Scene, initial: Weights) -> None:
     honest = scene.learners["a"]
 

@@ -223,6 +223,10 @@ SIZE = math.prod(SHAPE)
         (DELTA_INT8, steps_of(bytes([1]) + bytes(SIZE - 1), struct.pack("<f", math.inf))),
         (DELTA_INT8, steps_of(bytes([1]) + bytes(SIZE - 1), struct.pack("<f", 0.0))),
         (DELTA_INT8, steps_of(bytes(SIZE), struct.pack("<f", -0.0))),
+        (DELTA_INT8, steps_of(bytes([126, 256 - 125]) + bytes(SIZE - 2))),
+        (SPARSE, sparse_of(b"\3\0", bytes([64, 2]))),
+        (DELTA_FP16, pack(b"\1" + bytes(SIZE - 1)) + pack(bytes(SIZE))),
+        (DELTA_BF16, pack(b"\1" + bytes(SIZE - 1)) + pack(bytes(SIZE))),
         (SPARSE, sparse_of(b"", b"", scale=0.5)),
         (SPARSE, sparse_of(b"\3", b"\0")),
         (SPARSE, sparse_of(b"\3", b"\x80")),
@@ -241,9 +245,22 @@ def test_what_nobody_writes_is_refused(stype: str, data: bytes) -> None:
         read(crafted(stype, data), drawn())
 
 
+@pytest.mark.parametrize("stype", [DELTA_FP16, DELTA_BF16, DELTA_INT8, SPARSE])
+@pytest.mark.parametrize("size", [1e-9, 1e-40, 2e-43, 3e-45])
+def test_a_change_that_is_hardly_one_is_written_in_one_way_as_well(stype: str, size: float) -> None:
+    given = np.zeros(SHAPE, np.float32)
+    sent = write(-np.abs(drawn(1)) * np.float32(size), stype, given, 0.1)
+    assert sent.stype == stype
+    found = read(sent, given)
+    assert np.all(found <= 0)
+    # A sum of zeros has no sign: what is read of no change is what was given.
+    assert not np.signbit(found[found == 0]).any()
+    assert is_plain(sent)
+
+
 def test_a_last_position_is_within_the_end() -> None:
     given = drawn()
-    found = read(crafted(SPARSE, sparse_of(b"\xff\xff\1", b"\2")), given)
+    found = read(crafted(SPARSE, sparse_of(b"\xff\xff\1", b"\x81")), given)
     assert np.flatnonzero(found != given).tolist() == [SIZE - 1]
 
 
