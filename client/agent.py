@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
@@ -22,13 +21,13 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from wardround import __version__
 from wardround.client import wire
 from wardround.client.device import Device, give_way
+from wardround.client.expected import catalogue_reference
 from wardround.client.gate import codes
 from wardround.client.gate.gate import Gate
 from wardround.client.home import Participation, SiteHome
 from wardround.client.listener import Answer, Answering, Listener
-from wardround.client.secure import SecureSite, Terms, open_book, read_identity
-from wardround.errors import GateRefused, PlanError, StorageError, UsageError, WardroundError, for_log
-from wardround.files import lock_alone
+from wardround.client.secure_round import SecureRound
+from wardround.errors import GateRefused, PlanError, UsageError, WardroundError, for_log
 from wardround.strategies.codecs.record import read_down
 from wardround.strategies.contract import (
     ARRAYS,
@@ -39,11 +38,8 @@ from wardround.strategies.contract import (
     arrays_in,
     metrics_in,
     record_digest,
-    weights_from_record,
 )
-from wardround.strategies.local_keys import staying
 from wardround.strategies.plan import RoundPlan
-from wardround.strategies.secure.party import refused
 
 log = logging.getLogger(__name__)
 
@@ -133,14 +129,14 @@ class Agent:
         self._gate = gate
         self._uplink = uplink
         self._child: Child | None = None
-        self._reference = reference or _catalogue_reference
+        self._reference = reference or catalogue_reference
         self._trusted = frozenset({os.getuid(), 0}) if trusted is None else trusted
         self._participation: Participation = home.participation
         self._stopping = threading.Event()
         self._state = threading.Condition()
         self._running: dict[str, Any] | None = None
         self._done: dict[str, _Done] = {}
-        self._secure: SecureSite | None = None
+        self._secure = SecureRound(site.name, home, gate)
         self._one_question = threading.Lock()
         self._one_decision = threading.Lock()
         self._listener: Listener | None = None
@@ -160,7 +156,7 @@ class Agent:
         }
 
     def open(self) -> None:
-        """Listen, and connect the site to its coordinator. Call only where :func:`only_agent` lets you."""
+        """Listen, and connect the site to its coordinator. Call only within `only_agent`."""
         self._listener = Listener(self._home.socket, self._answer, self._limit, self._trusted)
         self._connect()
         log.info("the agent of site %s listens", self._site.name)
@@ -244,12 +240,13 @@ class Agent:
             self._gate.admit(kind, plan, record, reference=self._expected)
             with self._one_question:
                 if kind == "train" and plan.secure:
-                    self._check_book(plan)
+                    self._secure.check(plan)
                 given = read_down(record, plan.codec_down)
                 done = self._find(kind, plan, record, given)
                 self._check()
                 content = self._gate.withhold(kind, done.content)
-                sealed = self._offer(plan, content, given, done) if kind == "train" and plan.secure else None
+                is_sealed = kind == "train" and plan.secure
+                sealed = self._secure.offer(plan, done.question, content, given, done.cases) if is_sealed else None
                 self._gate.release(kind, plan, content, given=given, cases=done.cases, sealed=sealed)
         except _Held as error:
             self._gate.note_error(kind, plan, error.code)
@@ -279,11 +276,7 @@ class Agent:
             self._check()
             self._gate.admit_message(plan, record)
             with self._one_question:
-                try:
-                    content, cases = self._part.answer(header["exchange"], plan, record)
-                except GateRefused as error:
-                    self._gate.note_error("train", plan, error.code)
-                    raise
+                content, cases = self._secure.answer(header["exchange"], plan, record)
                 self._gate.release_message(plan, content, cases)
         except _Held as error:
             self._gate.note_error("train", plan, error.code)
@@ -294,37 +287,6 @@ class Agent:
             self._gate.note_error("train", plan, type(error).__name__)
             raise
         return OK, dict(arrays_in(content))
-
-    def _offer(self, plan: RoundPlan, content: RecordDict, given: Weights, done: _Done) -> RecordDict:
-        """Keys in place of an update, which stays here until it is masked."""
-        scalars = {name: value for name, value in metrics_in(content).items() if not isinstance(value, list)}
-        update = weights_from_record(arrays_in(content)), scalars
-        policy = self._gate.policy
-        terms = Terms(policy.min_secure_sites, policy.secure_peers)
-        try:
-            return self._part.offer(done.question, plan, update, given, done.cases, terms)
-        except GateRefused as error:
-            self._gate.note_error("train", plan, error.code)
-            raise
-
-    def _check_book(self, plan: RoundPlan) -> None:
-        """Learn nothing where the site has forgotten which sums were made known."""
-        try:
-            _ = self._part
-        except GateRefused as error:
-            self._gate.note_error("train", plan, error.code)
-            raise
-
-    @property
-    def _part(self) -> SecureSite:
-        if self._secure is None:
-            try:
-                book = open_book(self._home.secure, self._gate.ledger, self._gate.note_secure)
-            except StorageError as error:
-                log.error("%s", error)
-                raise refused("secure-forgotten", codes.describe("secure-forgotten")) from error
-            self._secure = SecureSite(self._site.name, lambda: read_identity(self._home.node_key), book)
-        return self._secure
 
     def _expected(self, plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]] | None:
         """What the arrays of this plan's network look like; None for a network that is not known here."""
@@ -450,54 +412,6 @@ class _Held(GateRefused):
         super().__init__(problem, "", "", code=code)
 
 
-@contextmanager
-def only_agent(home: SiteHome) -> Iterator[None]:
-    """Hold a home: two agents that trained and wrote one ledger would mix what they do.
-
-    Raises
-    ------
-    UsageError
-        If another agent serves it.
-    """
-    home.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    home.run.chmod(0o700)
-    lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            lock_alone(lock)
-        except BlockingIOError:
-            raise UsageError(
-                f"{home.path} is served already", "another agent runs there", "stop it first, or use that one"
-            ) from None
-        yield
-    finally:
-        os.close(lock)
-
-
 def _number(value: float | list[float]) -> int:
     assert not isinstance(value, list)
     return int(value)
-
-
-def _catalogue_reference(plan: RoundPlan) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    steered = plan.control_variates, plan.normalised_steps > 0
-    return _shapes(plan.model, plan.labels, plan.share_knobs, *steered, plan.local_keys)
-
-
-@lru_cache(maxsize=4)
-def _shapes(  # noqa: PLR0917
-    model: str, labels: int, operators: bool, control: bool, steps: bool, local_keys: tuple[str, ...]
-) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    """Of all arrays that travel in a run."""
-    from wardround.models.travelling import travelling
-
-    arrays = travelling(
-        model,
-        labels,
-        0,
-        operators=operators,
-        control=control,
-        steps=steps,
-        staying=lambda names: staying(names, local_keys),
-    )
-    return {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""The folder of a live site: what lies where, its settings, and whether it takes part.
+"""The folder of a live site: what lies where, its settings, whether it takes part, and who serves it.
 
 ::
 
@@ -23,6 +23,9 @@ Whoever needs only a path or a name reads this module: it imports nothing heavy.
 """
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +34,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wardround.client.workbench.signing import OidcSettings
-from wardround.errors import DataError, StorageError
-from wardround.files import read_settings, write_text
+from wardround.errors import DataError, StorageError, UsageError
+from wardround.files import lock_alone, read_settings, write_text
 
 Participation = Literal["active", "paused", "left"]
 
@@ -363,3 +366,27 @@ class SiteHome:
     def participate(self, how: Participation) -> None:
         """Write down, durably, whether the site takes part."""
         write_text(self.state, json.dumps({"participation": how}))
+
+
+@contextmanager
+def only_agent(home: SiteHome) -> Iterator[None]:
+    """Hold a home: two agents that trained and wrote one ledger would mix what they do.
+
+    Raises
+    ------
+    UsageError
+        If another agent serves it.
+    """
+    home.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.run.chmod(0o700)
+    lock = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            lock_alone(lock)
+        except BlockingIOError:
+            raise UsageError(
+                f"{home.path} is served already", "another agent runs there", "stop it first, or use that one"
+            ) from None
+        yield
+    finally:
+        os.close(lock)

@@ -377,7 +377,7 @@ def doctor(home: Home = _HOME) -> None:
 def _participate(path: Path, how: Participation) -> None:
     """Tell the agent; where none runs, write it down for the next one."""
     from wardround.client import wire
-    from wardround.client.agent import only_agent
+    from wardround.client.home import only_agent
 
     place = _home(path)
     operation: dict[Participation, Literal["pause", "resume", "leave"]] = {

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from wardround.client.agent import Agent, only_agent
+from wardround.client.agent import Agent
 from wardround.client.gate.budget import Charge, Method
 from wardround.client.gate.gate import Gate
 from wardround.client.gate.policy import load_policy
-from wardround.client.home import SiteHome
+from wardround.client.home import SiteHome, only_agent
 from wardround.client.live import open_live_site
 from wardround.deploy.site.pulled import sweep_pulled
 from wardround.processes import Backoff, Keeper, Stamp

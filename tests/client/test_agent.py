@@ -12,10 +12,10 @@ from living import START, ask, lasting, make_home, plan, same
 from planted import WORDS
 
 from wardround.client import wire
-from wardround.client.agent import Agent, only_agent
+from wardround.client.agent import Agent
 from wardround.client.gate.gate import Gate
 from wardround.client.gate.ledger import Ledger
-from wardround.client.home import SiteHome
+from wardround.client.home import SiteHome, only_agent
 from wardround.client.learning.latest import LatestModel, weights_digest
 from wardround.client.live import open_live_site
 from wardround.client.site import Site

@@ -17,9 +17,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from living import START, agent_process, answers, arrive, ask, lasting, make_home, plan, same, start_agent
 
 from wardround.client import wire
-from wardround.client.agent import only_agent
 from wardround.client.app import SITE_ERROR, app
 from wardround.client.gate.ledger import Ledger
+from wardround.client.home import only_agent
 from wardround.client.live import open_live_site
 from wardround.errors import GateRefused, UsageError
 from wardround.strategies.contract import ARRAYS, METRICS, PLAN, Update, digest, weights_from_record, weights_to_record

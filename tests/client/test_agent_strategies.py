@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wardround.client.agent import _catalogue_reference
+from wardround.client.expected import catalogue_reference
 from wardround.client.gate.policy import Policy
 from wardround.client.gate.update import check_incoming, check_outgoing
 from wardround.errors import GateRefused, PlanError
@@ -23,13 +23,13 @@ def plan(strategy: str, **fields: Any) -> RoundPlan:
 @pytest.mark.parametrize("strategy", names())
 def test_both_ends_mean_the_same_arrays(strategy: str) -> None:
     weights = initial_weights(plan(strategy))
-    expected = _catalogue_reference(plan(strategy))
+    expected = catalogue_reference(plan(strategy))
     assert expected == {name: (array.shape, str(array.dtype)) for name, array in weights.items()}
     record = weights_to_record(weights)
     check_incoming(record, Policy(), expected)
     if strategy in ("fedbn", "fedper", "fedrep", "scaffold", "fednova"):
         with pytest.raises(GateRefused) as refused:
-            check_incoming(record, Policy(), _catalogue_reference(plan("fedavg")))
+            check_incoming(record, Policy(), catalogue_reference(plan("fedavg")))
         assert refused.value.code == "names"
 
 
@@ -52,4 +52,4 @@ def test_what_travels_beside_the_weights_is_an_update_like_any_other(strategy: s
 
 def test_local_keys_that_fit_no_network_are_no_reference() -> None:
     with pytest.raises(PlanError, match="local-keys"):
-        _catalogue_reference(plan("fedavg", local_keys=("decoder.*",)))
+        catalogue_reference(plan("fedavg", local_keys=("decoder.*",)))

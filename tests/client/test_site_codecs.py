@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from living import START, make_home, plan
 
 from wardround.client import wire
-from wardround.client.agent import Agent, only_agent
+from wardround.client.agent import Agent
 from wardround.client.gate.gate import Gate
 from wardround.client.gate.ledger import Ledger, LedgerEntry
-from wardround.client.home import SiteHome
+from wardround.client.home import SiteHome, only_agent
 from wardround.client.live import open_live_site
 from wardround.errors import GateRefused
 from wardround.models.weights import load_arrays

@@ -10,8 +10,8 @@ from deployment import eventually, free_ports
 from living import agent_process
 from workbench import home_to_serve, password
 
-from wardround.client.agent import only_agent
 from wardround.client.cases.store import CaseStore
+from wardround.client.home import only_agent
 from wardround.client.intake import STORE
 from wardround.deploy.cli import run
 from wardround.errors import ConnectionFailed
