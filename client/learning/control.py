@@ -130,6 +130,6 @@ class Control(Term):
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """Of all together, in double precision, which the squares of no float exceed."""
-    return torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(each, dtype=torch.float64) for each in tensors])
-    )
+    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in tensors]
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return whole

@@ -402,10 +402,11 @@ class OnlineLearner:
         loss, aside = self._loss(batch, rng)
         self._scaler.scale(loss + aside).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
-        for parameter in still:
-            parameter.grad = None
-        for term in self.terms:
-            term.gradients(self._network, self._optimiser.param_groups[0]["lr"])
+        if self._is_taken():
+            for parameter in still:
+                parameter.grad = None
+            for term in self.terms:
+                term.gradients(self._network, self._optimiser.param_groups[0]["lr"])
         alone = [list(term.own.parameters()) for term in self.terms if term.apart]
         trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         others = {id(parameter) for parameters in alone for parameter in parameters}
@@ -414,6 +415,14 @@ class OnlineLearner:
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return loss.item()
+
+    def _is_taken(self) -> bool:
+        """Whether the step is taken: mixed precision leaves it out where any gradient is not finite."""
+        if not self._scaler.is_enabled():
+            return True
+        trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        finite = [parameter.grad.isfinite().all() for parameter in trained if parameter.grad is not None]
+        return bool(torch.stack(finite).all())
 
     def _loss(self, batch: Batch, rng: np.random.Generator, proximal: bool = True) -> tuple[Tensor, Tensor]:
         """The loss on a batch, and what terms say that learn apart from the network."""

@@ -11,7 +11,8 @@ precision is lost; :mod:`wardround.strategies.nova` does the rest.
 A step of another learning rate than the round's counts as a part of one, ``η_k / η``, as the paper has it for rates
 that change. For plain gradient descent that is exact. AdamW's steps have about the size of the learning rate each,
 whatever the gradients, so that their number says how far a site went by itself there, too: ‖a_i‖₁ = Σ η_k / η is what
-the paper's section 4 gives for an optimiser whose steps are weighed alike. Steps that were taken back do not count.
+the paper's section 4 gives for an optimiser whose steps are weighed alike. Steps that were taken back do not
+count, nor do those that mixed precision leaves out.
 """
 
 from collections.abc import Mapping

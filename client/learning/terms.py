@@ -85,7 +85,10 @@ class Term:
         """A case is accepted; each call of `batches` cuts a window out of it, as it is."""
 
     def gradients(self, network: nn.Module, learning_rate: float) -> None:
-        """The gradients of a step are there, not clipped yet, and may be corrected; `learning_rate` is the step's."""
+        """The gradients of a step are there, not clipped yet, and may be corrected; `learning_rate` is the step's.
+
+        Not called for a step that is not taken, as where mixed precision finds a gradient that is not finite.
+        """
 
     def leaving(self, weights: Arrays) -> Arrays:
         """What leaves of a network's arrays after a round, and what travels beside them."""

@@ -1,14 +1,18 @@
 """Further terms of the loss: what they see, what they hold, and that holding nothing changes nothing."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
+from wardround.client.learning.normalised import Normalised
 from wardround.client.learning.replay import Sample
 from wardround.client.learning.terms import Pass, Term, frozen_copy
 from wardround.models.catalogue import build
+from wardround.models.weights import STEPS
 
 CPU = torch.device("cpu")
 SHAPE = (16, 16, 8)
@@ -60,6 +64,28 @@ def test_a_term_sees_features_and_what_went_into_a_stage() -> None:
     assert torch.equal(seen.features.entered("encoder.0"), seen.batch.image)
     with torch.no_grad():
         assert torch.equal(seen.logits.detach(), first(seen.batch.image))
+
+
+class Overflow(Probe):
+    """Its own gradient is not finite in the first step; those of the network are."""
+
+    def __call__(self, seen: Pass) -> Tensor:
+        return super().__call__(seen) * (math.inf if len(self.seen) == 1 else 1.0)
+
+
+def test_a_step_that_mixed_precision_leaves_out_is_no_step_for_terms() -> None:
+    model = learner()
+    steps = Normalised(1, 1e-3)
+    model.attach(steps)
+    model.attach(Overflow())
+    model._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    steps.received(model.weights())
+    before = model.weights()
+    train(model)
+    assert all(np.array_equal(array, before[name]) for name, array in model.weights().items())
+    assert model.leaving()[STEPS].item() == 0.0
+    train(model, 2)
+    assert model.leaving()[STEPS].item() == pytest.approx(2.0)
 
 
 def test_a_term_adds_to_the_loss_and_draws_from_the_generator_of_the_update() -> None:
