@@ -5,7 +5,6 @@ else: the annotator is a person, or, in a simulation, an object that alone may s
 """
 
 import json
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,19 +15,19 @@ import numpy as np
 from wardround.client.annotation.annotator import Annotator
 from wardround.client.arrivals import REFERENCE, Arrivals
 from wardround.client.cases.drawings import Drawing
-from wardround.client.cases.nifti import check_classes
 from wardround.client.cases.store import CaseStore
 from wardround.client.cases.volume import Volume
 from wardround.client.dreaming import Dreaming
+from wardround.client.evaluation import means_of, score_cases
 from wardround.client.learning.apart import usual_weights
-from wardround.client.learning.inference import normalise
+from wardround.client.learning.interactions import Interaction, Observer
 from wardround.client.learning.kernel_health import scalars
 from wardround.client.learning.latest import LatestModel
 from wardround.client.learning.learner import LearningSettings, OnlineLearner, resolve_device
-from wardround.client.learning.metrics import StructureScore, score
+from wardround.client.learning.lessons import learn_with, live_through
 from wardround.client.learning.personal import kept_own, with_own, without_own
 from wardround.client.learning.replay import ReplayMemory
-from wardround.client.learning.round import Interaction, Observer, OnlineRound
+from wardround.client.learning.round import OnlineRound
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Arrays, SiteState, Snapshots
 from wardround.client.private_round import (
@@ -264,9 +263,9 @@ class Site:
             with work.phase("predict"):
                 session = self.interact(case_id, plan, learner, progress, drawing)
             if drawing is None:
-                work.learn(session, annotator)
+                learn_with(work, session, annotator)
             else:
-                _live_through(work, session, drawing)
+                live_through(work, session, drawing)
             self._keep_label(session)
         self._learn_on(work, dreaming, len(cases), seed)
         work.note_kernel(np.random.default_rng(seed.spawn(1)[0]))
@@ -317,25 +316,11 @@ class Site:
         """
         learner = self._learner(plan, weights, self._own(plan), usual=True)
         tests = self._store.cases("test") if self._tests is None else self._tests
-        if not tests:
-            raise DataError("there is nothing to evaluate on", "the site has no test case", "hold some cases back")
-        rows = []
-        for case_id in tests:
-            between()
-            image = self._store.image(case_id)
-            reference = self._store.label(case_id, REFERENCE)
-            if reference is None:
-                raise DataError("a test case has no reference label", "it was imported without one", "import it again")
-            check_classes(reference, plan.labels, f"the reference label of case {case_id}")
-            labels = learner.predict(normalise(image.array)).argmax(axis=0).astype(np.uint8)
-            truth = reference.array.astype(np.uint8)
-            scores = {str(n): score(labels, truth, n, image.spacing) for n in range(1, plan.labels)}
-            rows.append({"case": case_id} | _columns(scores))
+        rows = score_cases(learner, self._store, tests, plan, between)
         text = json.dumps({"round": plan.round, "cases": rows})
         write_text(self._kept(plan.run) / "evaluations" / f"round-{plan.round:05d}.json", text)
         write_text(self._folder / "evaluation.json", text)
-        means = {f"dice-{n}": _mean([row["dice"][str(n)] for row in rows]) for n in range(1, plan.labels)}
-        return {"num-examples": float(len(rows)), "dice": _mean(list(means.values())), **means}
+        return means_of(rows, plan)
 
     def _learn_on(self, work: OnlineRound, dreaming: Dreaming, cases: int, seed: np.random.SeedSequence) -> None:
         """What is learnt after the last case of a round: from memory, or all of it where cases are kept private."""
@@ -412,16 +397,6 @@ class Site:
         )
 
 
-def _live_through(work: OnlineRound, session: CaseSession, drawing: Drawing) -> None:
-    """Learn a case from what a person drew on it, step by step."""
-    work.open(session)
-    groups = drawing.in_groups(work.plan.annotation_rounds)
-    for number, drawn in enumerate(groups, start=1):
-        session.unfinished = number < len(groups)
-        work.step(session, drawn)
-    work.accept(session)
-
-
 def _metrics(work: OnlineRound, cases: int, effort: Mapping[str, float]) -> dict[str, float | list[float]]:
     """The scalars of a round of so many new cases."""
     kernel = {} if work.kernel is None else scalars(work.kernel)
@@ -447,18 +422,3 @@ def _kind(name: object) -> LabelKind | None:
 def _seed(plan: RoundPlan, name: str) -> np.random.SeedSequence:
     """Of what is drawn at random for a case or a site in one round: another for each name and each round."""
     return np.random.SeedSequence([plan.seed, zlib.crc32(name.encode()), plan.round])
-
-
-def _mean(values: list[Any]) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else 0.0
-
-
-def _columns(scores: Mapping[str, StructureScore]) -> dict[str, Any]:
-    """Scores by metric, then by structure; None where there is nothing to measure."""
-
-    def known(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    names = ("dice", "hd95_mm", "assd_mm")
-    return {name: {label: known(getattr(found, name)) for label, found in scores.items()} for name in names}

@@ -3,19 +3,16 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from wardround.client.annotation.annotator import Annotator
 from wardround.client.annotation.effort import strict_effort
-from wardround.client.annotation.prompts import Annotations, Prompt, SliceRequest
-from wardround.client.annotation.propagation import ProxyMask
-from wardround.client.cases.volume import Volume
+from wardround.client.annotation.prompts import Annotations, Prompt
+from wardround.client.learning.interactions import Interaction, Observer
 from wardround.client.learning.kernel_health import WINDOWS, health_of, tell
 from wardround.client.learning.learner import Checkpoint, OnlineLearner
 from wardround.client.learning.private_steps import PrivateSteps
@@ -33,46 +30,6 @@ from wardround.strategies.plan import RoundPlan
 log = logging.getLogger(__name__)
 
 PHASES = ("predict", "annotate", "propagate", "update")
-
-
-@dataclass(frozen=True, eq=False)
-class Interaction:
-    """One step of the loop on one case, for an observer at the site.
-
-    Parameters
-    ----------
-    site, case_id, round
-        Where and when.
-    step
-        0 before anything was drawn; then the number of annotation rounds done.
-    annotations
-        All that the annotator is charged for so far.
-    proxy
-        The proxy mask, None at step 0.
-    prediction
-        ``[C, I, J, K]``, float32, the model's probabilities after this step's updates.
-    residual
-        ``[I, J, K]``, 0 … 1, disagreement of proxy and prediction, None at step 0.
-    image
-        The case.
-    """
-
-    site: str
-    case_id: str
-    round: int
-    step: int
-    annotations: Annotations
-    proxy: ProxyMask | None
-    prediction: npt.NDArray[np.float32]
-    residual: npt.NDArray[np.float32] | None
-    image: Volume
-
-
-class Observer(Protocol):
-    """Sees every interaction; what it returns is kept in the site's own history and never leaves with an update."""
-
-    def observe(self, interaction: Interaction) -> Mapping[str, Any]:
-        """Score or record one step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +63,9 @@ class Dreams(Protocol):
 class OnlineRound:
     """The working set of one round: one case after the other is opened, annotated in steps and accepted.
 
-    :meth:`learn` does all of it with an annotator who can be called; a viewer calls :meth:`open`, :meth:`step`,
-    :meth:`undo` and :meth:`accept` or :meth:`abandon` as the person in front of it goes on. Nothing that the case at
-    hand leads to enters memory before it is accepted.
+    :mod:`wardround.client.learning.lessons` does all of it with an annotator who can be called; a viewer calls
+    :meth:`open`, :meth:`step`, :meth:`undo` and :meth:`accept` or :meth:`abandon` as the person in front of it goes on.
+    Nothing that the case at hand leads to enters memory before it is accepted.
 
     Parameters
     ----------
@@ -171,49 +128,6 @@ class OnlineRound:
         """Mean loss over the blocks of updates; 0 where there was none."""
         known = [loss for loss in self.losses if not math.isnan(loss)]
         return float(np.mean(known)) if known else 0.0
-
-    def learn(self, session: CaseSession, annotator: Annotator) -> bool:
-        """Annotate one case in the plan's rounds, learn after each, and accept it.
-
-        Parameters
-        ----------
-        session
-            Not open yet.
-        annotator
-            Is asked for what the plan says: slices, strokes on them, or points.
-
-        Returns
-        -------
-        bool
-            As :meth:`accept`.
-        """
-        if self.plan.supervision == "dense":
-            with self.phase("annotate"):
-                requests = [SliceRequest(2, k) for k in range(*session.depth)]
-                session.dense = tuple(annotator.draw(session.case_id, request) for request in requests)
-        self.open(session)
-        for step in range(self.plan.annotation_rounds):
-            ask = self._points if self.plan.asked_for == "points" else self._slices
-            self.step(session, ask(session, annotator, step))
-        return self.accept(session)
-
-    def _slices(self, session: CaseSession, annotator: Annotator, step: int) -> list[Prompt]:
-        """This round's slices, drawn or scribbled on."""
-        with self.phase("predict"):
-            requests = session.suggest(step)
-        draw = annotator.strokes if self.plan.asked_for == "scribbles" else annotator.draw
-        with self.phase("annotate"):
-            return [draw(session.case_id, request) for request in requests]
-
-    def _points(self, session: CaseSession, annotator: Annotator, step: int) -> list[Prompt]:
-        """Seven points a structure in the first round, one more in each of the others."""
-        if not step:
-            with self.phase("annotate"):
-                return list(annotator.points(session.case_id))
-        with self.phase("predict"):
-            where = session.suggest_point()
-        with self.phase("annotate"):
-            return [] if where is None else [annotator.label_at(session.case_id, where)]
 
     def open(self, session: CaseSession) -> None:
         """Begin with a case; the state before it is what :meth:`undo` and a rejection come back to.

@@ -10,6 +10,7 @@ from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.prompts import UNLABELLED
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
+from wardround.client.learning.lessons import learn_with
 from wardround.client.learning.replay import ReplayMemory, Reservoir
 from wardround.client.learning.round import OnlineRound
 from wardround.client.learning.session import CaseSession
@@ -49,7 +50,9 @@ def learnt(folder: Path, supervision: str, *, blind: bool = False, other_strokes
     rngs = np.random.default_rng(1), np.random.default_rng(2)
     round_ = OnlineRound("north", plan, learner, memory, *rngs)
     for case, (image, _, _) in given.items():
-        round_.learn(CaseSession(case, image, learner, plan, np.random.default_rng(5), None, progress=0.5), annotator)
+        learn_with(
+            round_, CaseSession(case, image, learner, plan, np.random.default_rng(5), None, progress=0.5), annotator
+        )
     round_.rehearse(len(CASES))
     return learner.weights()
 

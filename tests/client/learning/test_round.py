@@ -12,9 +12,11 @@ from wardround.client.annotation.annotator import SimulatedAnnotator, Truth
 from wardround.client.annotation.prompts import Prompt
 from wardround.client.cases.volume import Volume
 from wardround.client.learning.inference import normalise
+from wardround.client.learning.interactions import Interaction
 from wardround.client.learning.learner import LearningSettings, OnlineLearner
+from wardround.client.learning.lessons import learn_with
 from wardround.client.learning.replay import ReplayMemory, Reservoir, Sample
-from wardround.client.learning.round import Interaction, OnlineRound
+from wardround.client.learning.round import OnlineRound
 from wardround.client.learning.safeguard import Safeguard, stored_dice
 from wardround.client.learning.session import CaseSession
 from wardround.client.learning.state import Standing
@@ -219,7 +221,7 @@ def test_an_abandoned_case_was_never_opened(
     assert drawn_on.proxy is None
     sessions = [one.session() for one in (plain, scene)]
     for one, session in zip((plain, scene), sessions, strict=True):
-        one.round.learn(session, answering(ball(9)[1]))
+        learn_with(one.round, session, answering(ball(9)[1]))
     assert differing(plain.state(sessions[0]), scene.state(sessions[1])) == []
     assert plain.round.effort == scene.round.effort
     assert len(scene.round.memory) == 4
@@ -228,7 +230,7 @@ def test_an_abandoned_case_was_never_opened(
 def test_the_steps_in_order_are_what_learn_does(tmp_path: Path, trained: Mapping[str, np.ndarray]) -> None:
     whole, stepwise = (Scene(tmp_path / name, trained) for name in ("whole", "stepwise"))
     one, other = whole.session(), stepwise.session()
-    assert whole.round.learn(one, answering(ball(9)[1]))
+    assert learn_with(whole.round, one, answering(ball(9)[1]))
     stepwise.round.open(other)
     for _ in range(3):
         stepwise.round.step(other, stepwise.draw(other))
@@ -243,7 +245,7 @@ def test_a_check_that_finds_nothing_leaves_no_trace(tmp_path: Path, trained: Map
     for scene in (checked, free):
         for seed in (7, 8, 9):
             session = scene.session(seed)
-            assert scene.round.learn(session, answering(ball(seed)[1]))
+            assert learn_with(scene.round, session, answering(ball(seed)[1]))
         states.append(scene.state(session))
     assert differing(states[0], states[1]) == ["check"]
     assert checked.round.rejected == 0
@@ -255,7 +257,7 @@ def poisoned(scene: Scene) -> CaseSession:
     wrong = Volume((1 - ball(9)[1].array).astype(np.uint8), np.eye(4))
     session.extent = None
     session.rewind()
-    scene.round.learn(session, answering(wrong))
+    learn_with(scene.round, session, answering(wrong))
     return session
 
 
@@ -317,7 +319,7 @@ def test_trust_and_usual_disagreement_follow_the_accepted_cases(
 ) -> None:
     scene = Scene(tmp_path, trained)
     session = scene.session()
-    scene.round.learn(session, answering(ball(9)[1]))
+    learn_with(scene.round, session, answering(ball(9)[1]))
     assert session.trust == 0.5
     assert session.agreement > 0.8
     assert session.disagreement is not None
@@ -334,7 +336,7 @@ def test_a_case_that_disagrees_more_than_usual_gets_more_updates(
     for usual in (1e-3, 1.0):
         scene = Scene(tmp_path / str(usual), trained, adaptivity=1.0, updates_per_case=12)
         scene.round.standing = Standing(0.0, usual)
-        scene.round.learn(scene.session(), answering(ball(9)[1]))
+        learn_with(scene.round, scene.session(), answering(ball(9)[1]))
         spent.append(scene.round.updates)
     assert spent[0] == 24
     assert spent[1] < 9
@@ -386,7 +388,7 @@ def test_the_case_at_hand_is_not_in_memory_before_it_is_accepted(
     scene, peeking = Scene(tmp_path, trained, updates_per_case=3), Peeking()
     scene.round.observer, peeking.round = peeking, scene.round
     for seed in (8, 9):
-        scene.round.learn(scene.session(seed), answering(ball(seed)[1]))
+        learn_with(scene.round, scene.session(seed), answering(ball(seed)[1]))
     assert len(peeking.held) == 8
     assert all(case not in kept for case, kept in peeking.held)
     assert "case 8" in peeking.held[-1][1]
@@ -399,7 +401,7 @@ def test_a_case_is_taught_by_the_model_before_it_and_rehearsed_with_the_same_tea
     assert scene.taught() == {}
     for seed in (8, 9):
         before = {f"0 {name}": array for name, array in scene.learner.weights().items()}
-        scene.round.learn(scene.session(seed), answering(ball(seed)[1]))
+        learn_with(scene.round, scene.session(seed), answering(ball(seed)[1]))
         assert differing(before, scene.taught()) == []
     scene.round.rehearse(2)
     assert differing(before, scene.taught()) == []
@@ -433,7 +435,7 @@ def test_where_nothing_was_learnt_yet_nobody_teaches(tmp_path: Path, trained: Ma
     plain, taught = Scene(tmp_path / "plain", trained), Scene(tmp_path / "taught", trained, distill_weight=0.4)
     for scene, folder in ((plain, "a"), (taught, "b")):
         scene.round.memory = ReplayMemory(tmp_path / folder, Reservoir(8), scene.plan.replay)
-        scene.round.learn(scene.session(8), answering(ball(8)[1]))
+        learn_with(scene.round, scene.session(8), answering(ball(8)[1]))
     assert taught.taught() == {}
     assert plain.round.losses == taught.round.losses
     assert differing(plain.learner.weights(), taught.learner.weights()) == []
@@ -446,11 +448,11 @@ def test_an_accepted_case_is_remembered_with_what_the_model_answers_then(
 ) -> None:
     scene = Scene(tmp_path, trained, stored_logits=0.5, updates_per_case=4)
     session = scene.session()
-    scene.round.learn(session, answering(ball(9)[1]))
+    learn_with(scene.round, session, answering(ball(9)[1]))
     logits = scene.round.memory.sample("case 9").logits
     assert logits is not None
     assert np.array_equal(logits, centred_logits(scene.learner.predict(session.normalised)))
     assert not np.array_equal(logits, centred_logits(session.before))
     other = Scene(tmp_path / "other", trained)
-    other.round.learn(other.session(), answering(ball(9)[1]))
+    learn_with(other.round, other.session(), answering(ball(9)[1]))
     assert other.round.memory.sample("case 9").logits is None
