@@ -62,14 +62,9 @@ def _root(
 def simulate(  # noqa: PLR0917 - one parameter an option
     context: typer.Context,
     data: options.Data = None,
-    sites: Annotated[
-        str | None,
-        typer.Option(
-            help="Who has which case: a .json file, 'natural', 'even:K' or 'dirichlet:K:alpha'. For phantoms: how many."
-        ),
-    ] = None,
-    cases: Annotated[int | None, typer.Option(help="At most so many streamed cases a site (phantoms: 10).")] = None,
-    tests: Annotated[int | None, typer.Option(help="At most so many test cases a site (phantoms: 4).")] = None,
+    sites: options.Sites = None,
+    cases: options.Cases = None,
+    tests: options.Tests = None,
     test_fraction: options.TestFraction = 0.25,
     shift: options.Shift = 1.0,
     shape: options.Shape = "40,48,40",
@@ -169,10 +164,7 @@ def simulate(  # noqa: PLR0917 - one parameter an option
             "engine": engine,
             "device": device,
         }
-        if data is None:
-            values["phantoms"] = options.phantoms(sites, cases, tests, shift, shape)
-        else:
-            values |= options.data_set(data, sites, test_fraction) | {"cases_per_site": cases, "tests_per_site": tests}
+        values |= options.dealt_cases(data, sites, (cases, tests), test_fraction, (shift, shape))
         return settings_from(values)
 
     launch(context, SimulationSettings, settings, out=out, resume=resume, jobs=jobs)

@@ -11,6 +11,14 @@ from wardround.errors import UsageError
 Data = Annotated[
     Path | None, typer.Option(help="Folder of a data set with dataset.json. Without it, phantoms are drawn.")
 ]
+Sites = Annotated[
+    str | None,
+    typer.Option(
+        help="Who has which case: a .json file, 'natural', 'even:K' or 'dirichlet:K:alpha'. For phantoms: how many."
+    ),
+]
+Cases = Annotated[int | None, typer.Option(help="At most so many streamed cases a site (phantoms: 10).")]
+Tests = Annotated[int | None, typer.Option(help="At most so many test cases a site (phantoms: 4).")]
 TestFraction = Annotated[float, typer.Option(help="Share of subjects to test on if the split names none.")]
 Shift = Annotated[float, typer.Option(help="Phantoms: how far the sites' scanners differ.")]
 Shape = Annotated[str, typer.Option(help="Phantoms: voxels along each axis.")]
@@ -120,3 +128,30 @@ def data_set(folder: Path, sites: str | None, test_fraction: float) -> dict[str,
     if sites is None:
         sites = "split.json" if (folder / "split.json").is_file() else "natural"
     return {"data": folder.resolve(), "sites": sites, "test_fraction": test_fraction}
+
+
+def dealt_cases(
+    folder: Path | None,
+    sites: str | None,
+    most: tuple[int | None, int | None],
+    test_fraction: float,
+    drawn: tuple[float, str],
+) -> dict[str, Any]:
+    """Settings of a federation's cases: those of a data set, or phantoms where there is no `folder`.
+
+    Parameters
+    ----------
+    most
+        Streamed cases and test cases of a site at most.
+    drawn
+        Of phantoms: how far scanners differ, and voxels along each axis.
+
+    Raises
+    ------
+    UsageError
+        As :func:`phantoms`.
+    """
+    if folder is None:
+        return {"phantoms": phantoms(sites, *most, *drawn)}
+    cases, tests = most
+    return data_set(folder, sites, test_fraction) | {"cases_per_site": cases, "tests_per_site": tests}

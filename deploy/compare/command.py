@@ -14,12 +14,7 @@ _STRATEGIES = "fedavg,fedprox,fedadam,fedtrimmedavg"
 def compare(  # noqa: PLR0917 - one parameter an option
     context: typer.Context,
     data: options.Data = None,
-    sites: Annotated[
-        str | None,
-        typer.Option(
-            help="Who has which case: a .json file, 'natural', 'even:K' or 'dirichlet:K:alpha'. For phantoms: how many."
-        ),
-    ] = None,
+    sites: options.Sites = None,
     strategies: Annotated[
         str | None, typer.Option(help=f"Strategies of the catalogue (default: {_STRATEGIES}).")
     ] = None,
@@ -34,8 +29,8 @@ def compare(  # noqa: PLR0917 - one parameter an option
         ),
     ] = None,
     beside: Annotated[str, typer.Option(help="Any of pooled, local, dense.")] = "pooled,local",
-    cases: Annotated[int | None, typer.Option(help="At most so many streamed cases a site (phantoms: 10).")] = None,
-    tests: Annotated[int | None, typer.Option(help="At most so many test cases a site (phantoms: 4).")] = None,
+    cases: options.Cases = None,
+    tests: options.Tests = None,
     test_fraction: options.TestFraction = 0.25,
     shift: options.Shift = 2.0,
     shape: options.Shape = "32,40,32",
@@ -79,10 +74,7 @@ def compare(  # noqa: PLR0917 - one parameter an option
             "strokes": strokes,
             "device": device,
         }
-        if data is None:
-            values["phantoms"] = options.phantoms(sites, cases, tests, shift, shape)
-        else:
-            values |= options.data_set(data, sites, test_fraction) | {"cases_per_site": cases, "tests_per_site": tests}
+        values |= options.dealt_cases(data, sites, (cases, tests), test_fraction, (shift, shape))
         return compare_settings_from(values)
 
     launch(context, CompareSettings, settings, out=out, resume=resume, jobs=jobs)

@@ -67,17 +67,13 @@ def _render(results: Results, light: Drawings, dark: Drawings) -> str:
 
 def _head(results: Results) -> str:
     name = f": {results.dataset.name}" if results.dataset.name else ""
-    seeds = sorted({arm.seed for arm in results.arms})
     facts = [
         html.count(len(results.sites), "site"),
         html.count(sum(site.stream for site in results.sites.values()), "streamed case"),
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
+        html.seeds_of(results),
         results.created,
     ]
-    title = f"Strategies beside each other{name}"
-    return (
-        f"<header><h1>{html.text(title)}</h1><p class='lead'>{html.text(' · '.join(filter(None, facts)))}</p></header>"
-    )
+    return html.heading(f"Strategies beside each other{name}", facts)
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:

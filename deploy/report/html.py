@@ -21,9 +21,11 @@ __all__ = [
     "facts_of",
     "figure",
     "goal_list",
+    "heading",
     "number",
     "picture",
     "section",
+    "seeds_of",
     "size",
     "table",
     "text",
@@ -43,6 +45,17 @@ def document(title: str, parts: Iterable[str]) -> str:
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def heading(title: str, facts: Iterable[str]) -> str:
+    """What a page begins with: its title, and what it is about in one line; empty facts are left out."""
+    return f"<header><h1>{text(title)}</h1><p class='lead'>{text(' · '.join(filter(None, facts)))}</p></header>"
+
+
+def seeds_of(results: Results) -> str:
+    """The seeds of a run's arms, for such a line; empty where there is no arm."""
+    seeds = sorted({arm.seed for arm in results.arms})
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else ""
 
 
 def tile_row(tiles: Iterable[tuple[str, str, str]]) -> str:

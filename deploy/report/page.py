@@ -110,14 +110,11 @@ def _head(results: Results) -> str:
     rounds = max((item.round for arm in results.arms for item in arm.rounds), default=0)
     if rounds:
         facts.append(f"{rounds} rounds")
-    seeds = sorted({arm.seed for arm in results.arms})
-    if seeds:
-        facts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
+    facts.append(html.seeds_of(results))
     strategies = dict.fromkeys(arm.strategy for arm in results.arms if arm.strategy and arm.arm == MAIN_ARM)
     facts += list(strategies)
-    if results.created:
-        facts.append(results.created)
-    return f"<header><h1>{html.text(title)}</h1><p class='lead'>{html.text(' · '.join(facts))}</p></header>"
+    facts.append(results.created)
+    return html.heading(title, facts)
 
 
 def _tiles(results: Results, summaries: Sequence[ArmSummary]) -> str:

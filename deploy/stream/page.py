@@ -103,17 +103,12 @@ def _render(results: Results, light: Drawings, dark: Drawings) -> str:
 def _head(results: Results) -> str:
     name = f": {results.dataset.name}" if results.dataset.name else ""
     streamed = sum(site.stream for site in results.sites.values())
-    seeds = sorted({arm.seed for arm in results.arms})
     tested = max((point.dice.count for point in points(results)), default=0)
     facts = [html.count(streamed, "streamed case"), html.count(tested, "test case")]
     if results.groups:
         facts.append("ordered by site: " + ", ".join(results.groups))
-    facts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
-    facts.append(results.created)
-    title = f"One pass over a stream{name}"
-    return (
-        f"<header><h1>{html.text(title)}</h1><p class='lead'>{html.text(' · '.join(filter(None, facts)))}</p></header>"
-    )
+    facts += [html.seeds_of(results), results.created]
+    return html.heading(f"One pass over a stream{name}", facts)
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
