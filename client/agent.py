@@ -24,6 +24,7 @@ from wardround.client.device import Device, give_way
 from wardround.client.expected import catalogue_reference
 from wardround.client.gate import codes
 from wardround.client.gate.gate import Gate
+from wardround.client.gate.policy import Policy
 from wardround.client.home import Participation, SiteHome
 from wardround.client.listener import Answer, Answering, Listener
 from wardround.client.secure_round import SecureRound
@@ -212,9 +213,10 @@ class Agent:
 
     def _limit(self) -> int:
         try:
-            return max(self._gate.policy.max_parameters_bytes, _BUNDLE_BYTES) + _HEADERS
-        except WardroundError:
-            return _BUNDLE_BYTES  # The gate refuses everything and says why.
+            most = self._gate.policy.max_parameters_bytes
+        except WardroundError:  # The gate refuses everything and says why, if it gets to see it.
+            most = Policy.model_fields["max_parameters_bytes"].default
+        return max(most, _BUNDLE_BYTES) + _HEADERS
 
     def _answer(self, header: dict[str, Any], arrays: dict[str, Array]) -> Answer:
         try:

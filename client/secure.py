@@ -63,14 +63,14 @@ class Book:
         self._path = path
         self._note = note
         self._content: dict[str, dict[str, Any]] = {"sites": {}, "revealed": {}, "questions": {}}
-        self._noted = 0
+        self._noted, self._told = 0, noted
         if path is not None and path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
                 # A part may be missing, as in books of an earlier version.
                 self._content = {name: dict(found.get(name, {})) for name in self._content}
                 self._noted = int(found.get("noted", 0))
-            except (OSError, ValueError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
                 raise StorageError(
                     f"cannot read {path}",
                     "it is damaged: it holds the other sites' keys, and which sums were made known",
@@ -156,18 +156,42 @@ class Book:
             self._noted += 1
         self._content = content
         if self._path is not None:
-            self._note()  # After the file: whatever ends this in between leaves a book that knows more than the ledger.
+            self._tell()  # After the file: whatever ends this in between leaves a book that knows more than the ledger.
+
+    def catch_up(self) -> None:
+        """Tell the ledger of changes that a kill kept from it; a book of an earlier version becomes its first.
+
+        Raises
+        ------
+        GateRefused
+            If the ledger cannot be written.
+        """
+        if not self._noted and any(self._content.values()):
+            self._write()
+        self._tell()
+
+    def _tell(self) -> None:
+        while self._told < self._noted:
+            self._note()
+            self._told += 1
 
 
-def open_book(path: Path, ledger: Ledger, note: Callable[[], None] = lambda: None) -> Book:
+def open_book(path: Path, ledger: Ledger, note: Callable[[], None] | None = None) -> Book:
     """The book of a live site, held against what its ledger knows of it; see :class:`Book`.
+
+    Without `note` it is looked at only, and nothing is written.
 
     Raises
     ------
     StorageError
         Also if the ledger is not whole.
+    GateRefused
+        If the ledger lacks a change, and cannot be written.
     """
-    return Book(path, ledger.count(NOTED), note)
+    book = Book(path, ledger.count(NOTED), note or (lambda: None))
+    if note is not None:
+        book.catch_up()
+    return book
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class _Attempt:
             self._await(deadline)
             roster = desk.roster(0, self._without)
         self._waited = desk.pace.now() - self._began
-        self._drop_baseless()
+        self._missing |= dict.fromkeys(self._drop_baseless(), _NO_BASE)
         found = len(self._spool.updates())
         if found < desk.settings.quorum:
             self._spool.give_up_attempt(self._refused, self._missing)
@@ -206,13 +206,14 @@ class _Attempt:
         desk.tell("round-end", number, metrics={**counts, "seconds": desk.pace.now() - self._began})
         return record, combined
 
-    def _drop_baseless(self) -> None:
-        """Forget updates of which nobody can tell any more from where they moved."""
+    def _drop_baseless(self) -> set[str]:
+        """Forget updates of which nobody can tell any more from where they moved, and say whose they were."""
         rounds = {one.round for one in self._spool.updates()} - {self._number}
         lost = {round for round in rounds if self._bases.weights(round) is None}
-        for one in self._spool.updates():
-            if one.round in lost:
-                self._spool.discard(one)
+        dropped = [one for one in self._spool.updates() if one.round in lost]
+        for one in dropped:
+            self._spool.discard(one)
+        return {one.site for one in dropped}
 
     def _take_up(self, roster: Mapping[int, str]) -> None:
         """After a start: ask again, for the same round, whoever was at work when the run ended."""
@@ -280,12 +281,15 @@ class _Attempt:
     def _take(self, answer: Answer, asked: Asked) -> None:
         """Keep an answer, or say why not."""
         desk, number, site = self._desk, self._number, asked.site
+        reply = answer.reply
         try:
             baseline = self._baseline(asked.round)
         except StorageError:
-            # No fault of the site, and no end of the run: it is asked anew, from weights that are there.
-            self._miss(asked, Refusal(_NO_BASE, absent=True, blameless=True, lost=True))
-            return
+            if reply is not None and not reply.has_error():
+                # No fault of the site, and no end of the run: it is asked anew, from weights that are there.
+                self._miss(asked, Refusal(_NO_BASE, absent=True, blameless=True, lost=True))
+                return
+            baseline = self._baseline(number)  # Nothing of it is needed to read an error.
         judged = judge_answer(desk, self._memory, number, answer, asked, baseline)
         if isinstance(judged, Refusal):
             self._miss(asked, judged)

@@ -75,6 +75,7 @@ SITE_CODES = (
             "not-charged",
             "plan-secure",
             "secure-again",
+            "secure-forgotten",
             "secure-keys",
             "secure-peer",
             "secure-range",

@@ -19,7 +19,7 @@ from wardround.client.gate.approvals import Approvals
 from wardround.client.gate.budget import BUDGET, Accountant, Budget
 from wardround.client.gate.ledger import Ledger
 from wardround.client.gate.lines import Line, Lines, line_kind, refused
-from wardround.client.gate.policy import Policy, check_plan, load_policy
+from wardround.client.gate.policy import Policy, check_plan, check_usable, load_policy
 from wardround.client.gate.releases import Releases
 from wardround.client.gate.spending import Spending
 from wardround.client.gate.update import (
@@ -99,7 +99,9 @@ class Gate:
             mark = (0, 0, 0)  # Reading it says what is wrong.
         known = self._policy
         if known is None or known[0] != mark:
-            known = self._policy = (mark, load_policy(self._policy_file))
+            policy = load_policy(self._policy_file)
+            check_usable(policy, self._policy_file)
+            known = self._policy = (mark, policy)
         return known[1]
 
     def admit_app(self, sha256: str, fab: bytes | None) -> None:

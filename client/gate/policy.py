@@ -193,13 +193,23 @@ def load_policy(path: Path) -> Policy:
         raise UsageError(
             f"{field} in the policy {path} cannot be used", first["msg"].removeprefix("Value error, "), "correct it"
         ) from error
+    return policy
+
+
+def check_usable(policy: Policy, path: Path) -> None:
+    """Refuse a policy that nothing can be let in or out by, since it contradicts itself.
+
+    Raises
+    ------
+    UsageError
+        Saying what to change.
+    """
     if policy.require_secure and not policy.secure_peers:
         raise UsageError(
             f"the policy {path} insists on secure aggregation, and anybody may take part in it",
             "secure-peers names nobody: the coordinator can surround this site by sites of its own, and subtract them",
             "compare fingerprints with the other sites by telephone, and name them; or set require-secure to false",
         )
-    return policy
 
 
 def check_plan(plan: RoundPlan, policy: Policy) -> None:

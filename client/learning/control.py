@@ -96,7 +96,8 @@ class Control(Term):
         if not there or not torch.stack([gradient.norm() for _, gradient in there]).isfinite().all():
             return
         self._steps += 1
-        corrections = [self._federation[name] - self._site[name] for name, _ in there]
+        # Of finite numbers, a difference may still be beyond what floats hold; it is bounded right here.
+        corrections = [(self._federation[name] - self._site[name]).nan_to_num() for name, _ in there]
         allowed = MOST * _norm([gradient for _, gradient in there])
         within = (allowed / _norm(corrections).clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0).float()
         for (name, gradient), correction in zip(there, corrections, strict=True):

@@ -402,7 +402,7 @@ class OnlineLearner:
         loss, aside = self._loss(batch, rng)
         self._scaler.scale(loss + aside).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
-        if self._is_taken():
+        if (still or self.terms) and self._is_taken():
             for parameter in still:
                 parameter.grad = None
             for term in self.terms:

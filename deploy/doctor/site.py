@@ -12,7 +12,7 @@ from wardround.client import wire
 from wardround.client.cases.dicom.archives import PullLimits
 from wardround.client.gate.approvals import Approvals
 from wardround.client.gate.ledger import Ledger
-from wardround.client.gate.policy import load_policy
+from wardround.client.gate.policy import check_usable, load_policy
 from wardround.client.home import SiteHome
 from wardround.client.secure import open_book
 from wardround.deploy.doctor import line, machine, trust
@@ -65,6 +65,7 @@ def site_doctor(path: Path) -> Iterator[Finding]:
 def _policy(home: SiteHome) -> Finding:
     try:
         policy = load_policy(home.policy)
+        check_usable(policy, home.policy)
     except WardroundError as error:
         return of_error("policy", error)
     return good("policy", f"at least {count(policy.min_cases, 'case')} behind whatever leaves")

@@ -11,7 +11,7 @@ from typing import Any
 from wardround.client.agent import Agent
 from wardround.client.gate.budget import Charge, Method
 from wardround.client.gate.gate import Gate
-from wardround.client.gate.policy import load_policy
+from wardround.client.gate.policy import check_usable, load_policy
 from wardround.client.home import SiteHome, only_agent
 from wardround.client.live import open_live_site
 from wardround.deploy.site.pulled import sweep_pulled
@@ -48,7 +48,9 @@ def serve(home: SiteHome, *, connect: bool = True) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         stack.enter_context(only_agent(home))
-        load_policy(home.policy)  # Somebody is looking now; later, what is wrong with it would stand in the log only.
+        policy = load_policy(home.policy)
+        if connect:  # Somebody is looking now; later, what is wrong with it would stand in the log only.
+            check_usable(policy, home.policy)
         sweep_pulled(home)
         gate = Gate(home.path, accountant=_accountant)
         site = stack.enter_context(open_live_site(home, gate.charge))

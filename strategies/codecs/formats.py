@@ -49,6 +49,8 @@ SMALL = 256
 """Arrays with fewer entries travel exactly: biases and the scales of norms weigh nothing, and steer much."""
 
 _LARGEST = 2**40
+_TINY = float(np.finfo(np.float32).tiny)
+"""Below it a float32 is rounded far, and no scale."""
 _STEPS = 127
 _MORE = 255
 _SCALE = struct.Struct("<f")
@@ -212,7 +214,7 @@ def _read_sparse(reader: PlaneReader, array: Array, dtype: np.dtype[Any], size: 
 
 def _scale_in(before: bytes, *, is_needed: bool) -> float:
     scale = float(_SCALE.unpack(before[: _SCALE.size])[0])
-    if not (0 < scale < math.inf if is_needed else before[: _SCALE.size] == _SCALE.pack(0.0)):
+    if not (_TINY <= scale < math.inf if is_needed else before[: _SCALE.size] == _SCALE.pack(0.0)):
         raise ValueError("its scale is none")
     return scale
 
@@ -304,7 +306,7 @@ def _steps(change: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.int8]
     if not math.isfinite(largest) or not math.isfinite(scale):
         return None
     # At the lower end of what a float can hold a scale is rounded far: nothing that small is a change.
-    if scale < np.finfo(np.float32).tiny:
+    if scale < _TINY:
         return 0.0, np.zeros(change.size, np.int8)
     return scale, np.rint(change / scale).astype(np.int8)
 

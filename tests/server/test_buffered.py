@@ -232,8 +232,27 @@ def test_what_was_given_is_damaged_while_somebody_works_on_it(scene: Scene, mome
     }
     assert scene.rounds_of("d")[0] == damaged[0]
     assert len(scene.rounds_of("d")) > 1
-    if moment == "before the answer":
-        assert "base-damaged" in {record.missing.get("d") for record in result.rounds}
+    assert "base-damaged" in {record.missing.get("d") for record in result.rounds}
+
+
+def test_an_error_is_told_as_that_where_what_was_given_is_damaged(scene: Scene) -> None:
+    honest = scene.learners["d"]
+
+    def failing(message: Message) -> Message | None:
+        if message.metadata.message_type == "evaluate":
+            return honest(message)
+        return Message(Error(code=0, reason="plan-model"), reply_to=message)
+
+    scene.sites["d"] = failing
+
+    def spoil(event: Event) -> None:
+        for path in (scene.folder / BASES).glob("*.safetensors") if event.kind == "round-end" else ():
+            path.write_bytes(b"damaged")
+
+    result = scene.run(on_event=spoil)
+    told = {record.refused.get("d") or record.missing.get("d") for record in result.rounds}
+    assert told <= {"plan-model", None}
+    assert "plan-model" in told
 
 
 def test_a_bad_reply_is_refused_and_its_site_waits_for_the_next_round(scene: Scene, initial: Weights) -> None:

@@ -13,7 +13,7 @@ from wardround.strategies.validation import RefusedReply, ReplyLimits, absence, 
 Reply = Callable[..., Message]
 
 # These go into the ledger only, or name a check of a reply that both sides know.
-NEVER_SENT = {gate.ADMITTED, gate.RELEASED, gate.SENT, gate.CHARGED, gate.APPROVED, gate.REVOKED} | {
+NEVER_SENT = {gate.ADMITTED, gate.RELEASED, gate.SENT, gate.CHARGED, gate.NOTED, gate.APPROVED, gate.REVOKED} | {
     "torn-line-dropped",
     "set-aside",
     "error-reply",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wardround.client.gate.policy import POLICY_TEMPLATE, Policy, check_plan, load_policy
+from wardround.client.gate.policy import POLICY_TEMPLATE, Policy, check_plan, check_usable, load_policy
 from wardround.errors import GateRefused, UsageError
 from wardround.strategies.contract import EVALUATE_METRICS, TRAIN_METRICS
 from wardround.strategies.plan import RoundPlan
@@ -44,9 +44,9 @@ class TestReading:
     def test_whoever_insists_on_sums_says_with_whom(self, tmp_path: Path) -> None:
         """Else a coordinator makes up the other sites, and takes their updates off the sum."""
         with pytest.raises(UsageError, match="secure-peers names nobody"):
-            read(tmp_path, "require-secure = true")
+            check_usable(read(tmp_path, "require-secure = true"), tmp_path)
         named = f'require-secure = true\nsecure-peers = {{ south = "SHA256:{"a" * 43}" }}'
-        assert read(tmp_path, named).require_secure
+        check_usable(read(tmp_path, named), tmp_path)
 
     @pytest.mark.parametrize(
         "text",

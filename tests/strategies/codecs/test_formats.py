@@ -222,6 +222,7 @@ SIZE = math.prod(SHAPE)
         (DELTA_INT8, steps_of(bytes([1]) + bytes(SIZE - 1), struct.pack("<f", -1.0))),
         (DELTA_INT8, steps_of(bytes([1]) + bytes(SIZE - 1), struct.pack("<f", math.inf))),
         (DELTA_INT8, steps_of(bytes([1]) + bytes(SIZE - 1), struct.pack("<f", 0.0))),
+        (DELTA_INT8, steps_of(bytes([127]) + bytes(SIZE - 1), struct.pack("<f", 1e-44))),
         (DELTA_INT8, steps_of(bytes(SIZE), struct.pack("<f", -0.0))),
         (DELTA_INT8, steps_of(bytes([126, 256 - 125]) + bytes(SIZE - 2))),
         (SPARSE, sparse_of(b"\3\0", bytes([64, 2]))),
