@@ -111,6 +111,16 @@ def test_a_correction_is_bounded_by_the_gradient(size: float) -> None:
     assert {name: tensor.item() for name, tensor in control.kept().items()} == {"v": 0.0, "w": -2.0}
 
 
+def test_a_correction_beyond_what_floats_hold_is_bounded_as_well() -> None:
+    network = One(0.0)
+    control = Control(network, ["w"])
+    control.received(arrays(control__w=3e38))
+    control.keep({"w": torch.tensor([-3e38])})
+    network.w.grad = torch.tensor([1.0])
+    control.gradients(network, RATE)
+    assert network.w.grad.item() == pytest.approx(5.0)
+
+
 def test_a_gradient_of_zero_stays_as_it_is() -> None:
     network = One(0.0)
     control = Control(network, ["w"])
