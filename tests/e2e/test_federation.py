@@ -70,6 +70,22 @@ def test_on_one_machine(reference: Reference, tmp_path: Path, capfd: pytest.Capt
 
 
 @pytest.mark.long
+def test_with_a_codec(tmp_path: Path) -> None:
+    """Changes in 255 steps up, half precision down, and error feedback between the rounds."""
+    reference = simulate(tmp_path / "reference", "--codec", "int8", sites=2, rounds=ROUNDS)
+    federation = Federation(tmp_path, reference, local_options())
+    with federation.serving():
+        federation.run("small")
+    check_equal(federation, "small")
+    check_ledgers(federation, "small")
+    whole = len(federation.weights("small", ROUNDS))
+    for record in federation.rounds("small"):
+        assert all(
+            report.bytes_up < 0.3 * whole and report.bytes_down < 0.4 * whole for report in record.sites.values()
+        )
+
+
+@pytest.mark.long
 def test_a_killed_coordinator_and_a_killed_site_change_nothing(reference: Reference, tmp_path: Path) -> None:
     federation = Federation(tmp_path, reference, local_options())
     with federation.serving():
