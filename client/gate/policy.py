@@ -171,8 +171,7 @@ def load_policy(path: Path) -> Policy:
     Raises
     ------
     UsageError
-        If the file is missing, is no TOML, or holds an unknown name or a value out of range; the message names it. Also
-        if it insists on sums with others and names none of them.
+        If the file is missing, is no TOML, or holds an unknown name or a value out of range; the message names it.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ MOST = 4.0
 """Largest norm of a correction over that of the gradient it corrects, each over all parameters that are corrected.
 
 At the optimum of the federation c is 0, and c_i is all of the site's own gradient: their norms are equal. A batch's
-gradient may be smaller than its round's mean, hence some room. On phantoms with strong scanner shift it was a third.
+gradient may be smaller than its round's mean, hence some room.
 """
 
 

@@ -291,7 +291,9 @@ def test_a_ledger_that_missed_a_change_of_the_book_learns_of_it(tmp_path: Path) 
         Book(path, 1, killed).reveal(plan(2), b"others", ("a", "b"))
     old = path.read_text()
     assert ledger.count(NOTED) == 1
-    open_book(path, ledger, note).reveal(plan(2, seed=4), b"third", ("a", "b"))
+    book = open_book(path, ledger, note)
+    assert ledger.count(NOTED) == 2
+    book.reveal(plan(2, seed=4), b"third", ("a", "b"))
     assert ledger.count(NOTED) == 3
     path.write_text(old)
     with pytest.raises(StorageError):

@@ -243,7 +243,7 @@ def test_an_error_is_told_as_that_where_what_was_given_is_damaged(scene: Scene) 
             return honest(message)
         return Message(Error(code=0, reason="plan-model"), reply_to=message)
 
-    scene.sites["d"] = failing
+    scene.sites["d"] = Slow(failing, scene.clock, 4.0, scene.ready)
 
     def spoil(event: Event) -> None:
         for path in (scene.folder / BASES).glob("*.safetensors") if event.kind == "round-end" else ():
